@@ -1,0 +1,56 @@
+"""What can go wrong, in domain terms. One interceptor turns these into gRPC statuses with google.rpc details."""
+
+from typing import NamedTuple
+
+
+class FieldViolation(NamedTuple):
+    """A request field that cannot be accepted, and why."""
+
+    field: str
+    description: str
+
+
+class PacelineError(Exception):
+    """Root of the tree. The message is shown to the caller."""
+
+
+class InvalidArgumentError(PacelineError):
+    """The request itself is wrong, whatever the state of the system. INVALID_ARGUMENT with BadRequest."""
+
+    def __init__(self, field: str, description: str, *more: FieldViolation) -> None:
+        self.violations = (FieldViolation(field, description), *more)
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in self.violations))
+
+
+class NotFoundError(PacelineError):
+    """A named thing does not exist, or not for this caller. NOT_FOUND with ResourceInfo."""
+
+    def __init__(self, resource_type: str, resource_name: str, description: str = "") -> None:
+        self.resource_type = resource_type
+        self.resource_name = resource_name
+        self.description = description
+        super().__init__(f"{resource_type} {resource_name!r} not found" + (f": {description}" if description else ""))
+
+
+class ResourceExhaustedError(PacelineError):
+    """A bound is reached; later it may work. RESOURCE_EXHAUSTED with RetryInfo."""
+
+    def __init__(self, description: str, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(description)
+
+
+class UnavailableError(PacelineError):
+    """A part that is needed is away. UNAVAILABLE, with RetryInfo when it is known when to try again."""
+
+    def __init__(self, description: str, retry_after_seconds: float | None = None) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(description)
+
+
+class FailedPreconditionError(PacelineError):
+    """The system is not in a state for this request. FAILED_PRECONDITION."""
+
+
+class InternalError(PacelineError):
+    """Something that should not happen did. INTERNAL."""

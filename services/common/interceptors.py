@@ -1,0 +1,125 @@
+"""Turns domain errors into gRPC statuses with google.rpc details, for all four kinds of call."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from services.common.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    PacelineError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+_log = logging.getLogger(__name__)
+
+_CODES: dict[type[PacelineError], grpc.StatusCode] = {
+    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    InternalError: grpc.StatusCode.INTERNAL,
+}
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Wraps every handler. Deliberate aborts and cancellations pass; unknown errors are logged and become INTERNAL."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """See grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        kind = ("stream" if handler.request_streaming else "unary") + (
+            "_stream" if handler.response_streaming else "_unary"
+        )
+        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(
+            wrap(getattr(handler, kind), handler_call_details.method),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _wrap_unary(method: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await method(request, context)
+        except Exception as error:
+            await _abort(context, error, name)
+
+    return call
+
+
+def _wrap_stream(method: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        responses = method(request, context)
+        try:
+            if hasattr(responses, "__aiter__"):
+                async for response in responses:
+                    yield response
+            else:
+                await responses
+        except Exception as error:
+            await _abort(context, error, name)
+        finally:
+            if hasattr(responses, "aclose"):
+                await responses.aclose()
+
+    return call
+
+
+async def _abort(context: Any, error: Exception, name: str) -> None:
+    if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
+        raise error
+    if isinstance(error, PacelineError):
+        status = to_status(error)
+    else:
+        _log.error("%s failed", name, exc_info=error)
+        status = to_status(InternalError("internal error; the server's log says more"))
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    await context.abort(code, status.message, ((_DETAILS_KEY, status.SerializeToString()),))
+
+
+def to_status(error: PacelineError) -> status_pb2.Status:
+    """The status of a domain error with its google.rpc details."""
+    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    status = status_pb2.Status(code=code.value[0], message=str(error))
+    for detail in _details(error):
+        status.details.add().Pack(detail)
+    return status
+
+
+def _details(error: PacelineError) -> list[Message]:
+    if isinstance(error, InvalidArgumentError):
+        bad = error_details_pb2.BadRequest()
+        for violation in error.violations:
+            bad.field_violations.add(field=violation.field, description=violation.description)
+        return [bad]
+    if isinstance(error, NotFoundError):
+        return [
+            error_details_pb2.ResourceInfo(
+                resource_type=error.resource_type, resource_name=error.resource_name, description=error.description
+            )
+        ]
+    if isinstance(error, ResourceExhaustedError | UnavailableError) and error.retry_after_seconds is not None:
+        delay = Duration()
+        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        return [error_details_pb2.RetryInfo(retry_delay=delay)]
+    return []

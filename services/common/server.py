@@ -1,0 +1,126 @@
+"""The life of a gRPC server process, the same for every service.
+
+The port is bound at once and health says NOT_SERVING while the service builds itself; then SERVING. On SIGTERM or SIGINT
+health says NOT_SERVING, running streams finish within the grace period, and the service is torn down.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grpc
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from opentelemetry import trace
+from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from opentelemetry.sdk.trace import TracerProvider
+
+from services.common.channel import channel_options
+from services.common.interceptors import ErrorInterceptor
+from services.common.settings import ProcessSettings, ServerSettings
+from services.common.telemetry import setup_telemetry
+
+_log = logging.getLogger(__name__)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+class Served(NamedTuple):
+    """What a lifespan has added to the server."""
+
+    service_names: Sequence[str]
+    """Full names, such as "paceline.v1.VerifierService"."""
+    failed: "asyncio.Future[None] | None" = None
+    """Done when the service can no longer serve."""
+
+
+Lifespan = Callable[[grpc.aio.Server], AbstractAsyncContextManager[Served]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that says SERVING."""
+
+    port: int
+    failed: "asyncio.Future[None] | None"
+
+
+def serve(name: str, settings: ProcessSettings, lifespan: Lifespan) -> None:
+    """Runs a process until it is told to stop (exit 0) or its service fails (exit 1)."""
+    setup_telemetry(f"paceline-{name}", settings.telemetry)
+    _log.info("settings: %s", settings.model_dump_json())
+    if not asyncio.run(_serve(settings.server, lifespan)):
+        sys.exit(1)
+
+
+async def _serve(settings: ServerSettings, lifespan: Lifespan) -> bool:
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+    stop = asyncio.Event()
+    building = True
+
+    def on_signal() -> None:
+        stop.set()
+        if building and main is not None:
+            main.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        async with running_server(settings, lifespan) as running:
+            building = False
+            waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait())]
+            if running.failed is not None:
+                waits.append(running.failed)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            healthy = stop.is_set()
+            _log.info("stopping" if healthy else "stopping: the service failed")
+    except asyncio.CancelledError:
+        return stop.is_set()
+    return healthy
+
+
+@asynccontextmanager
+async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncIterator[RunningServer]:
+    """A server that serves what the lifespan adds, until the block ends. Port 0 takes a free one."""
+    interceptors: list[grpc.aio.ServerInterceptor] = [ErrorInterceptor()]
+    if isinstance(trace.get_tracer_provider(), TracerProvider):
+        interceptors.insert(0, aio_server_interceptor())
+    server = grpc.aio.server(
+        interceptors=interceptors,
+        options=[
+            *channel_options(settings.max_message_bytes),
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ],
+        maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+    )
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    await server.start()
+    _log.info("listening on %s:%d", settings.host, port)
+    try:
+        async with lifespan(server) as served:
+            names = (*served.service_names, health.SERVICE_NAME)
+            if settings.channelz:
+                channelz.add_channelz_servicer(server)
+            if settings.reflection:
+                reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+            for service in ("", *names):
+                await servicer.set(service, _SERVING)
+            _log.info("serving")
+            try:
+                yield RunningServer(port, served.failed)
+            finally:
+                await servicer.enter_graceful_shutdown()
+                await server.stop(settings.grace_seconds)
+    finally:
+        await server.stop(0)

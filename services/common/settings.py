@@ -1,0 +1,91 @@
+"""Settings: one frozen object a process, from the command line, then the environment. A misspelt name is an error."""
+
+import os
+import sys
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+
+class TraceExporter(StrEnum):
+    """Where spans go."""
+
+    NONE = "none"
+    CONSOLE = "console"
+    OTLP = "otlp"
+
+
+class MetricExporter(StrEnum):
+    """Where metrics go."""
+
+    NONE = "none"
+    CONSOLE = "console"
+    OTLP = "otlp"
+    PROMETHEUS = "prometheus"
+
+
+class LogFormat(StrEnum):
+    """How a log line looks."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(_Part):
+    """The gRPC server of a process."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    grace_seconds: float = Field(10.0, ge=0, description="How long running streams may take to finish on SIGTERM.")
+    max_message_bytes: int = Field(64 << 20, ge=1 << 16, description="Largest message, in bytes.")
+    max_concurrent_rpcs: int | None = Field(None, ge=1, description="More calls at once are refused by gRPC.")
+    reflection: bool = Field(True, description="Serves gRPC reflection.")
+    channelz: bool = Field(False, description="Serves channelz.")
+
+
+class TelemetrySettings(_Part):
+    """Logs, traces and metrics of a process."""
+
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severe level logged.")
+    log_format: LogFormat = Field(LogFormat.JSON, description="json or text.")
+    traces: TraceExporter = Field(TraceExporter.NONE, description="Where spans go.")
+    metrics: MetricExporter = Field(MetricExporter.NONE, description="Where metrics go.")
+    otlp_endpoint: str = Field("http://127.0.0.1:4317", description="OTLP/gRPC collector.")
+    prometheus_port: int = Field(9464, ge=0, le=65535, description="Port that Prometheus reads.")
+
+
+class ProcessSettings(BaseSettings):
+    """Base of every process's settings. A subclass sets `env_prefix`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_nested_delimiter="__", cli_kebab_case=True, cli_hide_none_type=True
+    )
+
+    server: ServerSettings
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_environment(cls, values: Any) -> Any:
+        """Refuses variables under the prefix that no setting reads: they are misspelt."""
+        prefix = cls.model_config.get("env_prefix", "")
+        known = {name.upper() for name in cls.model_fields}
+        for variable in os.environ:
+            if prefix and variable.startswith(prefix):
+                name = variable.removeprefix(prefix).split("__")[0].upper()
+                if name not in known:
+                    raise ValueError(f"environment variable {variable} names no setting")
+        return values
+
+    @classmethod
+    def load(cls, arguments: list[str] | None = None) -> Self:
+        """Reads the command line (default: the process's) and the environment."""
+        parse = sys.argv[1:] if arguments is None else arguments
+        source: CliSettingsSource[Any] = CliSettingsSource(cls, cli_parse_args=parse)
+        return cls(_cli_settings_source=source)

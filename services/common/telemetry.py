@@ -1,0 +1,95 @@
+"""Logs as JSON, traces and metrics through OpenTelemetry. Exporters are off unless set. Prompts are never logged."""
+
+import json
+import logging
+import sys
+import time
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import Meter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+
+from services.common.settings import LogFormat, MetricExporter, TelemetrySettings, TraceExporter
+
+
+def setup_telemetry(service_name: str, settings: TelemetrySettings) -> None:
+    """Sets up logging and, where exporters are set, the global tracer and meter providers."""
+    _setup_logging(service_name, settings)
+    resource = Resource.create({"service.name": service_name})
+    spans = _span_exporter(settings)
+    if spans is not None:
+        traces = TracerProvider(resource=resource)
+        traces.add_span_processor(BatchSpanProcessor(spans))
+        trace.set_tracer_provider(traces)
+    reader = _metric_reader(settings)
+    if reader is not None:
+        metrics.set_meter_provider(MeterProvider([reader], resource))
+
+
+def meter(name: str) -> Meter:
+    """The meter of a part; its instruments cost next to nothing while no exporter is set."""
+    return metrics.get_meter(name)
+
+
+def _span_exporter(settings: TelemetrySettings) -> SpanExporter | None:
+    if settings.traces is TraceExporter.CONSOLE:
+        return ConsoleSpanExporter(sys.stderr)
+    if settings.traces is TraceExporter.OTLP:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        return OTLPSpanExporter(endpoint=settings.otlp_endpoint)
+    return None
+
+
+def _metric_reader(settings: TelemetrySettings) -> MetricReader | None:
+    if settings.metrics is MetricExporter.CONSOLE:
+        return PeriodicExportingMetricReader(ConsoleMetricExporter(sys.stderr))
+    if settings.metrics is MetricExporter.OTLP:
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+
+        return PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=settings.otlp_endpoint))
+    if settings.metrics is MetricExporter.PROMETHEUS:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from prometheus_client import start_http_server
+
+        start_http_server(settings.prometheus_port, addr="127.0.0.1")
+        return PrometheusMetricReader()
+    return None
+
+
+def _setup_logging(service_name: str, settings: TelemetrySettings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if settings.log_format is LogFormat.JSON:
+        handler.setFormatter(_JsonFormatter(service_name))
+    else:
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the ids of the trace that it belongs to."""
+
+    def __init__(self, service_name: str) -> None:
+        super().__init__()
+        self._service_name = service_name
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, object] = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "service": self._service_name,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            line["trace_id"] = trace.format_trace_id(context.trace_id)
+            line["span_id"] = trace.format_span_id(context.span_id)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)

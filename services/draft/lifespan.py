@@ -1,0 +1,37 @@
+"""Builds the draft's engine on its thread, serves it, and tears it down."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from paceline.v1 import draft_pb2, draft_pb2_grpc
+
+from services.common.server import Lifespan, Served
+from services.draft.draft_role import DraftRole
+from services.draft.servicer import DraftServicer
+from services.draft.settings import DraftSettings
+from services.engine.engine import Engine
+from services.engine.engine_loop import EngineLoop, Outbox
+
+
+def draft_lifespan(settings: DraftSettings) -> Lifespan:
+    """The life of a draft service with these settings."""
+
+    def build(outbox: Outbox) -> DraftRole:
+        return DraftRole(Engine(settings.engine_config()), outbox)
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        engine_loop = EngineLoop(build, "draft-engine")
+        try:
+            role = await engine_loop.ready()
+            servicer = DraftServicer(
+                engine_loop, role, settings.public_model_id, settings.max_open_sequences, settings.max_proposal_tokens
+            )
+            draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server)
+            name = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
+            yield Served((name,), engine_loop.stopped)
+        finally:
+            await engine_loop.stop()
+
+    return lifespan

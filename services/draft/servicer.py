@@ -1,0 +1,88 @@
+"""DraftService over gRPC: one stream is one sequence; its end, however it comes, frees everything."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from paceline.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
+
+from services.common.errors import InvalidArgumentError
+from services.draft.draft_role import DraftRole, DraftSequence, Proposed
+from services.engine.engine_loop import EngineLoop
+from services.engine.streams import EventStream, OpenStreams
+from services.wire.opening import to_model_info, to_sequence
+
+
+class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
+    """Serves one draft model."""
+
+    def __init__(
+        self,
+        engine_loop: EngineLoop[DraftRole],
+        role: DraftRole,
+        model_id: str,
+        max_open_sequences: int,
+        max_proposal_tokens: int,
+    ) -> None:
+        self._engine_loop = engine_loop
+        self._role = role
+        self._model_info = to_model_info(role.engine, model_id)
+        self._open_streams = OpenStreams(max_open_sequences)
+        self._max_proposal_tokens = max_proposal_tokens
+
+    async def Propose(
+        self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: object
+    ) -> AsyncIterator[draft_pb2.ProposeResponse]:
+        """See draft.proto."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None or not first.HasField("open"):
+            raise InvalidArgumentError("open", "the first message must open the sequence")
+        if not first.open.max_draft_tokens:
+            raise InvalidArgumentError("open.max_draft_tokens", "must be at least 1 to be given proposals")
+        with self._open_streams:
+            # The stream names the target; whether this draft suits it is for whoever configured the pair.
+            first.open.model = ""
+            sequence, end = to_sequence(first.open, self._role.engine, self._model_info.id)
+            stream = EventStream(self._engine_loop)
+            length = min(first.open.max_draft_tokens, self._max_proposal_tokens)
+            draft = DraftSequence(sequence, stream.emit, length, end)
+            stream.submit(lambda role: role.open(draft))
+            reader = asyncio.create_task(self._read(request_iterator, stream, draft))
+            try:
+                async for event in stream:
+                    if event is None:
+                        return
+                    yield draft_pb2.ProposeResponse(proposal=_to_proposal(event))
+            finally:
+                reader.cancel()
+                stream.submit(lambda role: role.close(draft))
+
+    async def GetDraftModel(
+        self, request: draft_pb2.GetDraftModelRequest, context: object
+    ) -> draft_pb2.GetDraftModelResponse:
+        """See draft.proto."""
+        return draft_pb2.GetDraftModelResponse(model_info=self._model_info)
+
+    @staticmethod
+    async def _read(
+        requests: AsyncIterator[draft_pb2.ProposeRequest], stream: EventStream[DraftRole], draft: DraftSequence
+    ) -> None:
+        """Hands commits to the role as they come; when no more can come, the stream ends."""
+        try:
+            async for request in requests:
+                if request.HasField("commit"):
+                    _hand_over(request.commit, stream, draft)
+        finally:
+            stream.emit(None)
+
+
+def _hand_over(commit: speculation_pb2.Commit, stream: EventStream[DraftRole], draft: DraftSequence) -> None:
+    position, token_ids = commit.anchor.position, list(commit.token_ids)
+    stream.submit(lambda role: role.commit(draft, position, token_ids))
+
+
+def _to_proposal(event: object) -> speculation_pb2.Proposal:
+    if not isinstance(event, Proposed):
+        raise TypeError(f"the draft's role emitted {type(event).__name__}")
+    return speculation_pb2.Proposal(
+        anchor=speculation_pb2.Anchor(position=event.position, digest=event.digest), token_ids=event.token_ids
+    )

@@ -1,0 +1,175 @@
+"""Paged attention whose bits for a row depend on that row's sequence alone.
+
+A query row at position p always takes part in a product of the same shape: query blocks are cut at fixed positions
+(multiples of QUERY_BLOCK), and the keys of a query block are padded to a multiple of KEY_BLOCK past its last row. Which
+other rows of the block are present, and what else is in the step, changes neither shapes nor the order of additions.
+The plan of a step (indices and masks) is made once and serves every layer.
+"""
+
+from collections.abc import Sequence as Ints
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from services.engine.block_pool import NULL_BLOCK
+from services.engine.kv_cache import NULL_SLOT, KVCache
+from services.engine.scheduler import Work
+
+QUERY_BLOCK = 8
+KEY_BLOCK = 128
+IMPLEMENTATION = "paceline_paged"
+
+
+class _Block(NamedTuple):
+    """Rows of one query block: the flat index of each row present, by its place in the block."""
+
+    table: list[int]
+    index: int
+    rows: list[int]  # flat index, or -1 where the row is not in this step
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Query blocks with equal numbers of keys, attended to in one call."""
+
+    query_rows: torch.Tensor  # [blocks * QUERY_BLOCK] flat rows to take; absent rows take row 0
+    kv_blocks: torch.Tensor  # [lists * keys / block_size]
+    num_lists: int  # 1 when all blocks belong to one sequence, else one a query block
+    positions: torch.Tensor  # [blocks, QUERY_BLOCK] absolute positions
+    num_keys: int
+    kept: torch.Tensor  # [rows present] places in [blocks * QUERY_BLOCK]
+    targets: torch.Tensor  # [rows present] flat rows that they belong to
+    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, group_size: int, dtype: torch.dtype) -> torch.Tensor:
+        """Additive mask [blocks, 1, QUERY_BLOCK * group_size, keys]: 0 where a row sees a key, else -inf."""
+        key = (window, group_size)
+        if key not in self.masks:
+            keys = torch.arange(self.num_keys, device=self.positions.device)
+            rows = self.positions.unsqueeze(-1)
+            hidden = keys > rows
+            if window is not None:
+                hidden |= keys <= rows - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+            self.masks[key] = mask.repeat_interleave(group_size, dim=1).unsqueeze(1)
+        return self.masks[key]
+
+
+class AttentionPlan:
+    """Where the rows of one step write their KV and which keys they see."""
+
+    def __init__(self, works: Ints[Work], num_rows: int, kv_cache: KVCache, device: torch.device) -> None:
+        self._kv_cache = kv_cache
+        self._device = device
+        slots: list[int] = []
+        by_keys: dict[int, list[_Block]] = {}
+        for sequence, start, count in works:
+            table = sequence.block_table
+            offset = len(slots) - start
+            slots.extend(kv_cache.slot(table, position) for position in range(start, start + count))
+            for index in range(start // QUERY_BLOCK, (start + count - 1) // QUERY_BLOCK + 1):
+                first = index * QUERY_BLOCK
+                rows = [
+                    offset + position if start <= position < start + count else -1
+                    for position in range(first, first + QUERY_BLOCK)
+                ]
+                num_keys = -(-(first + QUERY_BLOCK) // KEY_BLOCK) * KEY_BLOCK
+                by_keys.setdefault(num_keys, []).append(_Block(table, index, rows))
+        self.num_rows = num_rows
+        slots.extend([NULL_SLOT] * (num_rows - len(slots)))
+        self._slots = torch.tensor(slots, device=device)
+        self._groups = [group for n, blocks in by_keys.items() for group in self._make_groups(n, blocks)]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Stores keys and values of the step's rows and attends.
+
+        query [1, heads, rows, dim], key and value [1, kv_heads, rows, dim]; returns [1, rows, heads, value_dim].
+        """
+        cache = self._kv_cache
+        cache.write(layer, self._slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        num_heads, num_kv_heads = query.shape[1], key.shape[1]
+        group_size = num_heads // num_kv_heads
+        rows = query[0].transpose(0, 1)  # [rows, heads, dim]
+        out = query.new_zeros(self.num_rows, num_heads, value.shape[-1])
+        for group in self._groups:
+            keys, values = cache.gather(layer, group.kv_blocks, group.num_lists)
+            num_blocks = group.positions.shape[0]
+            queries = rows.index_select(0, group.query_rows).view(
+                num_blocks, QUERY_BLOCK, num_kv_heads, group_size, -1
+            )
+            attended = scaled_dot_product_attention(
+                queries.transpose(1, 2).flatten(2, 3),  # [blocks, kv_heads, QUERY_BLOCK * group_size, dim]
+                keys.transpose(1, 2).expand(num_blocks, -1, -1, -1),
+                values.transpose(1, 2).expand(num_blocks, -1, -1, -1),
+                attn_mask=group.mask(window, group_size, query.dtype),
+                scale=scaling,
+            )
+            attended = attended.unflatten(2, (QUERY_BLOCK, group_size)).transpose(1, 2)
+            flat = attended.reshape(num_blocks * QUERY_BLOCK, num_heads, -1)
+            out.index_copy_(0, group.targets, flat.index_select(0, group.kept))
+        return out.unsqueeze(0)
+
+    def _make_groups(self, num_keys: int, blocks: list[_Block]) -> list[_Group]:
+        """One group a sequence that has several blocks here (they share its keys), one for all the rest."""
+        by_table: dict[int, list[_Block]] = {}
+        for block in blocks:
+            by_table.setdefault(id(block.table), []).append(block)
+        shared = [group for group in by_table.values() if len(group) > 1]
+        single = [group[0] for group in by_table.values() if len(group) == 1]
+        groups = [self._make_group(num_keys, group, [group[0].table]) for group in shared]
+        if single:
+            groups.append(self._make_group(num_keys, single, [block.table for block in single]))
+        return groups
+
+    def _make_group(self, num_keys: int, blocks: list[_Block], tables: list[list[int]]) -> _Group:
+        length = num_keys // self._kv_cache.block_size
+        kv_blocks: list[int] = []
+        for table in tables:
+            kv_blocks.extend(table[:length])
+            kv_blocks.extend([NULL_BLOCK] * (length - len(table)))
+        rows = [row for block in blocks for row in block.rows]
+        kept = [place for place, row in enumerate(rows) if row >= 0]
+        first = torch.tensor([block.index * QUERY_BLOCK for block in blocks], device=self._device)
+        return _Group(
+            query_rows=torch.tensor([max(row, 0) for row in rows], device=self._device),
+            kv_blocks=torch.tensor(kv_blocks, device=self._device),
+            num_lists=len(tables),
+            positions=first.unsqueeze(1) + torch.arange(QUERY_BLOCK, device=self._device),
+            num_keys=num_keys,
+            kept=torch.tensor(kept, device=self._device),
+            targets=torch.tensor([rows[place] for place in kept], device=self._device),
+        )
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    plan: AttentionPlan | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """What `transformers` calls in every attention layer; the plan comes as a keyword argument of the model's forward.
+
+    Raises NotImplementedError for what this attention does not compute (logit soft caps, attention sinks).
+    """
+    if plan is None:
+        raise RuntimeError("the model's forward does not hand keyword arguments to its attention layers")
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("attention with logit soft caps or sinks is not supported")
+    return plan.attend(module.layer_idx, query, key, value, scaling, sliding_window), None  # type: ignore[arg-type]

@@ -1,0 +1,59 @@
+"""KV of all sequences: one pair of tensors a layer, cut into blocks of `block_size` token slots."""
+
+from dataclasses import dataclass
+
+import torch
+
+from services.engine.block_pool import NULL_BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one layer stores of one token."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+class KVCache:
+    """Keys [slots, kv_heads, key_dim] and values [slots, kv_heads, value_dim] of every layer.
+
+    Token j of a sequence lies in slot `block_table[j // block_size] * block_size + j % block_size`.
+    """
+
+    def __init__(
+        self, shapes: list[KVShape], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        slots = num_blocks * block_size
+        self.keys = [torch.zeros(slots, s.num_kv_heads, s.key_dim, dtype=dtype, device=device) for s in shapes]
+        self.values = [torch.zeros(slots, s.num_kv_heads, s.value_dim, dtype=dtype, device=device) for s in shapes]
+        self._key_blocks = [k.view(num_blocks, -1) for k in self.keys]
+        self._value_blocks = [v.view(num_blocks, -1) for v in self.values]
+
+    @staticmethod
+    def bytes_per_block(shapes: list[KVShape], block_size: int, dtype: torch.dtype) -> int:
+        """Bytes that one block takes over all layers."""
+        per_token = sum(s.num_kv_heads * (s.key_dim + s.value_dim) for s in shapes)
+        return per_token * block_size * dtype.itemsize
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Stores keys and values [tokens, kv_heads, dim] in their slots [tokens]."""
+        self.keys[layer].index_copy_(0, slots, keys)
+        self.values[layer].index_copy_(0, slots, values)
+
+    def gather(self, layer: int, blocks: torch.Tensor, num_lists: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of block lists [num_lists * blocks_per_list] as [num_lists, tokens, kv_heads, dim]."""
+        keys = self._key_blocks[layer].index_select(0, blocks)
+        values = self._value_blocks[layer].index_select(0, blocks)
+        key_shape, value_shape = self.keys[layer].shape[1:], self.values[layer].shape[1:]
+        return keys.view(num_lists, -1, *key_shape), values.view(num_lists, -1, *value_shape)
+
+    def slot(self, block_table: list[int], index: int) -> int:
+        """Slot of the index-th token of a sequence."""
+        return block_table[index // self.block_size] * self.block_size + index % self.block_size
+
+
+NULL_SLOT = NULL_BLOCK

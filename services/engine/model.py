@@ -1,0 +1,169 @@
+"""Loads a causal language model through `transformers` and prepares it for paged, row-invariant forwards."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from services.engine.attention import IMPLEMENTATION, paged_attention
+from services.engine.config import Device, Dtype, EngineConfig
+from services.engine.fusion import fuse
+from services.engine.kv_cache import KVShape
+from services.engine.linear import pack_linears
+
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, paged_attention)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What there is to know of a loaded model without its weights."""
+
+    revision_digest: str
+    architecture: str
+    max_context_tokens: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    num_parameters: int
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run."""
+
+    model: PreTrainedModel
+    description: ModelDescription
+    kv_shapes: list[KVShape]
+    dtype: torch.dtype
+    """Data type of activations and KV."""
+    device: torch.device
+
+
+def load_model(config: EngineConfig) -> LoadedModel:
+    """Loads folder or hub id `config.model`. Raises OSError or ValueError when it cannot be loaded."""
+    device = _pick_device(config.device)
+    hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    weights = _pick_dtype(config.dtype, hf_config)
+    quantized = getattr(hf_config, "quantization_config", None) is not None
+    # On the CPU activations are float32 whatever the weights are: few CPUs compute in bfloat16, and packed layers read
+    # half-precision weights all the same.
+    packed = device.type == "cpu" and not quantized
+    model = AutoModelForCausalLM.from_pretrained(
+        config.model,
+        dtype=weights,
+        attn_implementation=IMPLEMENTATION,
+        trust_remote_code=config.trust_remote_code,
+    )
+    num_parameters = model.num_parameters()
+    model.eval().requires_grad_(False)
+    if packed:
+        model.to(torch.float32)
+        fuse(model)
+        pack_linears(model, weights)
+    else:
+        model.to(device)
+        fuse(model)
+    activations = torch.float32 if packed else weights
+    text_config = hf_config.get_text_config()
+    description = ModelDescription(
+        revision_digest=revision_digest(config.model, hf_config),
+        architecture=(hf_config.architectures or [type(model).__name__])[0],
+        max_context_tokens=_max_context(text_config, config.max_context_tokens),
+        vocab_size=text_config.vocab_size,
+        eos_token_ids=_eos_token_ids(model),
+        num_parameters=num_parameters,
+        dtype=str(weights).removeprefix("torch."),
+        device=str(device),
+    )
+    return LoadedModel(model, description, _kv_shapes(model, text_config), activations, device)
+
+
+def revision_digest(model: str, hf_config: Any) -> str:
+    """SHA-like digest (BLAKE3, hexadecimal) over a model's configuration and weight files."""
+    hasher = blake3(json.dumps(hf_config.to_dict(), sort_keys=True, default=str).encode())
+    folder = Path(model)
+    if not folder.is_dir():
+        # A file of the hub's cache is named by its content already; its commit says it all.
+        hasher.update(f"{model}@{getattr(hf_config, '_commit_hash', None)}".encode())
+        return hasher.hexdigest()
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        hasher.update(path.name.encode())
+        hasher.update_mmap(path)
+    return hasher.hexdigest()
+
+
+def _pick_device(device: Device) -> torch.device:
+    if device is Device.AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is Device.CUDA and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU here")
+    return torch.device(device.value)
+
+
+def _pick_dtype(dtype: Dtype, hf_config: Any) -> torch.dtype:
+    if dtype is not Dtype.AUTO:
+        picked: torch.dtype = getattr(torch, dtype.value)
+        return picked
+    saved = getattr(hf_config.get_text_config(), "dtype", None) or getattr(hf_config, "dtype", None)
+    if isinstance(saved, str):
+        saved = getattr(torch, saved)
+    return saved or torch.bfloat16
+
+
+def _max_context(text_config: Any, limit: int | None) -> int:
+    own = getattr(text_config, "max_position_embeddings", None) or limit
+    if own is None:
+        raise ValueError("the model's configuration has no context length; set max_context_tokens")
+    return min(own, limit) if limit else int(own)
+
+
+def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    generation = model.generation_config
+    eos = getattr(generation, "eos_token_id", None)
+    if eos is None:
+        eos = model.config.get_text_config().eos_token_id
+    if eos is None:
+        return ()
+    return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
+
+
+def _kv_shapes(model: PreTrainedModel, text_config: Any) -> list[KVShape]:
+    """What each layer stores of a token, learnt by running one token past a recording attention."""
+    shapes: dict[int, KVShape] = {}
+
+    def record(
+        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, None]:
+        shapes[int(module.layer_idx)] = KVShape(key.shape[1], key.shape[-1], value.shape[-1])  # type: ignore[arg-type]
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+
+    name = f"{IMPLEMENTATION}_record"
+    ALL_ATTENTION_FUNCTIONS.register(name, record)
+    model.set_attn_implementation(name)
+    try:
+        with torch.inference_mode():
+            token = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+            model(input_ids=token, position_ids=torch.arange(2, device=model.device)[None], use_cache=False)
+    finally:
+        model.set_attn_implementation(IMPLEMENTATION)
+    if sorted(shapes) != list(range(len(shapes))) or not shapes:
+        raise ValueError(f"{type(model).__name__} does not use the attention interface of transformers in every layer")
+    if len(shapes) != text_config.num_hidden_layers:
+        raise ValueError(f"{type(model).__name__} has layers without attention, which are not supported")
+    return [shapes[layer] for layer in range(len(shapes))]
+
+
+def quiet_transformers() -> None:
+    """Keeps progress bars and advice of `transformers` out of a server's log."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

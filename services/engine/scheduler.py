@@ -1,0 +1,151 @@
+"""Decides which tokens the next step computes, and gives them KV blocks.
+
+One rule: sequences run in order of priority, then of arrival. Each that is runnable gets as many of its uncomputed tokens
+as the step has room for. When blocks run out, the last sequence in that order loses all its blocks and is computed anew
+later (preemption by recomputation).
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from services.engine.block_pool import BlockPool
+from services.engine.sequence import Sequence
+
+
+class Work(NamedTuple):
+    """Tokens [start, start + count) of a sequence, to be computed in one step."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+
+class Scheduler:
+    """Holds the sequences of an engine and the blocks that they use."""
+
+    def __init__(self, pool: BlockPool, block_size: int, max_step_tokens: int, max_sequences: int) -> None:
+        self.pool = pool
+        self.block_size = block_size
+        self.max_step_tokens = max_step_tokens
+        self.max_sequences = max_sequences
+        self.num_preemptions = 0
+        self._arrivals = 0
+        self._sequences: list[Sequence] = []
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._sequences)
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Tokens that fit into all blocks together: the longest sequence that can ever be computed."""
+        return (self.pool.num_blocks - 1) * self.block_size
+
+    def add(self, sequence: Sequence) -> None:
+        """Takes a sequence in. Raises ValueError when it can never fit."""
+        if len(sequence) > self.max_sequence_tokens:
+            raise ValueError(f"{len(sequence)} tokens do not fit into {self.max_sequence_tokens} tokens of KV blocks")
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
+        self._sequences.append(sequence)
+        self._sequences.sort(key=lambda s: (-s.priority, s.arrival))
+
+    def remove(self, sequence: Sequence) -> None:
+        """Lets a sequence go and frees its blocks."""
+        self._sequences.remove(sequence)
+        self._evict(sequence)
+
+    def seconds_until_runnable(self, now: float) -> float | None:
+        """0 when a step would compute something now, else seconds until one would, or None while nothing is to do."""
+        holds = [s.hold_until for s in self._sequences if s.num_uncomputed]
+        return max(0.0, min(holds) - now) if holds else None
+
+    def schedule(self, now: float) -> list[Work]:
+        """What the next step computes; blocks for it are allocated."""
+        budget = self.max_step_tokens
+        works: list[Work] = []
+        holding = sum(1 for s in self._sequences if s.block_table)
+        for sequence in tuple(self._sequences):
+            if budget == 0:
+                break
+            if not sequence.num_uncomputed or sequence.hold_until > now:
+                continue
+            self._settle(sequence)
+            if not sequence.block_table:
+                if holding >= self.max_sequences and not self._preempt_after(sequence):
+                    break
+                self._reuse_prefix(sequence)
+                holding = sum(1 for s in self._sequences if s.block_table)
+            count = min(sequence.num_uncomputed, budget)
+            if not self._make_room(sequence, sequence.num_computed + count):
+                break
+            works.append(Work(sequence, sequence.num_computed, count))
+            budget -= count
+        return works
+
+    def computed(self, works: Iterable[Work]) -> None:
+        """Records that a step computed these tokens."""
+        for sequence, start, count in works:
+            sequence.num_computed = start + count
+
+    def _settle(self, sequence: Sequence) -> None:
+        """Frees blocks past the sequence's end and makes its full, settled blocks known for reuse."""
+        size = self.block_size
+        needed = -(-len(sequence) // size)
+        while len(sequence.block_table) > needed:
+            self.pool.release(sequence.block_table.pop())
+        full = min(sequence.num_computed, sequence.num_settled) // size
+        while sequence.num_named < full:
+            index = sequence.num_named
+            self.pool.name(sequence.block_table[index], sequence.digest_of_block(index, size))
+            sequence.num_named += 1
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError when the blocks in tables and the pool's references disagree."""
+        self.pool.check_integrity()
+        in_tables = {block for s in self._sequences for block in s.block_table}
+        if len(in_tables) != self.pool.num_used:
+            raise RuntimeError(f"{self.pool.num_used} blocks are used, {len(in_tables)} lie in block tables")
+
+    def _reuse_prefix(self, sequence: Sequence) -> None:
+        """Fills an empty table with known blocks; at least one token stays to be computed."""
+        usable = min(sequence.first_logits, sequence.num_settled - 1) // self.block_size
+        for index in range(usable):
+            block = self.pool.take(sequence.digest_of_block(index, self.block_size))
+            if block is None:
+                break
+            sequence.block_table.append(block)
+        sequence.num_named = len(sequence.block_table)
+        sequence.num_computed = sequence.num_named * self.block_size
+        sequence.num_cached = max(sequence.num_cached, min(sequence.num_computed, sequence.num_prompt_tokens))
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Allocates blocks up to `num_tokens`, preempting sequences that come later in the order."""
+        while len(sequence.block_table) * self.block_size < num_tokens:
+            block = self.pool.allocate()
+            if block is not None:
+                sequence.block_table.append(block)
+            elif not self._preempt_after(sequence):
+                return False
+        return True
+
+    def _preempt_after(self, sequence: Sequence) -> bool:
+        """Evicts the last sequence that comes after this one in the order; False when there is none."""
+        for other in reversed(self._sequences):
+            if other is sequence:
+                return False
+            if other.block_table:
+                self.num_preemptions += 1
+                self._evict(other)
+                return True
+        return False
+
+    def _evict(self, sequence: Sequence) -> None:
+        self._settle(sequence)
+        for block in reversed(sequence.block_table):
+            self.pool.release(block)
+        sequence.block_table.clear()
+        sequence.num_computed = 0
+        sequence.num_named = 0

@@ -1,0 +1,81 @@
+"""One token sequence in an engine: its tokens, how many are computed, and where their KV lies.
+
+A sequence is runnable exactly when it has tokens not computed yet. A prompt is many of them, decoding is one, verifying
+is the last token and the proposed ones; rejecting is truncating; eviction is "nothing computed".
+"""
+
+from collections.abc import Sequence as Tokens
+
+from services.common.digest import block_digest
+from services.engine.sampling_params import SamplingParams
+
+
+class Sequence:
+    """State of one sequence. Owned by the engine's thread."""
+
+    __slots__ = (
+        "arrival",
+        "block_digests",
+        "block_table",
+        "first_logits",
+        "hold_until",
+        "num_cached",
+        "num_computed",
+        "num_named",
+        "num_prompt_tokens",
+        "num_settled",
+        "params",
+        "priority",
+        "root_digest",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        token_ids: Tokens[int],
+        num_prompt_tokens: int,
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        root_digest: bytes = b"",
+    ) -> None:
+        self.token_ids = list(token_ids)
+        self.num_prompt_tokens = num_prompt_tokens
+        self.params = params
+        self.priority = priority
+        self.arrival = 0
+        self.num_computed = 0
+        self.num_cached = 0
+        """Tokens found computed when the sequence was first scheduled."""
+        self.num_settled = len(self.token_ids)
+        """Tokens that will never be truncated."""
+        self.first_logits = len(self.token_ids) - 1
+        """Index of the first token whose logits are wanted; all after it are wanted too."""
+        self.hold_until = 0.0
+        """Not scheduled before this time of the monotonic clock, in seconds."""
+        self.block_table: list[int] = []
+        self.num_named = 0
+        """Blocks of the table whose content is known to the pool."""
+        self.root_digest = root_digest
+        self.block_digests: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens that the next steps have to compute."""
+        return len(self.token_ids) - self.num_computed
+
+    def truncate(self, length: int) -> None:
+        """Drops all tokens from index `length` on, and what was computed of them."""
+        del self.token_ids[length:]
+        self.num_computed = min(self.num_computed, length)
+
+    def digest_of_block(self, index: int, block_size: int) -> bytes:
+        """Digest of the index-th block and all before it; its tokens must be settled."""
+        while len(self.block_digests) <= index:
+            start = len(self.block_digests) * block_size
+            parent = self.block_digests[-1] if self.block_digests else self.root_digest
+            self.block_digests.append(block_digest(parent, self.token_ids[start : start + block_size]))
+        return self.block_digests[index]

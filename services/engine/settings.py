@@ -1,0 +1,46 @@
+"""Settings that every process with an engine shares."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from services.common.settings import ProcessSettings
+from services.engine.config import Device, Dtype, EngineConfig
+
+
+class EngineSettings(ProcessSettings):
+    """Which model runs here, and on what. Counts are tokens unless the name says otherwise."""
+
+    model: str = Field(description="Folder or hub id of a causal language model that transformers loads.")
+    model_id: str | None = Field(None, description="Id by which clients name the model; default: the folder's name.")
+    device: Device = Field(Device.AUTO, description="auto takes a GPU when there is one.")
+    dtype: Dtype = Field(Dtype.AUTO, description="Data type of the weights; auto takes the checkpoint's.")
+    num_threads: int | None = Field(None, ge=1, description="CPU threads of one forward; default: all cores.")
+    max_context_tokens: int | None = Field(None, ge=2, description="Prompt and output together; default: the model's.")
+    max_step_tokens: int = Field(512, ge=16, description="Most rows of one forward.")
+    max_sequences: int = Field(64, ge=1, description="Most sequences that hold KV at once; others wait.")
+    max_open_sequences: int = Field(512, ge=1, description="Most open streams; more are refused.")
+    kv_bytes: int = Field(1 << 30, ge=1 << 20, description="Memory for KV blocks, in bytes.")
+    block_size: int = Field(16, ge=1, description="Tokens of one KV block; must divide 128.")
+    trust_remote_code: bool = Field(False, description="Runs code that comes with a model. Only for models you trust.")
+
+    @property
+    def public_model_id(self) -> str:
+        """The id that clients use."""
+        folder = Path(self.model)
+        return self.model_id or (folder.resolve().name if folder.is_dir() else self.model)
+
+    def engine_config(self) -> EngineConfig:
+        """The engine's share of the settings."""
+        return EngineConfig(
+            model=self.model,
+            device=self.device,
+            dtype=self.dtype,
+            num_threads=self.num_threads,
+            max_context_tokens=self.max_context_tokens,
+            max_step_tokens=self.max_step_tokens,
+            max_sequences=self.max_sequences,
+            block_size=self.block_size,
+            kv_bytes=self.kv_bytes,
+            trust_remote_code=self.trust_remote_code,
+        )

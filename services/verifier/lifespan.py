@@ -1,0 +1,35 @@
+"""Builds the verifier's engine on its thread, serves it, and tears it down."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from paceline.v1 import verifier_pb2, verifier_pb2_grpc
+
+from services.common.server import Lifespan, Served
+from services.engine.engine import Engine
+from services.engine.engine_loop import EngineLoop, Outbox
+from services.verifier.servicer import VerifierServicer
+from services.verifier.settings import VerifierSettings
+from services.verifier.target_role import TargetRole
+
+
+def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
+    """The life of a verifier with these settings."""
+
+    def build(outbox: Outbox) -> TargetRole:
+        return TargetRole(Engine(settings.engine_config()), outbox)
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        engine_loop = EngineLoop(build, "verifier-engine")
+        try:
+            role = await engine_loop.ready()
+            servicer = VerifierServicer(engine_loop, role, settings.public_model_id, settings.max_open_sequences)
+            verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
+            name = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
+            yield Served((name,), engine_loop.stopped)
+        finally:
+            await engine_loop.stop()
+
+    return lifespan

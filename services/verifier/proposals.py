@@ -1,0 +1,55 @@
+"""Proposals of one sequence, found by the place that they continue.
+
+Every proposed token is indexed by the anchor (position, digest) before it, so whichever proposal a sequence's new end
+falls into, or follows, is found in one look-up: continuations, proposals drafted ahead and branches are all the same.
+Stale, repeated or reordered proposals need no special case: no look-up ever reaches them.
+"""
+
+from collections.abc import Sequence as Tokens
+
+from services.common.digest import extend_digest
+
+MAX_AHEAD = 256
+"""Tokens past the committed end that are kept; a proposal that reaches further is cut."""
+MAX_INDEXED = 4096
+"""Most proposed tokens kept of a sequence; the oldest go first."""
+
+
+class ProposalIndex:
+    """Proposed next tokens by anchor. Bounded, whatever a draft sends."""
+
+    def __init__(self) -> None:
+        self._next: dict[tuple[int, int], tuple[int, int]] = {}  # anchor -> (token id, digest after it)
+
+    def add(self, position: int, digest: int, token_ids: Tokens[int], end: int) -> None:
+        """Takes tokens that follow (position, digest). `end` is the committed length."""
+        if not end - MAX_AHEAD <= position <= end + MAX_AHEAD:
+            return
+        for token_id in token_ids[: end + MAX_AHEAD - position]:
+            after = extend_digest(digest, (token_id,))
+            if position >= end:
+                self._next.pop((position, digest), None)
+                self._next[position, digest] = token_id, after
+            position += 1
+            digest = after
+        while len(self._next) > MAX_INDEXED:
+            del self._next[next(iter(self._next))]
+
+    def following(self, position: int, digest: int, limit: int) -> list[int]:
+        """At most `limit` proposed tokens that continue the sequence from (position, digest) on."""
+        token_ids: list[int] = []
+        while len(token_ids) < limit:
+            found = self._next.get((position, digest))
+            if found is None:
+                break
+            token_ids.append(found[0])
+            position, digest = position + 1, found[1]
+        return token_ids
+
+    def forget_before(self, position: int) -> None:
+        """Drops what lies before the committed end."""
+        for anchor in [anchor for anchor in self._next if anchor[0] < position]:
+            del self._next[anchor]
+
+    def __len__(self) -> int:
+        return len(self._next)

@@ -1,0 +1,105 @@
+"""VerifierService over gRPC: one stream is one sequence; its end, however it comes, frees everything."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from paceline.v1 import sampling_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
+
+from services.common.errors import InvalidArgumentError
+from services.engine.engine_loop import EngineLoop
+from services.engine.sampler import RowLogprobs
+from services.engine.streams import EventStream, OpenStreams
+from services.verifier.metrics import VerifierMetrics
+from services.verifier.target_role import Committed, TargetRole, TargetSequence
+from services.wire.opening import to_model_info, to_sequence
+
+
+
+class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
+    """Serves one target model."""
+
+    def __init__(
+        self, engine_loop: EngineLoop[TargetRole], role: TargetRole, model_id: str, max_open_sequences: int
+    ) -> None:
+        self._engine_loop = engine_loop
+        self._role = role
+        self._model_info = to_model_info(role.engine, model_id)
+        self._model_id = model_id
+        self._open_streams = OpenStreams(max_open_sequences)
+        self._metrics = VerifierMetrics(role, self._open_streams)
+
+    async def Verify(
+        self, request_iterator: AsyncIterator[verifier_pb2.VerifyRequest], context: object
+    ) -> AsyncIterator[verifier_pb2.VerifyResponse]:
+        """See verifier.proto."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None or not first.HasField("open"):
+            raise InvalidArgumentError("open", "the first message must open the sequence")
+        with self._open_streams:
+            sequence, end = to_sequence(first.open, self._role.engine, self._model_id)
+            stream = EventStream(self._engine_loop)
+            target = TargetSequence(sequence, stream.emit, first.open.max_draft_tokens, end)
+            stream.submit(lambda role: role.open(target))
+            reader = asyncio.create_task(self._read(request_iterator, stream, target))
+            try:
+                async for event in stream:
+                    committed = _expect(event)
+                    self._metrics.record(committed)
+                    yield verifier_pb2.VerifyResponse(commit=_to_commit(committed))
+                    if committed.finish is not None:
+                        return
+            finally:
+                reader.cancel()
+                stream.submit(lambda role: role.close(target))
+
+    async def GetTargetModel(
+        self, request: verifier_pb2.GetTargetModelRequest, context: object
+    ) -> verifier_pb2.GetTargetModelResponse:
+        """See verifier.proto."""
+        return verifier_pb2.GetTargetModelResponse(model_info=self._model_info)
+
+    async def _read(
+        self,
+        requests: AsyncIterator[verifier_pb2.VerifyRequest],
+        stream: EventStream[TargetRole],
+        target: TargetSequence,
+    ) -> None:
+        """Hands proposals to the role as they come. Anything else is no proposal and is dropped."""
+        async for request in requests:
+            if request.HasField("proposal"):
+                self._hand_over(request.proposal, stream, target)
+
+    @staticmethod
+    def _hand_over(
+        proposal: speculation_pb2.Proposal, stream: EventStream[TargetRole], target: TargetSequence
+    ) -> None:
+        anchor, token_ids = proposal.anchor, list(proposal.token_ids)
+        stream.submit(lambda role: role.propose(target, anchor.position, anchor.digest, token_ids))
+
+
+def _expect(event: object) -> Committed:
+    if not isinstance(event, Committed):
+        raise TypeError(f"the verifier's role emitted {type(event).__name__}")
+    return event
+
+
+def _to_commit(committed: Committed) -> speculation_pb2.Commit:
+    reason = sampling_pb2.FINISH_REASON_UNSPECIFIED
+    if committed.finish is not None:
+        reason = sampling_pb2.FINISH_REASON_EOS if committed.finish.eos else sampling_pb2.FINISH_REASON_LENGTH
+    return speculation_pb2.Commit(
+        anchor=speculation_pb2.Anchor(position=committed.position, digest=committed.digest),
+        token_ids=committed.token_ids,
+        num_accepted=committed.num_accepted,
+        num_drafted=committed.num_drafted,
+        finish_reason=reason,
+        logprobs=[_to_logprobs(entry) for entry in committed.logprobs if entry is not None],
+        num_cached_tokens=committed.num_cached_tokens,
+    )
+
+
+def _to_logprobs(entry: RowLogprobs) -> sampling_pb2.TokenLogprobs:
+    return sampling_pb2.TokenLogprobs(
+        logprob=entry.logprob,
+        top=[sampling_pb2.TokenLogprob(token_id=token_id, logprob=logprob) for token_id, logprob in entry.top],
+    )

@@ -1,0 +1,14 @@
+"""Settings of the verifier process. Environment: PACELINE_VERIFIER_..."""
+
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import ServerSettings
+from services.engine.settings import EngineSettings
+
+
+class VerifierSettings(EngineSettings):
+    """One verifier runs one target model."""
+
+    model_config = SettingsConfigDict(env_prefix="PACELINE_VERIFIER_")
+
+    server: ServerSettings = ServerSettings(port=7102)

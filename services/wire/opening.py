@@ -1,0 +1,82 @@
+"""From messages to what an engine takes, for every service that runs one. Checks all that a caller may get wrong."""
+
+from collections.abc import Sequence as Tokens
+
+from paceline.v1 import model_pb2, sampling_pb2, speculation_pb2
+
+from services.common.digest import identity_digest
+from services.common.errors import InvalidArgumentError, NotFoundError
+from services.engine.engine import Engine
+from services.engine.sampling_params import SamplingParams
+from services.engine.sequence import Sequence
+
+
+def to_sequence(message: speculation_pb2.Open, engine: Engine, model_id: str) -> tuple[Sequence, int]:
+    """The sequence that a message opens, and the length at which it ends.
+
+    Raises NotFoundError for another model or an adapter, InvalidArgumentError for everything else that does not fit.
+    """
+    if message.model not in ("", model_id):
+        raise NotFoundError("model", message.model, f"this service runs {model_id!r}")
+    if message.adapter_digest:
+        raise NotFoundError("adapter", message.adapter_digest, "this service has no adapters")
+    token_ids = list(message.token_ids)
+    check_token_ids(token_ids, engine.description.vocab_size, "open.token_ids")
+    context = engine.max_context_tokens
+    if len(token_ids) >= context:
+        raise InvalidArgumentError(
+            "open.token_ids", f"{len(token_ids)} tokens leave no room in a context of {context} tokens"
+        )
+    if not 1 <= message.num_prompt_tokens <= len(token_ids):
+        raise InvalidArgumentError(
+            "open.num_prompt_tokens", f"must be 1 to {len(token_ids)}, got {message.num_prompt_tokens}"
+        )
+    params = to_sampling_params(message.sampling, context - message.num_prompt_tokens)
+    end = min(context, message.num_prompt_tokens + params.max_tokens)
+    if len(token_ids) >= end:
+        raise InvalidArgumentError("open.sampling.max_tokens", "all of its tokens have been produced already")
+    root = identity_digest(model=engine.description.revision_digest, adapter=message.adapter_digest)
+    sequence = Sequence(
+        token_ids, message.num_prompt_tokens, params, priority=message.priority, root_digest=root
+    )
+    return sequence, end
+
+
+def check_token_ids(token_ids: Tokens[int], vocab_size: int, field: str) -> None:
+    """Raises InvalidArgumentError when there are none or one is not of the vocabulary."""
+    if not token_ids:
+        raise InvalidArgumentError(field, "must not be empty")
+    if max(token_ids) >= vocab_size:
+        raise InvalidArgumentError(field, f"token id {max(token_ids)} is not below the vocabulary's {vocab_size}")
+
+
+def to_sampling_params(message: sampling_pb2.SamplingParams, room: int) -> SamplingParams:
+    """Sampling parameters with their defaults; `room` tokens fit behind the prompt."""
+    if not message.HasField("seed"):
+        raise InvalidArgumentError("open.sampling.seed", "must be set")
+    given = {
+        field.name: getattr(message, field.name)
+        for field, _ in message.ListFields()
+        if field.name not in ("stop", "logit_bias")
+    }
+    given.setdefault("max_tokens", room)
+    try:
+        return SamplingParams(**given, logit_bias=dict(message.logit_bias))
+    except ValueError as error:
+        raise InvalidArgumentError("open.sampling", str(error)) from error
+
+
+def to_model_info(engine: Engine, model_id: str) -> model_pb2.ModelInfo:
+    """The message that describes the model of an engine."""
+    description = engine.description
+    return model_pb2.ModelInfo(
+        id=model_id,
+        revision_digest=description.revision_digest,
+        architecture=description.architecture,
+        max_context_tokens=engine.max_context_tokens,
+        vocab_size=description.vocab_size,
+        eos_token_ids=description.eos_token_ids,
+        num_parameters=description.num_parameters,
+        dtype=description.dtype,
+        device=description.device,
+    )

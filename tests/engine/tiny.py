@@ -1,0 +1,40 @@
+"""Tiny models of real architectures with random weights, saved as transformers saves them."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+_COMMON = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 32},
+    "mistral": {"num_key_value_heads": 1, "sliding_window": 24},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 32, "sliding_window": 16, "sliding_window_pattern": 2},
+    "phi3": {"num_key_value_heads": 4},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "gpt2": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 512, "n_inner": 96},
+    "olmo2": {"num_key_value_heads": 2},
+}
+
+
+def save_tiny(folder: Path, architecture: str = "llama", seed: int = 0, **overrides: object) -> str:
+    """Saves a random model of the architecture into the folder in float32 and returns the folder's path."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(architecture, **{**_COMMON, **ARCHITECTURES[architecture], **overrides})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.generation_config.eos_token_id = config.eos_token_id
+    model.save_pretrained(folder)
+    return str(folder)
