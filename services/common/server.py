@@ -8,7 +8,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,6 +35,8 @@ class Served(NamedTuple):
 
     service_names: Sequence[str]
     """Full names, such as "paceline.v1.VerifierService"."""
+    ready: Awaitable[object] | None = None
+    """Done when the service can serve; None when it can from the start."""
     failed: "asyncio.Future[None] | None" = None
     """Done when the service can no longer serve."""
 
@@ -104,16 +106,18 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-    await server.start()
-    _log.info("listening on %s:%d", settings.host, port)
-    try:
-        async with lifespan(server) as served:
-            names = (*served.service_names, health.SERVICE_NAME)
-            if settings.channelz:
-                channelz.add_channelz_servicer(server)
-            if settings.reflection:
-                reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+    async with lifespan(server) as served:
+        names = (*served.service_names, health.SERVICE_NAME)
+        if settings.channelz:
+            channelz.add_channelz_servicer(server)
+        if settings.reflection:
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        await server.start()
+        _log.info("listening on %s:%d", settings.host, port)
+        try:
+            if served.ready is not None:
+                await served.ready
             for service in ("", *names):
                 await servicer.set(service, _SERVING)
             _log.info("serving")
@@ -122,5 +126,5 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
             finally:
                 await servicer.enter_graceful_shutdown()
                 await server.stop(settings.grace_seconds)
-    finally:
-        await server.stop(0)
+        finally:
+            await server.stop(0)

@@ -24,13 +24,12 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         engine_loop = EngineLoop(build, "draft-engine")
         try:
-            role = await engine_loop.ready()
             servicer = DraftServicer(
-                engine_loop, role, settings.public_model_id, settings.max_open_sequences, settings.max_proposal_tokens
+                engine_loop, settings.public_model_id, settings.max_open_sequences, settings.max_proposal_tokens
             )
             draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server)
             name = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
-            yield Served((name,), engine_loop.stopped)
+            yield Served((name,), engine_loop.ready(), engine_loop.stopped)
         finally:
             await engine_loop.stop()
 

@@ -7,6 +7,7 @@ from paceline.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
 
 from services.common.errors import InvalidArgumentError
 from services.draft.draft_role import DraftRole, DraftSequence, Proposed
+from services.draft.metrics import DraftMetrics
 from services.engine.engine_loop import EngineLoop
 from services.engine.streams import EventStream, OpenStreams
 from services.wire.opening import to_model_info, to_sequence
@@ -18,16 +19,15 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     def __init__(
         self,
         engine_loop: EngineLoop[DraftRole],
-        role: DraftRole,
         model_id: str,
         max_open_sequences: int,
         max_proposal_tokens: int,
     ) -> None:
         self._engine_loop = engine_loop
-        self._role = role
-        self._model_info = to_model_info(role.engine, model_id)
+        self._model_id = model_id
         self._open_streams = OpenStreams(max_open_sequences)
         self._max_proposal_tokens = max_proposal_tokens
+        self._metrics = DraftMetrics(engine_loop, self._open_streams)
 
     async def Propose(
         self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: object
@@ -41,7 +41,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         with self._open_streams:
             # The stream names the target; whether this draft suits it is for whoever configured the pair.
             first.open.model = ""
-            sequence, end = to_sequence(first.open, self._role.engine, self._model_info.id)
+            sequence, end = to_sequence(first.open, self._engine_loop.role.engine, self._model_id)
             stream = EventStream(self._engine_loop)
             length = min(first.open.max_draft_tokens, self._max_proposal_tokens)
             draft = DraftSequence(sequence, stream.emit, length, end)
@@ -51,7 +51,9 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
                 async for event in stream:
                     if event is None:
                         return
-                    yield draft_pb2.ProposeResponse(proposal=_to_proposal(event))
+                    proposal = _to_proposal(event)
+                    self._metrics.record(len(proposal.token_ids))
+                    yield draft_pb2.ProposeResponse(proposal=proposal)
             finally:
                 reader.cancel()
                 stream.submit(lambda role: role.close(draft))
@@ -60,7 +62,8 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self, request: draft_pb2.GetDraftModelRequest, context: object
     ) -> draft_pb2.GetDraftModelResponse:
         """See draft.proto."""
-        return draft_pb2.GetDraftModelResponse(model_info=self._model_info)
+        info = to_model_info(self._engine_loop.role.engine, self._model_id)
+        return draft_pb2.GetDraftModelResponse(model_info=info)
 
     @staticmethod
     async def _read(

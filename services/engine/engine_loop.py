@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from services.common.errors import UnavailableError
 from services.engine.engine import Engine
 from services.engine.model_runner import Result
 
 _log = logging.getLogger(__name__)
+_LOADING_RETRY_SECONDS = 2.0
 
 _Event = tuple[Callable[[object], None], object]
 
@@ -72,6 +74,18 @@ class EngineLoop(Generic[R]):
     async def ready(self) -> R:
         """The role, once its engine is built. Raises what building raised."""
         return await asyncio.shield(self._ready)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine has been built."""
+        return self._ready.done() and self._ready.exception() is None
+
+    @property
+    def role(self) -> R:
+        """The role. Raises UnavailableError while the engine is being built, or when it could not be."""
+        if not self.is_ready:
+            raise UnavailableError("the model is being loaded", retry_after_seconds=_LOADING_RETRY_SECONDS)
+        return self._ready.result()
 
     def submit(self, command: Callable[[R], None]) -> None:
         """Has `command(role)` run on the engine's thread before its next step."""

@@ -49,6 +49,7 @@ class LoadedModel:
 
 def load_model(config: EngineConfig) -> LoadedModel:
     """Loads folder or hub id `config.model`. Raises OSError or ValueError when it cannot be loaded."""
+    quiet_transformers()
     device = _pick_device(config.device)
     hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
     weights = _pick_dtype(config.dtype, hf_config)

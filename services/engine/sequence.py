@@ -7,7 +7,7 @@ is the last token and the proposed ones; rejecting is truncating; eviction is "n
 from collections.abc import Sequence as Tokens
 
 from services.common.digest import block_digest
-from services.engine.sampling_params import SamplingParams
+from services.common.sampling_params import SamplingParams
 
 
 class Sequence:

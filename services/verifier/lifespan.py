@@ -24,11 +24,10 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         engine_loop = EngineLoop(build, "verifier-engine")
         try:
-            role = await engine_loop.ready()
-            servicer = VerifierServicer(engine_loop, role, settings.public_model_id, settings.max_open_sequences)
+            servicer = VerifierServicer(engine_loop, settings.public_model_id, settings.max_open_sequences)
             verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
             name = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
-            yield Served((name,), engine_loop.stopped)
+            yield Served((name,), engine_loop.ready(), engine_loop.stopped)
         finally:
             await engine_loop.stop()
 

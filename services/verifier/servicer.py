@@ -18,15 +18,11 @@ from services.wire.opening import to_model_info, to_sequence
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     """Serves one target model."""
 
-    def __init__(
-        self, engine_loop: EngineLoop[TargetRole], role: TargetRole, model_id: str, max_open_sequences: int
-    ) -> None:
+    def __init__(self, engine_loop: EngineLoop[TargetRole], model_id: str, max_open_sequences: int) -> None:
         self._engine_loop = engine_loop
-        self._role = role
-        self._model_info = to_model_info(role.engine, model_id)
         self._model_id = model_id
         self._open_streams = OpenStreams(max_open_sequences)
-        self._metrics = VerifierMetrics(role, self._open_streams)
+        self._metrics = VerifierMetrics(engine_loop, self._open_streams)
 
     async def Verify(
         self, request_iterator: AsyncIterator[verifier_pb2.VerifyRequest], context: object
@@ -36,7 +32,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         if first is None or not first.HasField("open"):
             raise InvalidArgumentError("open", "the first message must open the sequence")
         with self._open_streams:
-            sequence, end = to_sequence(first.open, self._role.engine, self._model_id)
+            sequence, end = to_sequence(first.open, self._engine_loop.role.engine, self._model_id)
             stream = EventStream(self._engine_loop)
             target = TargetSequence(sequence, stream.emit, first.open.max_draft_tokens, end)
             stream.submit(lambda role: role.open(target))
@@ -56,7 +52,8 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         self, request: verifier_pb2.GetTargetModelRequest, context: object
     ) -> verifier_pb2.GetTargetModelResponse:
         """See verifier.proto."""
-        return verifier_pb2.GetTargetModelResponse(model_info=self._model_info)
+        info = to_model_info(self._engine_loop.role.engine, self._model_id)
+        return verifier_pb2.GetTargetModelResponse(model_info=info)
 
     async def _read(
         self,

@@ -7,7 +7,7 @@ from paceline.v1 import model_pb2, sampling_pb2, speculation_pb2
 from services.common.digest import identity_digest
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.engine.engine import Engine
-from services.engine.sampling_params import SamplingParams
+from services.common.sampling_params import SamplingParams
 from services.engine.sequence import Sequence
 
 

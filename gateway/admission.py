@@ -1,0 +1,63 @@
+"""How many requests are served at once, and how many may wait. What is over both is refused at once."""
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.common.errors import ResourceExhaustedError
+
+_RETRY_AFTER_SECONDS = 1.0
+
+
+class Admission:
+    """A bounded number of places and a bounded queue for them: larger priority first, then order of arrival."""
+
+    def __init__(self, max_active: int, max_queued: int) -> None:
+        self._max_active = max_active
+        self._max_queued = max_queued
+        self._arrivals = itertools.count()
+        self._queue: list[tuple[int, int, asyncio.Future[None]]] = []
+        self.active = 0
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return sum(1 for *_, turn in self._queue if not turn.done())
+
+    @asynccontextmanager
+    async def place(self, priority: int) -> AsyncIterator[None]:
+        """Waits for a place and holds it. Raises ResourceExhaustedError when the queue is full."""
+        if self.active >= self._max_active:
+            await self._wait(priority)
+        else:
+            self.active += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _wait(self, priority: int) -> None:
+        if self.queued >= self._max_queued:
+            raise ResourceExhaustedError(
+                f"{self.active} requests are active and {self.queued} wait, which are the limits",
+                retry_after_seconds=_RETRY_AFTER_SECONDS,
+            )
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._queue, (-priority, next(self._arrivals), turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        """Hands the place to the next in the queue, or frees it."""
+        while self._queue:
+            *_, turn = heapq.heappop(self._queue)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.active -= 1

@@ -1,0 +1,189 @@
+"""Clients of a gateway, for Python programs: a few lines to stream.
+
+    async with Client("127.0.0.1:7100") as client:
+        async for event in client.generate("def add(", max_tokens=64, temperature=0):
+            print(event.delta.text, end="")
+
+    with SyncClient("127.0.0.1:7100") as client:
+        text = "".join(event.delta.text for event in client.generate("def add(", max_tokens=64))
+"""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Self, TypedDict, Unpack
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from paceline.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, sampling_pb2
+
+from services.common.channel import channel_options, open_channel
+
+GenerateResponse = inference_pb2.GenerateResponse
+ChatResponse = inference_pb2.ChatResponse
+Message = tuple[str, str]
+"""(role, content), for example ("user", "Hello")."""
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+class Options(TypedDict, total=False):
+    """What may be said about a request; see SamplingParams and GenerateRequest in the protos."""
+
+    model: str
+    adapter: str
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int
+    max_tokens: int
+    stop: Sequence[str]
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[int, float]
+    ignore_eos: bool
+    logprobs: int
+    n: int
+    priority: int
+    speculation: bool
+    max_draft_tokens: int
+
+
+class Client:
+    """Asynchronous client. Calls raise grpc.aio.AioRpcError; `error_details` reads what comes with it."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = open_channel(address)
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        await self._channel.close()
+
+    def generate(
+        self, prompt: str | Sequence[int], *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> AsyncIterator[GenerateResponse]:
+        """Continues a prompt (text or token ids). Stopping the iteration early cancels the request."""
+        return _cancelling(self._inference.Generate(generate_request(prompt, options), timeout=timeout))
+
+    def chat(
+        self, messages: Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> AsyncIterator[ChatResponse]:
+        """Answers a conversation. Stopping the iteration early cancels the request."""
+        return _cancelling(self._inference.Chat(chat_request(messages, options), timeout=timeout))
+
+    async def list_models(self) -> list[model_pb2.Model]:
+        """The models that can be asked for."""
+        return list((await self._models.ListModels(model_pb2.ListModelsRequest())).models)
+
+    async def tokenize(self, text: str, model: str = "") -> list[int]:
+        """Token ids of a text."""
+        request = inference_pb2.TokenizeRequest(model=model, text=text)
+        return list((await self._inference.Tokenize(request)).token_ids)
+
+    async def detokenize(self, token_ids: Sequence[int], model: str = "") -> str:
+        """Text of token ids."""
+        request = inference_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
+        return (await self._inference.Detokenize(request)).text
+
+
+class SyncClient:
+    """Blocking client. Calls raise grpc.RpcError; `error_details` reads what comes with it."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=channel_options())
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._channel.close()
+
+    def generate(
+        self, prompt: str | Sequence[int], *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Iterator[GenerateResponse]:
+        """Continues a prompt (text or token ids). Stopping the iteration early cancels the request."""
+        call = self._inference.Generate(generate_request(prompt, options), timeout=timeout)
+        try:
+            yield from call
+        finally:
+            call.cancel()
+
+    def chat(
+        self, messages: Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Iterator[ChatResponse]:
+        """Answers a conversation. Stopping the iteration early cancels the request."""
+        call = self._inference.Chat(chat_request(messages, options), timeout=timeout)
+        try:
+            yield from call
+        finally:
+            call.cancel()
+
+    def list_models(self) -> list[model_pb2.Model]:
+        """The models that can be asked for."""
+        return list(self._models.ListModels(model_pb2.ListModelsRequest()).models)
+
+    def tokenize(self, text: str, model: str = "") -> list[int]:
+        """Token ids of a text."""
+        return list(self._inference.Tokenize(inference_pb2.TokenizeRequest(model=model, text=text)).token_ids)
+
+
+def generate_request(prompt: str | Sequence[int], options: Options) -> inference_pb2.GenerateRequest:
+    """The message for `Client.generate`."""
+    request = inference_pb2.GenerateRequest(**_common(options))
+    if isinstance(prompt, str):
+        request.prompt = prompt
+    else:
+        request.token_ids.ids.extend(prompt)
+    return request
+
+
+def chat_request(messages: Sequence[Message], options: Options) -> inference_pb2.ChatRequest:
+    """The message for `Client.chat`."""
+    said = [inference_pb2.ChatMessage(role=role, content=content) for role, content in messages]
+    return inference_pb2.ChatRequest(messages=said, **_common(options))
+
+
+def error_details(error: grpc.RpcError) -> list[Any]:
+    """The google.rpc details of an error: BadRequest, RetryInfo, ResourceInfo, QuotaFailure messages."""
+    for key, value in error.trailing_metadata() or ():  # type: ignore[attr-defined]
+        if key == _DETAILS_KEY:
+            status = status_pb2.Status.FromString(value)
+            return [_unpack(detail) for detail in status.details]
+    return []
+
+
+def _unpack(detail: Any) -> Any:
+    message = getattr(error_details_pb2, detail.TypeName().rsplit(".", 1)[-1])()
+    detail.Unpack(message)
+    return message
+
+
+def _common(options: Options) -> dict[str, Any]:
+    rest: dict[str, Any] = dict(options)
+    fields = {name: rest.pop(name) for name in ("model", "adapter", "n", "priority") if name in rest}
+    mode = inference_pb2.Speculation.MODE_AUTO if rest.pop("speculation", True) else inference_pb2.Speculation.MODE_OFF
+    fields["speculation"] = inference_pb2.Speculation(mode=mode, max_draft_tokens=rest.pop("max_draft_tokens", None))
+    fields["sampling"] = sampling_pb2.SamplingParams(**rest)
+    return fields
+
+
+async def _cancelling(call: Any) -> AsyncIterator[Any]:
+    try:
+        async for response in call:
+            yield response
+    finally:
+        call.cancel()

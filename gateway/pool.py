@@ -1,0 +1,75 @@
+"""The verifiers and drafts that a gateway knows: what they run, and which to take next."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import grpc
+from paceline.v1 import model_pb2
+
+from services.common.channel import open_channel
+from services.common.errors import NotFoundError
+from services.draft.client import DraftClient
+from services.verifier.client import VerifierClient
+
+_log = logging.getLogger(__name__)
+_ASK_TIMEOUT_SECONDS = 5.0
+_RETRY_SECONDS = 0.5
+
+
+class ServicePool:
+    """All verifiers run the same target; a draft is used when its vocabulary has the target's size."""
+
+    def __init__(self, verifiers: Sequence[str], drafts: Sequence[str]) -> None:
+        self._verifiers = [VerifierClient(target, open_channel(target)) for target in verifiers]
+        self._drafts = [DraftClient(target, open_channel(target)) for target in drafts]
+        self._target_info: model_pb2.ModelInfo | None = None
+
+    @property
+    def target_info(self) -> model_pb2.ModelInfo:
+        """The target model; known once `ready` is done."""
+        if self._target_info is None:
+            raise RuntimeError("no verifier has answered yet")
+        return self._target_info
+
+    async def ready(self) -> None:
+        """Waits until a verifier has said what it runs."""
+        while self._target_info is None:
+            for verifier in self._verifiers:
+                try:
+                    self._target_info = await verifier.get_model(_ASK_TIMEOUT_SECONDS)
+                    return
+                except grpc.aio.AioRpcError as error:
+                    _log.info("verifier %s is not ready: %s", verifier.target, error.code().name)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def check_model(self, model: str) -> model_pb2.ModelInfo:
+        """The target that a request names. Raises NotFoundError for another; empty names the only one there is."""
+        info = self.target_info
+        if model not in ("", info.id):
+            raise NotFoundError("model", model, f"this gateway serves {info.id!r}")
+        return info
+
+    async def draft_info(self) -> model_pb2.ModelInfo | None:
+        """The first reachable draft's model, or None."""
+        for draft in self._drafts:
+            try:
+                return await draft.get_model(_ASK_TIMEOUT_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                _log.info("draft %s is away: %s", draft.target, error.code().name)
+        return None
+
+    def verifier(self, avoid: VerifierClient | None) -> VerifierClient:
+        """The verifier with the fewest streams; another than `avoid` where there is one."""
+        others = [verifier for verifier in self._verifiers if verifier is not avoid]
+        return min(others or self._verifiers, key=lambda verifier: verifier.num_streams)
+
+    def draft(self, avoid: DraftClient | None) -> DraftClient | None:
+        """The draft with the fewest streams; another than `avoid` where there is one. None without drafts."""
+        others = [draft for draft in self._drafts if draft is not avoid]
+        return min(others or self._drafts, key=lambda draft: draft.num_streams, default=None)
+
+    async def close(self) -> None:
+        """Ends all channels."""
+        for client in (*self._verifiers, *self._drafts):
+            await client.close()

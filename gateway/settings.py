@@ -1,0 +1,22 @@
+"""Settings of the gateway process. Environment: PACELINE_GATEWAY_..."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import ProcessSettings, ServerSettings
+
+
+class GatewaySettings(ProcessSettings):
+    """One gateway serves one model: its verifiers run the same target, its drafts propose for it."""
+
+    model_config = SettingsConfigDict(env_prefix="PACELINE_GATEWAY_")
+
+    server: ServerSettings = ServerSettings(port=7100, max_message_bytes=32 << 20)
+    tokenizer: str = Field(description="Folder or hub id with the model's tokenizer.json.")
+    verifiers: tuple[str, ...] = Field(("127.0.0.1:7102",), min_length=1, description="gRPC targets of verifiers.")
+    drafts: tuple[str, ...] = Field((), description="gRPC targets of draft services; none: no speculation.")
+    draft_tokens: int = Field(6, ge=1, le=64, description="Tokens a round verifies where a request does not say.")
+    max_prompt_bytes: int = Field(4 << 20, ge=1, description="Longest prompt or conversation, in bytes of UTF-8.")
+    max_active_requests: int = Field(128, ge=1, description="Requests served at once; more wait.")
+    max_queued_requests: int = Field(512, ge=0, description="Requests that wait; more are refused.")
+    resume_seconds: float = Field(60.0, ge=0, description="How long a stream looks for a verifier after losing its own.")

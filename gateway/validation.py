@@ -1,0 +1,108 @@
+"""Checks of what clients send, all in one place. Every wrong field of a request is reported at once."""
+
+import math
+import secrets
+from typing import NamedTuple
+
+from paceline.v1 import inference_pb2, sampling_pb2
+
+from services.common.errors import FieldViolation, InvalidArgumentError, NotFoundError
+from services.common.sampling_params import InvalidSamplingError, SamplingParams
+
+MAX_CHOICES = 16
+MAX_PRIORITY = 100
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_DRAFT_TOKENS = 64
+
+Request = inference_pb2.GenerateRequest | inference_pb2.ChatRequest
+
+
+class Checked(NamedTuple):
+    """What a request asks for, defaults filled in."""
+
+    sampling: sampling_pb2.SamplingParams
+    """Complete but for max_tokens, whose default depends on the prompt."""
+    num_choices: int
+    priority: int
+    max_draft_tokens: int
+    """0 where the draft must not be used."""
+
+
+def check_request(request: Request, vocab_size: int, default_draft_tokens: int) -> Checked:
+    """Checks everything but the prompt. Raises InvalidArgumentError or, for an adapter, NotFoundError."""
+    violations = _sampling_violations(request.sampling, vocab_size)
+    num_choices = request.n if request.HasField("n") else 1
+    if not 1 <= num_choices <= MAX_CHOICES:
+        violations.append(FieldViolation("n", f"must be 1 to {MAX_CHOICES}, got {num_choices}"))
+    priority = request.priority if request.HasField("priority") else 0
+    if abs(priority) > MAX_PRIORITY:
+        violations.append(FieldViolation("priority", f"must be -{MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}"))
+    speculation = request.speculation
+    draft_tokens = speculation.max_draft_tokens if speculation.HasField("max_draft_tokens") else default_draft_tokens
+    if not 1 <= draft_tokens <= MAX_DRAFT_TOKENS:
+        violations.append(
+            FieldViolation("speculation.max_draft_tokens", f"must be 1 to {MAX_DRAFT_TOKENS}, got {draft_tokens}")
+        )
+    if speculation.mode not in inference_pb2.Speculation.Mode.values():
+        violations.append(FieldViolation("speculation.mode", f"unknown mode {speculation.mode}"))
+    if speculation.mode == inference_pb2.Speculation.MODE_OFF:
+        draft_tokens = 0
+    raise_if_any(violations)
+    if request.adapter:
+        raise NotFoundError("adapter", request.adapter)
+    sampling = sampling_pb2.SamplingParams()
+    sampling.CopyFrom(request.sampling)
+    if not sampling.HasField("seed"):
+        sampling.seed = secrets.randbits(63)
+    return Checked(sampling, num_choices, priority, draft_tokens)
+
+
+def check_prompt_tokens(num_tokens: int, max_id: int, vocab_size: int, context: int, field: str) -> None:
+    """Raises InvalidArgumentError when a prompt is empty, holds unknown ids, or leaves no room in the context."""
+    if num_tokens == 0:
+        raise InvalidArgumentError(field, "must not be empty")
+    if max_id >= vocab_size:
+        raise InvalidArgumentError(field, f"token id {max_id} is out of range: the vocabulary has {vocab_size}")
+    if num_tokens >= context:
+        raise InvalidArgumentError(
+            field, f"the prompt has {num_tokens} tokens, which leaves no room in the model's context of {context} tokens"
+        )
+
+
+def check_prompt_bytes(num_bytes: int, limit: int, field: str) -> None:
+    """Raises InvalidArgumentError when a text is too long to be tokenized at all."""
+    if num_bytes > limit:
+        raise InvalidArgumentError(field, f"{num_bytes} bytes are more than the limit of {limit} bytes")
+
+
+def raise_if_any(violations: list[FieldViolation]) -> None:
+    """Raises InvalidArgumentError with all violations, if there are any."""
+    if violations:
+        raise InvalidArgumentError(violations[0].field, violations[0].description, *violations[1:])
+
+
+def _sampling_violations(sampling: sampling_pb2.SamplingParams, vocab_size: int) -> list[FieldViolation]:
+    given = {
+        field.name: getattr(sampling, field.name)
+        for field, _ in sampling.ListFields()
+        if field.name not in ("stop", "logit_bias")
+    }
+    violations: list[FieldViolation] = []
+    try:
+        SamplingParams(**given, logit_bias=dict(sampling.logit_bias))
+    except InvalidSamplingError as error:
+        violations.extend(FieldViolation(f"sampling.{name}", problem) for name, problem in error.violations)
+    if len(sampling.stop) > MAX_STOPS:
+        violations.append(FieldViolation("sampling.stop", f"at most {MAX_STOPS} strings, got {len(sampling.stop)}"))
+    for index, stop in enumerate(sampling.stop):
+        if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
+            violations.append(
+                FieldViolation(f"sampling.stop[{index}]", f"must have 1 to {MAX_STOP_CHARACTERS} characters")
+            )
+    for token_id, bias in sampling.logit_bias.items():
+        if token_id >= vocab_size or not math.isfinite(bias):
+            violations.append(
+                FieldViolation(f"sampling.logit_bias[{token_id}]", f"must be a finite number for an id below {vocab_size}")
+            )
+    return violations

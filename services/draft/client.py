@@ -1,0 +1,56 @@
+"""The other end of DraftService."""
+
+import grpc
+from paceline.v1 import draft_pb2, draft_pb2_grpc, model_pb2, speculation_pb2
+
+
+class DraftClient:
+    """One draft service. Streams opened here are counted, so that callers can choose the least busy."""
+
+    def __init__(self, target: str, channel: grpc.aio.Channel) -> None:
+        self.target = target
+        self.num_streams = 0
+        self._channel = channel
+        self._stub = draft_pb2_grpc.DraftServiceStub(channel)
+
+    async def get_model(self, timeout: float) -> model_pb2.ModelInfo:
+        """The model that this service runs. Raises grpc.aio.AioRpcError."""
+        response = await self._stub.GetDraftModel(draft_pb2.GetDraftModelRequest(), timeout=timeout)
+        return response.model_info
+
+    def propose(self, timeout: float | None) -> "ProposeStream":
+        """A stream for one sequence; `timeout` in seconds."""
+        return ProposeStream(self, self._stub.Propose(timeout=timeout))
+
+    async def close(self) -> None:
+        """Ends the channel."""
+        await self._channel.close()
+
+
+class ProposeStream:
+    """One sequence at a draft service. Use as an async context manager: leaving it cancels what is still running."""
+
+    def __init__(self, client: DraftClient, call: "grpc.aio.StreamStreamCall") -> None:  # type: ignore[type-arg]
+        self._client = client
+        self._call = call
+
+    async def __aenter__(self) -> "ProposeStream":
+        self._client.num_streams += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._client.num_streams -= 1
+        self._call.cancel()
+
+    async def open(self, message: speculation_pb2.Open) -> None:
+        """Opens the sequence."""
+        await self._call.write(draft_pb2.ProposeRequest(open=message))
+
+    async def commit(self, commit: speculation_pb2.Commit) -> None:
+        """Tells what the target decided."""
+        await self._call.write(draft_pb2.ProposeRequest(commit=commit))
+
+    async def next_proposal(self) -> speculation_pb2.Proposal | None:
+        """The next proposal, or None at the end of the stream. Raises grpc.aio.AioRpcError."""
+        response = await self._call.read()
+        return response.proposal if response is not grpc.aio.EOF else None

@@ -1,0 +1,140 @@
+"""Picks tokens: argmax(processed logits / temperature + shared noise), or the plain argmax at temperature 0.
+
+Processing, in this order: repetition penalty (over prompt and output, as in transformers), presence and frequency penalty
+(over the output, as in the OpenAI API), logit bias, temperature, top-k, top-p, min-p (the kept tokens are those that
+transformers keeps). A row's pick depends on its own row alone.
+"""
+
+from collections import Counter
+from collections.abc import Sequence as Ints
+from typing import NamedTuple
+
+import torch
+
+from services.engine.noise import gumbel, row_state, signed
+from services.common.sampling_params import SamplingParams
+
+
+class NonFiniteLogitsError(ValueError):
+    """A model produced NaN, so there is nothing to pick."""
+
+
+class Row(NamedTuple):
+    """A row of logits: the distribution of the token at `position` of a sequence."""
+
+    params: SamplingParams
+    position: int
+    """Absolute position that the token will take: the number of tokens before it."""
+    token_ids: Ints[int]
+    """The sequence's tokens; those before `position` are the history."""
+    num_prompt_tokens: int
+
+
+class RowLogprobs(NamedTuple):
+    """Natural-log probabilities under the unprocessed distribution."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Picks(NamedTuple):
+    """One pick a row; `logprobs` is empty when no row asked for any."""
+
+    token_ids: list[int]
+    logprobs: list[RowLogprobs | None]
+
+
+def sample(logits: torch.Tensor, rows: Ints[Row]) -> Picks:
+    """Picks a token for each row of logits [rows, vocab] (any float dtype, any device). One transfer to the host.
+
+    Raises NonFiniteLogitsError when a row holds NaN.
+    """
+    scores = logits.float()
+    if any(not row.params.keeps_logits for row in rows):
+        scores = _penalise(scores, rows)
+    sampled = [index for index, row in enumerate(rows) if row.params.temperature > 0]
+    if len(sampled) == len(rows):
+        scores = _perturb(scores, rows)
+    elif sampled:
+        at = torch.tensor(sampled, device=scores.device)
+        perturbed = scores.double()
+        perturbed[at] = _perturb(scores[at], [rows[index] for index in sampled])
+        scores = perturbed
+    best, picks = scores.max(dim=-1)
+    *token_ids, broken = torch.cat([picks, best.isnan().any().long().unsqueeze(0)]).tolist()
+    if broken:
+        raise NonFiniteLogitsError("the model produced logits that are not numbers")
+    logprobs = _logprobs(logits, rows, picks) if any(row.params.logprobs is not None for row in rows) else []
+    return Picks(token_ids, logprobs)
+
+
+def _perturb(scores: torch.Tensor, rows: Ints[Row]) -> torch.Tensor:
+    """Scores / temperature + noise in float64, cut-off tokens at -inf."""
+    device = scores.device
+    temperatures = torch.tensor([[row.params.temperature] for row in rows], dtype=torch.float64, device=device)
+    scaled = scores / temperatures
+    cut = [index for index, row in enumerate(rows) if row.params.truncates]
+    if cut:
+        at = torch.tensor(cut, device=device)
+        scaled[at] = truncate(scaled[at], [rows[index].params for index in cut])
+    states = torch.tensor([signed(row_state(row.params.seed, row.position)) for row in rows], device=device)
+    return scaled.add_(gumbel(states, scores.shape[-1]))
+
+
+def truncate(scaled: torch.Tensor, params: Ints[SamplingParams]) -> torch.Tensor:
+    """Scores [rows, vocab] with the tokens at -inf that top-k, top-p and min-p cut off."""
+    device, vocab_size = scaled.device, scaled.shape[-1]
+    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
+    top_k = torch.tensor([[min(p.top_k or vocab_size, vocab_size)] for p in params], device=device)
+    top_p = torch.tensor([[p.top_p] for p in params], dtype=scaled.dtype, device=device)
+    min_p = torch.tensor([[p.min_p] for p in params], dtype=scaled.dtype, device=device)
+    # Ties with the k-th score stay, as in transformers.
+    ordered = ordered.masked_fill(ordered < ordered.gather(1, top_k - 1), -torch.inf)
+    probs = ordered.softmax(dim=-1)
+    before = probs.cumsum(dim=-1) - probs
+    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1), -torch.inf)
+    probs = ordered.softmax(dim=-1)
+    ordered = ordered.masked_fill(probs < min_p * probs[:, :1], -torch.inf)
+    return torch.empty_like(scaled).scatter_(1, order, ordered)
+
+
+def _penalise(scores: torch.Tensor, rows: Ints[Row]) -> torch.Tensor:
+    """Scores after penalties and bias. Work grows with the history of the rows that have them."""
+    scores = scores.clone()
+    for index, row in enumerate(rows):
+        params = row.params
+        if params.needs_history:
+            _penalise_row(scores[index], row)
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=scores.device)
+            bias = torch.tensor(list(params.logit_bias.values()), dtype=scores.dtype, device=scores.device)
+            scores[index].index_add_(0, ids, bias)
+    return scores
+
+
+def _penalise_row(scores: torch.Tensor, row: Row) -> None:
+    params = row.params
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(row.token_ids[: row.position])), device=scores.device)
+        values = scores[seen]
+        scores[seen] = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
+    counts = Counter(row.token_ids[row.num_prompt_tokens : row.position])
+    if counts and (params.presence_penalty or params.frequency_penalty):
+        ids = torch.tensor(list(counts), device=scores.device)
+        times = torch.tensor(list(counts.values()), dtype=scores.dtype, device=scores.device)
+        scores[ids] -= params.presence_penalty + params.frequency_penalty * times
+
+
+def _logprobs(logits: torch.Tensor, rows: Ints[Row], picks: torch.Tensor) -> list[RowLogprobs | None]:
+    """Log-probabilities of the picks and of the likeliest tokens, for the rows that asked."""
+    logprobs = logits.float().log_softmax(dim=-1)
+    count = max(row.params.logprobs or 0 for row in rows)
+    chosen = logprobs.gather(1, picks.unsqueeze(1)).squeeze(1).tolist()
+    values, ids = logprobs.topk(min(max(count, 1), logits.shape[-1]), dim=-1)
+    table = list(zip(ids.tolist(), values.tolist(), strict=True))
+    return [
+        None
+        if row.params.logprobs is None
+        else RowLogprobs(chosen[index], list(zip(*table[index], strict=True))[: row.params.logprobs])
+        for index, row in enumerate(rows)
+    ]

@@ -1,0 +1,56 @@
+"""The other end of VerifierService."""
+
+import grpc
+from paceline.v1 import model_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
+
+
+class VerifierClient:
+    """One verifier. Streams opened here are counted, so that callers can choose the least busy."""
+
+    def __init__(self, target: str, channel: grpc.aio.Channel) -> None:
+        self.target = target
+        self.num_streams = 0
+        self._channel = channel
+        self._stub = verifier_pb2_grpc.VerifierServiceStub(channel)
+
+    async def get_model(self, timeout: float) -> model_pb2.ModelInfo:
+        """The model that this verifier runs. Raises grpc.aio.AioRpcError."""
+        response = await self._stub.GetTargetModel(verifier_pb2.GetTargetModelRequest(), timeout=timeout)
+        return response.model_info
+
+    def verify(self, timeout: float | None) -> "VerifyStream":
+        """A stream for one sequence; `timeout` in seconds."""
+        return VerifyStream(self, self._stub.Verify(timeout=timeout))
+
+    async def close(self) -> None:
+        """Ends the channel."""
+        await self._channel.close()
+
+
+class VerifyStream:
+    """One sequence at a verifier. Use as an async context manager: leaving it cancels what is still running."""
+
+    def __init__(self, client: VerifierClient, call: "grpc.aio.StreamStreamCall") -> None:  # type: ignore[type-arg]
+        self._client = client
+        self._call = call
+
+    async def __aenter__(self) -> "VerifyStream":
+        self._client.num_streams += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._client.num_streams -= 1
+        self._call.cancel()
+
+    async def open(self, message: speculation_pb2.Open) -> None:
+        """Opens the sequence."""
+        await self._call.write(verifier_pb2.VerifyRequest(open=message))
+
+    async def propose(self, proposal: speculation_pb2.Proposal) -> None:
+        """Passes a proposal on."""
+        await self._call.write(verifier_pb2.VerifyRequest(proposal=proposal))
+
+    async def next_commit(self) -> speculation_pb2.Commit | None:
+        """The next commit, or None at the end of the stream. Raises grpc.aio.AioRpcError."""
+        response = await self._call.read()
+        return response.commit if response is not grpc.aio.EOF else None
