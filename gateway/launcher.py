@@ -1,0 +1,253 @@
+"""Starts draft, verifier and gateway as processes of this machine, watches them, and stops them cleanly."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+LineSink = Callable[[str, str], None]
+"""Takes (process name, log line)."""
+
+_ROOT = Path(__file__).resolve().parent.parent
+_HEALTH_POLL_SECONDS = 0.1
+_STOP_SECONDS = 15.0
+_MAX_RESTARTS = 5
+
+
+class Threads(NamedTuple):
+    """CPU threads of the two models."""
+
+    verifier: int
+    draft: int
+
+
+class LaunchError(RuntimeError):
+    """A process ended or did not get ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackSettings:
+    """What to start. Ports of 0 take free ones."""
+
+    model: str
+    draft_model: str | None
+    host: str = "127.0.0.1"
+    gateway_port: int = 0
+    verifier_port: int = 0
+    draft_port: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    verifier_threads: int | None = None
+    draft_threads: int | None = None
+    log_level: str = "INFO"
+    restart: bool = False
+    """Whether a process that dies is started again, a few times."""
+    ready_seconds: float = 600.0
+    extra: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """More command-line arguments by process name."""
+
+
+def shipped_model(name: str) -> str:
+    """Folder of the shipped "target" or "draft": in the installed package, else in the source tree."""
+    for folder in (Path(__file__).resolve().parent / "pair" / name, _ROOT / "models" / name):
+        if (folder / "config.json").exists():
+            return str(folder)
+    raise LaunchError(f"the shipped {name} model is not installed; name a model")
+
+
+def divide_threads(num_cores: int, *, with_draft: bool) -> Threads:
+    """Divides cores between verifier and draft so that they do not fight for them.
+
+    The draft is small: one core is all it can use. On two cores the verifier keeps both: it is idle while it waits for a
+    proposal, and the draft for most of a verification.
+    """
+    if not with_draft or num_cores <= 2:
+        return Threads(max(1, num_cores), 1)
+    return Threads(num_cores - 1, 1)
+
+
+class Stack:
+    """The processes of one system, by name: "draft" (unless there is none), "verifier", "gateway"."""
+
+    def __init__(self, settings: StackSettings, on_line: LineSink | None = None) -> None:
+        self.settings = settings
+        self._on_line = on_line
+        self._ports = {
+            "draft": settings.draft_port or _free_port(),
+            "verifier": settings.verifier_port or _free_port(),
+            "gateway": settings.gateway_port or _free_port(),
+        }
+        self.processes: dict[str, asyncio.subprocess.Process] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Set to a sentence when a process has died and will not be started again."""
+
+    @property
+    def names(self) -> list[str]:
+        """Processes in order of start."""
+        return ["verifier", *(["draft"] if self.settings.draft_model else []), "gateway"]
+
+    def address(self, name: str = "gateway") -> str:
+        """host:port of a process."""
+        return f"{self.settings.host}:{self._ports[name]}"
+
+    async def start(self, on_ready: Callable[[str], None] | None = None) -> None:
+        """Starts all processes and returns when all are serving. Raises LaunchError when one is not."""
+        for name in self.names:
+            await self._spawn(name)
+        waits = [asyncio.create_task(self._wait_ready(name, on_ready)) for name in self.names]
+        everything = asyncio.gather(*waits)
+        done, _ = await asyncio.wait(
+            [everything, self.failed], timeout=self.settings.ready_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        if everything not in done:
+            everything.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await everything
+            reason = self.failed.result() if self.failed.done() else "not ready in time"
+            raise LaunchError(reason)
+        await everything
+
+    async def stop(self) -> None:
+        """Sends SIGTERM to all, the gateway first, and kills what does not end in time."""
+        self._stopping = True
+        running = [self.processes[name] for name in reversed(self.names) if name in self.processes]
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        if running:
+            await asyncio.wait([asyncio.create_task(p.wait()) for p in running], timeout=_STOP_SECONDS)
+        for process in running:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        for task in self._tasks:
+            await task
+
+    def kill(self, name: str) -> None:
+        """Kills a process at once, as a crash would."""
+        self.processes[name].kill()
+
+    async def _spawn(self, name: str) -> None:
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+        paths = [str(_ROOT), str(_ROOT / "protos"), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "gateway" if name == "gateway" else f"services.{name}",
+            *self._arguments(name),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        self.processes[name] = process
+        self._tasks.append(asyncio.create_task(self._watch(name, process)))
+
+    def _arguments(self, name: str) -> list[str]:
+        settings = self.settings
+        arguments = [
+            f"--server.host={settings.host}",
+            f"--server.port={self._ports[name]}",
+            f"--telemetry.log-level={settings.log_level}",
+            "--telemetry.log-format=text",
+        ]
+        if name == "gateway":
+            drafts = [self.address("draft")] if settings.draft_model else []
+            arguments += [
+                f"--tokenizer={settings.model}",
+                f"--verifiers={json.dumps([self.address('verifier')])}",
+                f"--drafts={json.dumps(drafts)}",
+            ]
+        else:
+            threads = divide_threads(os.cpu_count() or 1, with_draft=settings.draft_model is not None)
+            num_threads = settings.verifier_threads or threads.verifier
+            if name == "draft":
+                num_threads = settings.draft_threads or threads.draft
+            arguments += [
+                f"--model={settings.model if name == 'verifier' else settings.draft_model}",
+                f"--device={settings.device}",
+                f"--dtype={settings.dtype}",
+                f"--num-threads={num_threads}",
+            ]
+        return [*arguments, *settings.extra.get(name, ())]
+
+    async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
+        """Passes log lines on until the process ends, then starts it again or says that it failed."""
+        if process.stdout is None:
+            raise LaunchError(f"{name} has no output")
+        last = ""
+        async for raw in process.stdout:
+            line = raw.decode(errors="replace").rstrip()
+            last = line or last
+            if self._on_line is not None:
+                self._on_line(name, line)
+        code = await process.wait()
+        if self._stopping:
+            return
+        if self._on_line is not None:
+            self._on_line(name, f"ended with exit code {code}")
+        restarts = sum(1 for task in self._tasks if task.get_name() == f"restart-{name}")
+        if self.settings.restart and restarts < _MAX_RESTARTS:
+            self._tasks.append(asyncio.create_task(self._respawn(name, 2.0**restarts / 4), name=f"restart-{name}"))
+        elif not self.failed.done():
+            self.failed.set_result(f"{name} ended with exit code {code}: {last}")
+
+    async def _respawn(self, name: str, delay: float) -> None:
+        await asyncio.sleep(delay)
+        if not self._stopping:
+            await self._spawn(name)
+
+    async def _wait_ready(self, name: str, on_ready: Callable[[str], None] | None) -> None:
+        await wait_serving(self.address(name))
+        if on_ready is not None:
+            on_ready(name)
+
+
+async def wait_serving(address: str) -> None:
+    """Returns once the server's health says SERVING."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        while True:
+            try:
+                response = await health.Check(health_pb2.HealthCheckRequest(), timeout=2)
+                if response.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise
+            await asyncio.sleep(_HEALTH_POLL_SECONDS)
+
+
+@asynccontextmanager
+async def running_stack(
+    settings: StackSettings, on_line: LineSink | None = None, on_ready: Callable[[str], None] | None = None
+) -> AsyncIterator[Stack]:
+    """A stack that is serving, until the block ends."""
+    stack = Stack(settings, on_line)
+    try:
+        await stack.start(on_ready)
+        yield stack
+    finally:
+        await stack.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
