@@ -28,7 +28,7 @@ def generate(root: Path) -> None:
 class ProtoBuildHook(BuildHookInterface):
     """Generates stubs before every build, editable ones included."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+    def initialize(self, _version: str, _build_data: dict[str, Any]) -> None:
         """See hatchling's BuildHookInterface."""
         generate(Path(self.root))
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, cast
 
 import grpc
 import typer
@@ -218,9 +218,9 @@ def _options(
         "max_tokens": max_tokens,
         "stop": stop or None,
     }
-    options: Any = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     options["speculation"] = not no_speculation
-    return options  # type: ignore[no-any-return]
+    return cast("Options", options)
 
 
 def _run(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -228,7 +228,7 @@ def _run(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         asyncio.run(run())
     except grpc.RpcError as error:
         details = "; ".join(str(detail).strip().replace("\n", " ") for detail in error_details(error))
-        _fail(f"{error.code().name}: {error.details()}" + (f" ({details})" if details else ""))  # type: ignore[attr-defined]
+        _fail(f"{error.code().name}: {error.details()}" + (f" ({details})" if details else ""))
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
 
@@ -240,7 +240,7 @@ def _shipped(name: str) -> str:
         _fail(str(error))
 
 
-def _fail(message: str) -> Any:
+def _fail(message: str) -> NoReturn:
     _err.print(message, style="red", markup=False)
     raise typer.Exit(1)
 

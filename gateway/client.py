@@ -1,11 +1,11 @@
 """Clients of a gateway, for Python programs: a few lines to stream.
 
-    async with Client("127.0.0.1:7100") as client:
-        async for event in client.generate("def add(", max_tokens=64, temperature=0):
-            print(event.delta.text, end="")
+async with Client("127.0.0.1:7100") as client:
+    async for event in client.generate("def add(", max_tokens=64, temperature=0):
+        print(event.delta.text, end="")
 
-    with SyncClient("127.0.0.1:7100") as client:
-        text = "".join(event.delta.text for event in client.generate("def add(", max_tokens=64))
+with SyncClient("127.0.0.1:7100") as client:
+    text = "".join(event.delta.text for event in client.generate("def add(", max_tokens=64))
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -159,7 +159,8 @@ def chat_request(messages: Sequence[Message], options: Options) -> inference_pb2
 
 def error_details(error: grpc.RpcError) -> list[Any]:
     """The google.rpc details of an error: BadRequest, RetryInfo, ResourceInfo, QuotaFailure messages."""
-    for key, value in error.trailing_metadata() or ():  # type: ignore[attr-defined]
+    metadata: Any = error.trailing_metadata()
+    for key, value in metadata or ():
         if key == _DETAILS_KEY:
             status = status_pb2.Status.FromString(value)
             return [_unpack(detail) for detail in status.details]
@@ -174,7 +175,7 @@ def _unpack(detail: Any) -> Any:
 
 def _common(options: Options) -> dict[str, Any]:
     rest: dict[str, Any] = dict(options)
-    fields = {name: rest.pop(name) for name in ("model", "adapter", "n", "priority") if name in rest}
+    fields: dict[str, Any] = {name: rest.pop(name) for name in ("model", "adapter", "n", "priority") if name in rest}
     mode = inference_pb2.Speculation.MODE_AUTO if rest.pop("speculation", True) else inference_pb2.Speculation.MODE_OFF
     fields["speculation"] = inference_pb2.Speculation(mode=mode, max_draft_tokens=rest.pop("max_draft_tokens", None))
     fields["sampling"] = sampling_pb2.SamplingParams(**rest)

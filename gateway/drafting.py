@@ -79,7 +79,7 @@ class Drafting:
                 finally:
                     writer.cancel()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            _log.info("draft %s failed: %s", draft.target, getattr(error, "code", lambda: error)())
+            _log.info("draft %s failed: %r", draft.target, error)
         self._failed = draft
         self._not_before = time.monotonic() + self._backoff
         self._backoff = min(_MAX_BACKOFF_SECONDS, 2 * self._backoff)

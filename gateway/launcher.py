@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -69,8 +69,8 @@ def shipped_model(name: str) -> str:
 def divide_threads(num_cores: int, *, with_draft: bool) -> Threads:
     """Divides cores between verifier and draft so that they do not fight for them.
 
-    The draft is small: one core is all it can use. On two cores the verifier keeps both: it is idle while it waits for a
-    proposal, and the draft for most of a verification.
+    The draft is small: one core is all it can use. On two cores the verifier keeps both: it is idle while it waits for
+    a proposal, and the draft for most of a verification.
     """
     if not with_draft or num_cores <= 2:
         return Threads(max(1, num_cores), 1)
@@ -109,9 +109,8 @@ class Stack:
             await self._spawn(name)
         waits = [asyncio.create_task(self._wait_ready(name, on_ready)) for name in self.names]
         everything = asyncio.gather(*waits)
-        done, _ = await asyncio.wait(
-            [everything, self.failed], timeout=self.settings.ready_seconds, return_when=asyncio.FIRST_COMPLETED
-        )
+        waiting: list[asyncio.Future[Any]] = [everything, self.failed]
+        done, _ = await asyncio.wait(waiting, timeout=self.settings.ready_seconds, return_when=asyncio.FIRST_COMPLETED)
         if everything not in done:
             everything.cancel()
             with contextlib.suppress(asyncio.CancelledError):

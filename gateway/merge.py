@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,7 +11,7 @@ _MAX_BUFFERED = 64
 
 @asynccontextmanager
 async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncIterator[AsyncIterator[T]]:
-    """Yields an iterator over all sources. The first error of a source is raised; leaving the block ends all sources."""
+    """Yields an iterator over all sources. The first error is raised; leaving the block ends all sources."""
     if len(sources) == 1:
         async with aclosing(sources[0]) as only:  # type: ignore[type-var]
             yield only

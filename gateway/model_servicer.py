@@ -13,9 +13,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._pool = pool
         self._tokenizer = tokenizer
 
-    async def ListModels(
-        self, request: model_pb2.ListModelsRequest, context: object
-    ) -> model_pb2.ListModelsResponse:
+    async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:
         """See model.proto."""
         return model_pb2.ListModelsResponse(models=[await self._model()])
 

@@ -71,5 +71,7 @@ class ServicePool:
 
     async def close(self) -> None:
         """Ends all channels."""
-        for client in (*self._verifiers, *self._drafts):
-            await client.close()
+        for verifier in self._verifiers:
+            await verifier.close()
+        for draft in self._drafts:
+            await draft.close()

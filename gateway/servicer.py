@@ -16,7 +16,7 @@ from gateway.relay import Relay
 from gateway.settings import GatewaySettings
 from gateway.stop_strings import StopStrings
 from gateway.tokenizer import ModelTokenizer
-from gateway.validation import Checked, Request, check_prompt_bytes, check_prompt_tokens, check_request
+from gateway.validation import Checked, check_prompt_bytes, check_prompt_tokens, check_request
 from services.common.errors import InvalidArgumentError
 from services.common.seeds import derive_seed
 
@@ -45,7 +45,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._metrics = GatewayMetrics(admission)
 
     async def Generate(
-        self, request: inference_pb2.GenerateRequest, context: "grpc.aio.ServicerContext"  # type: ignore[type-arg]
+        self,
+        request: inference_pb2.GenerateRequest,
+        context: "grpc.aio.ServicerContext",  # type: ignore[type-arg]
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """See inference.proto."""
         info = self._pool.check_model(request.model)
@@ -68,7 +70,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             yield _generate_response(event)
 
     async def Chat(
-        self, request: inference_pb2.ChatRequest, context: "grpc.aio.ServicerContext"  # type: ignore[type-arg]
+        self,
+        request: inference_pb2.ChatRequest,
+        context: "grpc.aio.ServicerContext",  # type: ignore[type-arg]
     ) -> AsyncIterator[inference_pb2.ChatResponse]:
         """See inference.proto."""
         info = self._pool.check_model(request.model)
@@ -86,9 +90,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         async for event in self._run(_Job(checked, info.id, prompt_ids), context.time_remaining):
             yield _chat_response(event)
 
-    async def Tokenize(
-        self, request: inference_pb2.TokenizeRequest, context: object
-    ) -> inference_pb2.TokenizeResponse:
+    async def Tokenize(self, request: inference_pb2.TokenizeRequest, context: object) -> inference_pb2.TokenizeResponse:
         """See inference.proto."""
         self._pool.check_model(request.model)
         check_prompt_bytes(len(request.text.encode()), self._settings.max_prompt_bytes, "text")
@@ -178,4 +180,4 @@ def _generate_response(event: _Event) -> inference_pb2.GenerateResponse:
 def _chat_response(event: _Event) -> inference_pb2.ChatResponse:
     generated = _generate_response(event)
     kind = generated.WhichOneof("event")
-    return inference_pb2.ChatResponse(**{kind: event})  # type: ignore[misc,arg-type]
+    return inference_pb2.ChatResponse(**{kind: event})  # type: ignore[arg-type]

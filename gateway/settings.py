@@ -19,4 +19,6 @@ class GatewaySettings(ProcessSettings):
     max_prompt_bytes: int = Field(4 << 20, ge=1, description="Longest prompt or conversation, in bytes of UTF-8.")
     max_active_requests: int = Field(128, ge=1, description="Requests served at once; more wait.")
     max_queued_requests: int = Field(512, ge=0, description="Requests that wait; more are refused.")
-    resume_seconds: float = Field(60.0, ge=0, description="How long a stream looks for a verifier after losing its own.")
+    resume_seconds: float = Field(
+        60.0, ge=0, description="How long a stream looks for a verifier after losing its own."
+    )

@@ -56,12 +56,12 @@ class ModelTokenizer:
             if name.endswith("_token") and value
         }
         try:
-            rendered, _ = render_jinja_template(
+            rendered = render_jinja_template(
                 conversations=[messages], chat_template=self._template, add_generation_prompt=True, **special
             )
         except jinja2.TemplateError as error:
             raise InvalidArgumentError("messages", f"the chat template refuses them: {error}") from error
-        return await self.encode(rendered[0], add_special_tokens=False)
+        return await self.encode(rendered[0][0], add_special_tokens=False)
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of token ids, special tokens left out."""

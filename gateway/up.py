@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -31,7 +32,8 @@ async def keep_running(settings: StackSettings, console: Console) -> int:
             return 0
         await starting
         on_line("paceline", f"ready: the gateway listens on {stack.address()}. Ctrl-C stops everything.")
-        await asyncio.wait([stopped, stack.failed], return_when=asyncio.FIRST_COMPLETED)
+        waiting: list[asyncio.Future[Any]] = [stopped, stack.failed]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             return 0
         on_line("paceline", stack.failed.result())

@@ -66,7 +66,8 @@ def check_prompt_tokens(num_tokens: int, max_id: int, vocab_size: int, context: 
         raise InvalidArgumentError(field, f"token id {max_id} is out of range: the vocabulary has {vocab_size}")
     if num_tokens >= context:
         raise InvalidArgumentError(
-            field, f"the prompt has {num_tokens} tokens, which leaves no room in the model's context of {context} tokens"
+            field,
+            f"the prompt has {num_tokens} tokens, which leaves no room in the model's context of {context} tokens",
         )
 
 
@@ -103,6 +104,8 @@ def _sampling_violations(sampling: sampling_pb2.SamplingParams, vocab_size: int)
     for token_id, bias in sampling.logit_bias.items():
         if token_id >= vocab_size or not math.isfinite(bias):
             violations.append(
-                FieldViolation(f"sampling.logit_bias[{token_id}]", f"must be a finite number for an id below {vocab_size}")
+                FieldViolation(
+                    f"sampling.logit_bias[{token_id}]", f"must be a finite number for an id below {vocab_size}"
+                )
             )
     return violations

@@ -28,5 +28,5 @@ def open_channel(target: str, max_message_bytes: int = _DEFAULT_MAX_MESSAGE_BYTE
     """A plaintext channel to a target such as "127.0.0.1:7102"; spans travel in its metadata when traces are on."""
     interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
     if isinstance(trace.get_tracer_provider(), TracerProvider):
-        interceptors = aio_client_interceptors()
+        interceptors = aio_client_interceptors()  # type: ignore[no-untyped-call]
     return grpc.aio.insecure_channel(target, options=channel_options(max_message_bytes), interceptors=interceptors)

@@ -21,7 +21,9 @@ def extend_digest(digest: int, token_ids: Iterable[int]) -> int:
 
 def block_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """32-byte digest of a block of tokens that follows `parent` (the block before, or an identity)."""
-    return blake3(_field(b"parent", parent) + _field(b"tokens", struct.pack(f"<{len(token_ids)}I", *token_ids))).digest()
+    return blake3(
+        _field(b"parent", parent) + _field(b"tokens", struct.pack(f"<{len(token_ids)}I", *token_ids))
+    ).digest()
 
 
 def identity_digest(**fields: str | int | bytes) -> bytes:

@@ -33,7 +33,7 @@ _CODES: dict[type[PacelineError], grpc.StatusCode] = {
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler. Deliberate aborts and cancellations pass; unknown errors are logged and become INTERNAL."""
 
     async def intercept_service(

@@ -1,7 +1,7 @@
 """The life of a gRPC server process, the same for every service.
 
-The port is bound at once and health says NOT_SERVING while the service builds itself; then SERVING. On SIGTERM or SIGINT
-health says NOT_SERVING, running streams finish within the grace period, and the service is torn down.
+The port is bound at once and health says NOT_SERVING while the service builds itself; then SERVING. On SIGTERM or
+SIGINT health says NOT_SERVING, running streams finish within the grace period, and the service is torn down.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
     """A server that serves what the lifespan adds, until the block ends. Port 0 takes a free one."""
     interceptors: list[grpc.aio.ServerInterceptor] = [ErrorInterceptor()]
     if isinstance(trace.get_tracer_provider(), TracerProvider):
-        interceptors.insert(0, aio_server_interceptor())
+        interceptors.insert(0, aio_server_interceptor())  # type: ignore[no-untyped-call]
     server = grpc.aio.server(
         interceptors=interceptors,
         options=[

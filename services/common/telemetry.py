@@ -37,7 +37,7 @@ def meter(name: str) -> Meter:
 
 def _span_exporter(settings: TelemetrySettings) -> SpanExporter | None:
     if settings.traces is TraceExporter.CONSOLE:
-        return ConsoleSpanExporter(sys.stderr)
+        return ConsoleSpanExporter(out=sys.stderr)
     if settings.traces is TraceExporter.OTLP:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
@@ -47,7 +47,7 @@ def _span_exporter(settings: TelemetrySettings) -> SpanExporter | None:
 
 def _metric_reader(settings: TelemetrySettings) -> MetricReader | None:
     if settings.metrics is MetricExporter.CONSOLE:
-        return PeriodicExportingMetricReader(ConsoleMetricExporter(sys.stderr))
+        return PeriodicExportingMetricReader(ConsoleMetricExporter(out=sys.stderr))
     if settings.metrics is MetricExporter.OTLP:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 

@@ -53,4 +53,4 @@ class ProposeStream:
     async def next_proposal(self) -> speculation_pb2.Proposal | None:
         """The next proposal, or None at the end of the stream. Raises grpc.aio.AioRpcError."""
         response = await self._call.read()
-        return response.proposal if response is not grpc.aio.EOF else None
+        return None if response is grpc.aio.EOF else response.proposal  # type: ignore[attr-defined]

@@ -5,7 +5,8 @@ proposal is being verified it goes on along its path, up to a bound. A commit mo
 from what the target decided, the path is cut and drafting goes on from the target's token.
 """
 
-from collections.abc import Callable, Sequence as Tokens
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ class DraftSequence:
 
     @property
     def max_ahead(self) -> int:
-        """Tokens that the path may be ahead of the root: the block under verification, its bonus, and the next block."""
+        """Tokens that the path may be ahead of the root: the block under verification, its bonus, the next block."""
         return 2 * self.max_draft_tokens + 2
 
 

@@ -26,7 +26,7 @@ class _Block(NamedTuple):
     """Rows of one query block: the flat index of each row present, by its place in the block."""
 
     table: list[int]
-    index: int
+    number: int
     rows: list[int]  # flat index, or -1 where the row is not in this step
 
 
@@ -104,9 +104,7 @@ class AttentionPlan:
         for group in self._groups:
             keys, values = cache.gather(layer, group.kv_blocks, group.num_lists)
             num_blocks = group.positions.shape[0]
-            queries = rows.index_select(0, group.query_rows).view(
-                num_blocks, QUERY_BLOCK, num_kv_heads, group_size, -1
-            )
+            queries = rows.index_select(0, group.query_rows).view(num_blocks, QUERY_BLOCK, num_kv_heads, group_size, -1)
             attended = scaled_dot_product_attention(
                 queries.transpose(1, 2).flatten(2, 3),  # [blocks, kv_heads, QUERY_BLOCK * group_size, dim]
                 keys.transpose(1, 2).expand(num_blocks, -1, -1, -1),
@@ -114,7 +112,7 @@ class AttentionPlan:
                 attn_mask=group.mask(window, group_size, query.dtype),
                 scale=scaling,
             )
-            attended = attended.unflatten(2, (QUERY_BLOCK, group_size)).transpose(1, 2)
+            attended = attended.view(num_blocks, num_kv_heads, QUERY_BLOCK, group_size, -1).transpose(1, 2)
             flat = attended.reshape(num_blocks * QUERY_BLOCK, num_heads, -1)
             out.index_copy_(0, group.targets, flat.index_select(0, group.kept))
         return out.unsqueeze(0)
@@ -139,7 +137,7 @@ class AttentionPlan:
             kv_blocks.extend([NULL_BLOCK] * (length - len(table)))
         rows = [row for block in blocks for row in block.rows]
         kept = [place for place, row in enumerate(rows) if row >= 0]
-        first = torch.tensor([block.index * QUERY_BLOCK for block in blocks], device=self._device)
+        first = torch.tensor([block.number * QUERY_BLOCK for block in blocks], device=self._device)
         return _Group(
             query_rows=torch.tensor([max(row, 0) for row in rows], device=self._device),
             kv_blocks=torch.tensor(kv_blocks, device=self._device),
@@ -156,7 +154,7 @@ def paged_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    _attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,

@@ -53,7 +53,7 @@ class Engine:
         self.scheduler.computed(works)
         self.num_steps += 1
         seconds = time.perf_counter() - started
-        if results and sum(work.count for work in works) <= _DECODE_ROWS:
+        if results and sum(work.num_tokens for work in works) <= _DECODE_ROWS:
             self.step_seconds += (seconds - self.step_seconds) * (0.1 if self.step_seconds else 1.0)
         return results
 

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from services.common.errors import UnavailableError
 from services.engine.engine import Engine
@@ -141,7 +141,7 @@ def _deliver(events: list[_Event]) -> None:
         deliver(event)
 
 
-def _settle(future: "asyncio.Future[object]", result: object, error: BaseException | None) -> None:
+def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
     if future.done():
         return
     if error is None:

@@ -54,9 +54,9 @@ def fuse(model: nn.Module) -> None:
 
 def _candidate(module: nn.Module) -> nn.Module | None:
     kind = type(module).__name__
-    if kind.endswith("RMSNorm") and isinstance(getattr(module, "weight", None), nn.Parameter):
-        weight = module.weight.data
-        eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
+    weight = getattr(module, "weight", None)
+    if kind.endswith("RMSNorm") and isinstance(weight, nn.Parameter):
+        eps: float = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
         for candidate in (FusedRMSNorm(weight.clone(), eps), FusedRMSNorm(1 + weight, eps)):
             if _same(module, candidate, weight.shape[-1], weight):
                 return candidate

@@ -43,7 +43,8 @@ class PackedHalf(nn.Module):
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _fbgemm_linear(x, self._packed)
+        out: torch.Tensor = _fbgemm_linear(x, self._packed)
+        return out
 
 
 def pack_linears(model: nn.Module, dtype: torch.dtype) -> None:

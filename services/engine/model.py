@@ -57,7 +57,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     # On the CPU activations are float32 whatever the weights are: few CPUs compute in bfloat16, and packed layers read
     # half-precision weights all the same.
     packed = device.type == "cpu" and not quantized
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         config.model,
         dtype=weights,
         attn_implementation=IMPLEMENTATION,
@@ -167,4 +167,4 @@ def quiet_transformers() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

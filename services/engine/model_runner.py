@@ -66,9 +66,7 @@ class ModelRunner:
         picks = sample(logits, rows)
         return _split(results, works, picks.token_ids, picks.logprobs)
 
-    def forward(
-        self, works: Ints[Work], token_ids: list[int], positions: list[int], wanted: list[int]
-    ) -> torch.Tensor:
+    def forward(self, works: Ints[Work], token_ids: list[int], positions: list[int], wanted: list[int]) -> torch.Tensor:
         """Logits [len(wanted) or 1, vocab] of the wanted rows; stores the KV of all."""
         device = self.loaded.device
         # Rows are padded so that every thread's share of an element-wise operation starts at a whole row.
@@ -90,7 +88,7 @@ def _split(
     results: list[Result], works: Ints[Work], token_ids: list[int], logprobs: list[RowLogprobs | None]
 ) -> list[Result]:
     """Hands each result its share of the picks, in order."""
-    ends = {id(work.sequence): work.start + work.count for work in works}
+    ends = {id(work.sequence): work.start + work.num_tokens for work in works}
     split: list[Result] = []
     at = 0
     for result in results:

@@ -2,8 +2,8 @@
 
 The hash is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): its state is mixed
 from seed and position, and token t takes the t-th output. It is counter-based: the noise of a token at a position never
-depends on what else is drawn, on which device, or in which batch. Uniforms have 52 bits and a half step, so that neither
-0 nor 1 occurs and no tail is cut off.
+depends on what else is drawn, on which device, or in which batch. Uniforms have 52 bits and a half step, so that
+neither 0 nor 1 occurs and no tail is cut off.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Picks tokens: argmax(processed logits / temperature + shared noise), or the plain argmax at temperature 0.
 
-Processing, in this order: repetition penalty (over prompt and output, as in transformers), presence and frequency penalty
-(over the output, as in the OpenAI API), logit bias, temperature, top-k, top-p, min-p (the kept tokens are those that
-transformers keeps). A row's pick depends on its own row alone.
+Processing, in this order: repetition penalty (over prompt and output, as in transformers), presence and frequency
+penalty (over the output, as in the OpenAI API), logit bias, temperature, top-k, top-p, min-p (the kept tokens are those
+that transformers keeps). A row's pick depends on its own row alone.
 """
 
 from collections import Counter
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from services.engine.noise import gumbel, row_state, signed
 from services.common.sampling_params import SamplingParams
+from services.engine.noise import gumbel, row_state, signed
 
 
 class NonFiniteLogitsError(ValueError):

@@ -1,8 +1,8 @@
 """Decides which tokens the next step computes, and gives them KV blocks.
 
-One rule: sequences run in order of priority, then of arrival. Each that is runnable gets as many of its uncomputed tokens
-as the step has room for. When blocks run out, the last sequence in that order loses all its blocks and is computed anew
-later (preemption by recomputation).
+One rule: sequences run in order of priority, then of arrival. Each that is runnable gets as many of its uncomputed
+tokens as the step has room for. When blocks run out, the last sequence in that order loses all its blocks and is
+computed anew later (preemption by recomputation).
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,11 @@ from services.engine.sequence import Sequence
 
 
 class Work(NamedTuple):
-    """Tokens [start, start + count) of a sequence, to be computed in one step."""
+    """Tokens [start, start + num_tokens) of a sequence, to be computed in one step."""
 
     sequence: Sequence
     start: int
-    count: int
+    num_tokens: int
 
 
 class Scheduler:

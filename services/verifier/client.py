@@ -53,4 +53,4 @@ class VerifyStream:
     async def next_commit(self) -> speculation_pb2.Commit | None:
         """The next commit, or None at the end of the stream. Raises grpc.aio.AioRpcError."""
         response = await self._call.read()
-        return response.commit if response is not grpc.aio.EOF else None
+        return None if response is grpc.aio.EOF else response.commit  # type: ignore[attr-defined]

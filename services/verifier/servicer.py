@@ -14,7 +14,6 @@ from services.verifier.target_role import Committed, TargetRole, TargetSequence
 from services.wire.opening import to_model_info, to_sequence
 
 
-
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     """Serves one target model."""
 
@@ -67,9 +66,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
                 self._hand_over(request.proposal, stream, target)
 
     @staticmethod
-    def _hand_over(
-        proposal: speculation_pb2.Proposal, stream: EventStream[TargetRole], target: TargetSequence
-    ) -> None:
+    def _hand_over(proposal: speculation_pb2.Proposal, stream: EventStream[TargetRole], target: TargetSequence) -> None:
         anchor, token_ids = proposal.anchor, list(proposal.token_ids)
         stream.submit(lambda role: role.propose(target, anchor.position, anchor.digest, token_ids))
 

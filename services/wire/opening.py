@@ -6,8 +6,8 @@ from paceline.v1 import model_pb2, sampling_pb2, speculation_pb2
 
 from services.common.digest import identity_digest
 from services.common.errors import InvalidArgumentError, NotFoundError
-from services.engine.engine import Engine
 from services.common.sampling_params import SamplingParams
+from services.engine.engine import Engine
 from services.engine.sequence import Sequence
 
 
@@ -36,9 +36,7 @@ def to_sequence(message: speculation_pb2.Open, engine: Engine, model_id: str) ->
     if len(token_ids) >= end:
         raise InvalidArgumentError("open.sampling.max_tokens", "all of its tokens have been produced already")
     root = identity_digest(model=engine.description.revision_digest, adapter=message.adapter_digest)
-    sequence = Sequence(
-        token_ids, message.num_prompt_tokens, params, priority=message.priority, root_digest=root
-    )
+    sequence = Sequence(token_ids, message.num_prompt_tokens, params, priority=message.priority, root_digest=root)
     return sequence, end
 
 

@@ -1,0 +1,54 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUF := $(shell command -v buf || echo build/buf/node_modules/.bin/buf)
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.PHONY: help setup setup-dev demo protos fmt check test bench up
+
+help: ## Shows this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## Makes .venv with all that running takes
+
+setup-dev: $(VENV)/.installed-dev ## Adds what testing and checking take
+
+demo: setup ## Streams a completion, then compares speculation on and off
+	$(BIN)/paceline demo
+
+up: setup ## Keeps draft, verifier and gateway running in this terminal
+	$(BIN)/paceline up
+
+test: setup-dev ## Runs all tests
+	$(BIN)/python -m pytest
+
+bench: setup-dev ## Measures, and writes docs/benchmarks
+	$(BIN)/python -m benchmarks
+
+check: setup-dev $(BUF) ## Lint, types, protos, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd protos && $(abspath $(BUF)) lint
+	$(BIN)/python -m pytest tests/test_imports.py
+
+fmt: setup-dev ## Formats the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: setup-dev ## Generates the Python stubs
+	$(BIN)/python hatch_build.py
+
+# torch comes first: on its own it is taken as constrained, and nothing after it asks for another build.
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard protos/paceline/v1/*.proto)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,dev]'
+	touch $@
+
+build/buf/node_modules/.bin/buf:
+	npm install --silent --no-fund --no-audit --prefix build/buf @bufbuild/buf@1.75.0
