@@ -26,7 +26,13 @@ def num_parameters(model: LlamaForCausalLM) -> int:
 
 
 def _new_model(
-    device: torch.device, *, hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, num_kv_heads: int
+    device: torch.device,
+    *,
+    hidden_size: int,
+    intermediate_size: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
 ) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,

@@ -8,7 +8,10 @@ from transformers import LlamaForCausalLM
 
 
 def gumbel_noise(rows: int, num_tokens: int, vocab_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Standard Gumbel noise for each of `num_tokens` draws, [rows, vocab]: argmax(logits + noise) samples at temperature 1."""
+    """Standard Gumbel noise for each of `num_tokens` draws, [rows, vocab].
+
+    The argmax of logits + noise is a sample at temperature 1.
+    """
     for _ in range(num_tokens):
         yield -torch.empty(rows, vocab_size).exponential_(generator=generator).log()
 

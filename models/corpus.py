@@ -64,14 +64,14 @@ def encode_stream(documents: list[Document], tokenizer: PreTrainedTokenizerFast,
 
 
 class Windows:
-    """Windows of a stream in an order that is a pure function of the seed, so that a resumed run sees the same batches."""
+    """Windows of a stream in an order that is a pure function of the seed: a resumed run sees the same batches."""
 
     def __init__(self, stream: Tokens, seed: int) -> None:
         self._stream = stream
         self._seed = seed
 
     def batch(self, first_token: int, num_windows: int, length: int) -> npt.NDArray[np.int64]:
-        """Windows that follow `first_token` tokens of training, [num_windows, length + 1]: inputs and, shifted, labels."""
+        """The windows due after `first_token` tokens, [num_windows, length + 1]: inputs and, shifted by one, labels."""
         per_epoch = (len(self._stream) - 1) // length
         rows = []
         for index in range(first_token // length, first_token // length + num_windows):

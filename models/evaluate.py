@@ -20,9 +20,9 @@ SEED = 7
 PROMPT_LENGTH = 128
 LENGTH_BORDERS = (0, 256, 512, 1024, MAX_LENGTH)
 SAMPLES = (
-    "def read_json(path):\n",
-    "class Stack:\n    def __init__(self):\n        self._items = []\n\n    def push(self, item):\n",
-    "import os\nimport sys\n\ndef main(argv=None):\n",
+    "def read_json(path):",
+    "class Stack:\n    def __init__(self):\n        self._items = []\n\n    def push(self, item):",
+    "    try:\n        value = int(text)\n    except",
 )
 
 logger = logging.getLogger(__name__)
@@ -58,9 +58,13 @@ def main() -> None:
     shape = (len(prompts), target.config.vocab_size)
     greedy = acceptance(target, draft, prompts, [torch.zeros(shape)] * arguments.num_tokens)
     generator = torch.Generator().manual_seed(SEED)
-    sampled = acceptance(target, draft, prompts, list(gumbel_noise(*shape[:1], arguments.num_tokens, shape[1], generator)))
+    sampled = acceptance(
+        target, draft, prompts, list(gumbel_noise(*shape[:1], arguments.num_tokens, shape[1], generator))
+    )
     logger.info("acceptance over %d prompts of %d tokens:", *prompts.shape)
-    logger.info("  greedy %.3f, temperature 1 %.3f (%d positions each)", greedy, sampled, len(prompts) * arguments.num_tokens)
+    logger.info(
+        "  greedy %.3f, temperature 1 %.3f (%d positions each)", greedy, sampled, len(prompts) * arguments.num_tokens
+    )
     for text in SAMPLES:
         ids = tokenizer(tokenizer.bos_token + text, return_tensors="pt")["input_ids"].to(arguments.device)
         tokens = continue_prompts(target, ids, repeat(torch.zeros(1, shape[1]), 64))

@@ -1,7 +1,7 @@
 """Muon for the hidden matrices, AdamW for the embedding and the norms, one learning-rate schedule for both.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest
-orthogonal matrix. `torch.optim.Muon` does that in bfloat16, which is the slow format on CPUs without it; here it is float32.
+orthogonal matrix. `torch.optim.Muon` does that in bfloat16, which is slow on CPUs without it; here it is float32.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,6 +30,8 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update; closures are not supported."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for matrix in group["params"]:
@@ -71,7 +73,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 class ScheduledOptimizers:
     """Both optimizers behind one `step`, which warms up and then decays linearly to zero at the end of the budget."""
 
-    def __init__(self, model: nn.Module, *, matrix_lr: float, other_lr: float, weight_decay: float, warmup: float) -> None:
+    def __init__(
+        self, model: nn.Module, *, matrix_lr: float, other_lr: float, weight_decay: float, warmup: float
+    ) -> None:
         matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name]
         others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed_tokens" in name]
         self._warmup = warmup

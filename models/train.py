@@ -58,11 +58,17 @@ def main() -> None:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work-dir", type=Path, default=Path("build/models"), help="checkpoints (default: %(default)s)")
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("build/models"), help="checkpoints (default: %(default)s)"
+    )
     parser.add_argument("--output-dir", type=Path, default=Path("models"), help="where target/ and draft/ are written")
-    parser.add_argument("--target-tokens", type=int, default=TARGET_TOKENS, help="training budget (default: %(default)s)")
+    parser.add_argument(
+        "--target-tokens", type=int, default=TARGET_TOKENS, help="training budget (default: %(default)s)"
+    )
     parser.add_argument("--draft-tokens", type=int, default=DRAFT_TOKENS, help="training budget (default: %(default)s)")
-    parser.add_argument("--spoken-rows", type=int, default=SPOKEN_ROWS, help="target continuations (default: %(default)s)")
+    parser.add_argument(
+        "--spoken-rows", type=int, default=SPOKEN_ROWS, help="target continuations (default: %(default)s)"
+    )
     parser.add_argument("--save-every", type=int, default=50, help="steps between checkpoints (default: %(default)s)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     return parser.parse_args()
