@@ -1,8 +1,13 @@
 """Tiny models of real architectures with random weights, saved as transformers saves them."""
 
+import json
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 _COMMON = {
@@ -38,3 +43,14 @@ def save_tiny(folder: Path, architecture: str = "llama", seed: int = 0, **overri
     model.generation_config.eos_token_id = config.eos_token_id
     model.save_pretrained(folder)
     return str(folder)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Saves a byte-level tokenizer of 256 tokens (one a byte) beside the model, with a plain chat template."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({character: index for index, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))

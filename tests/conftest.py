@@ -1,0 +1,58 @@
+"""Shared fixtures: tiny models with random weights, made once a run, and a whole system in one event loop."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from system import System, start_system
+from tiny import save_tiny, save_tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_a_test_process() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def target_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny Llama in float32 with a byte-level tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("target")
+    save_tiny(folder, "llama", seed=0)
+    save_tokenizer(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def draft_folder(tmp_path_factory: pytest.TempPathFactory, target_folder: str) -> str:
+    """The target with a little noise on its weights: a draft that is right often, and not always."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("draft")
+    model = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def random_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of the same vocabulary that has nothing to do with the target."""
+    return save_tiny(tmp_path_factory.mktemp("random"), "llama", seed=99)
+
+
+@pytest.fixture
+async def system(target_folder: str, draft_folder: str) -> AsyncIterator[System]:
+    """Draft, verifier and gateway over real gRPC on loopback, in this event loop."""
+    async with start_system(target_folder, [draft_folder]) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the source tree."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,43 @@
+"""Runs sequences through an engine the plain way: one pick a step, no services."""
+
+from collections.abc import Sequence as Tokens
+
+from services.common.sampling_params import SamplingParams
+from services.engine.config import Device, Dtype, EngineConfig
+from services.engine.engine import Engine
+from services.engine.sequence import Sequence
+
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+def make_engine(model: str, dtype: Dtype = Dtype.FLOAT32, **settings: object) -> Engine:
+    """An engine on the CPU with few blocks."""
+    return Engine(EngineConfig(model=model, device=Device.CPU, dtype=dtype, **{"num_blocks": 256, **settings}))
+
+
+def add(engine: Engine, token_ids: Tokens[int], params: SamplingParams = GREEDY, **more: object) -> Sequence:
+    """A sequence taken in by the engine."""
+    sequence = Sequence(token_ids, len(token_ids), params, **more)
+    engine.add(sequence)
+    return sequence
+
+
+def append(sequence: Sequence, token_id: int) -> None:
+    """Settles one more token."""
+    sequence.token_ids.append(token_id)
+    sequence.num_settled = len(sequence)
+    sequence.first_logits = len(sequence) - 1
+
+
+def generate(engine: Engine, prompts: Tokens[Tokens[int]], num_tokens: int, **more: object) -> list[list[int]]:
+    """Continues all prompts in one batch and returns what was produced; frees everything."""
+    sequences = [add(engine, prompt, **more) for prompt in prompts]
+    while engine.scheduler:
+        for result in engine.step():
+            sequence = result.sequence
+            append(sequence, result.token_ids[-1])
+            if len(sequence) == sequence.num_prompt_tokens + num_tokens:
+                engine.remove(sequence)
+    engine.check_integrity()
+    assert engine.pool.num_used == 0
+    return [s.token_ids[s.num_prompt_tokens :] for s in sequences]

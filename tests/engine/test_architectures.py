@@ -1,0 +1,66 @@
+"""Greedy tokens equal `transformers.generate` for real architectures, however the work is cut into steps."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.driver import generate, make_engine
+from engine.speculating import generate_speculating
+from tiny import ARCHITECTURES, save_tiny
+
+NUM_TOKENS = 24
+
+
+@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
+def architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    rng = random.Random(1)
+    return [[rng.randrange(3, 256) for _ in range(length)] for length in (3, 40, 9, 70, 17)]
+
+
+@pytest.fixture(scope="module")
+def expected(architecture: str, prompts: list[list[int]]) -> list[list[int]]:
+    model = AutoModelForCausalLM.from_pretrained(architecture, dtype=torch.float32)
+    ids = [torch.tensor([prompt]) for prompt in prompts]
+    out = [
+        model.generate(
+            i, attention_mask=torch.ones_like(i), max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0, i.shape[1] :].tolist()
+        for i in ids
+    ]
+    assert len({token for tokens in out for token in tokens}) > 4
+    return out
+
+
+def test_one_by_one(architecture: str, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    engine = make_engine(architecture)
+    assert [generate(engine, [prompt], NUM_TOKENS)[0] for prompt in prompts] == expected
+
+
+def test_in_one_batch_with_chunked_prefill(
+    architecture: str, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    assert generate(make_engine(architecture, max_step_tokens=16), prompts, NUM_TOKENS) == expected
+
+
+def test_with_forced_preemption(architecture: str, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    engine = make_engine(architecture, num_blocks=12, max_step_tokens=32)
+    assert generate(engine, prompts, NUM_TOKENS) == expected
+    assert engine.scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("draft", ["perfect", "bad", "random"])
+def test_with_speculation(
+    architecture: str, prompts: list[list[int]], expected: list[list[int]], draft: str
+) -> None:
+    engine = make_engine(architecture, max_step_tokens=64)
+    produced, num_accepted = generate_speculating(engine, prompts, expected, draft)
+    assert produced == expected
+    assert (num_accepted > NUM_TOKENS) == (draft != "random")
