@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypothesis import HealthCheck, settings
+
 from system import System, start_system
 from tiny import save_tiny, save_tokenizer
+
+# Machines that run tests are shared: how long an example takes says nothing.
+settings.register_profile("paceline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("paceline")
 
 
 @pytest.fixture(scope="session", autouse=True)
