@@ -1,8 +1,8 @@
 """A whole system in one event loop: every service with its real server, engine thread and gRPC, on free ports."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -45,6 +45,10 @@ class System:
     async def generate(self, prompt: str | Sequence[int], **options: Any) -> Reply:
         """One request, to its end."""
         return await collect(self.client.generate(prompt, **Options(**options)))
+
+
+StartGateway = Callable[..., AbstractAsyncContextManager[System]]
+"""Starts a gateway for lists of verifiers and drafts."""
 
 
 async def collect(events: AsyncIterator[Any]) -> Reply:

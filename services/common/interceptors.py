@@ -3,11 +3,11 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from services.common.errors import (
@@ -52,14 +52,46 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(
             wrap(getattr(handler, kind), handler_call_details.method),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_tolerant(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
+
+
+class _Undecodable(NamedTuple):
+    """Stands for a request that is no message of its type."""
+
+    reason: str
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """Hands undecodable requests on, so that they are answered with INVALID_ARGUMENT and not with INTERNAL."""
+
+    def decode(data: bytes) -> Any:
+        try:
+            return deserialize(data) if deserialize is not None else data
+        except (DecodeError, UnicodeDecodeError) as error:
+            return _Undecodable(str(error))
+
+    return decode
+
+
+def _check_decoded(request: Any) -> None:
+    if isinstance(request, _Undecodable):
+        raise InvalidArgumentError("request", f"not a message of its type: {request.reason}")
+
+
+async def _decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        _check_decoded(request)
+        yield request
 
 
 def _wrap_unary(method: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Awaitable[Any]]:
     async def call(request: Any, context: Any) -> Any:
         try:
+            if hasattr(request, "__aiter__"):
+                return await method(_decoded(request), context)
+            _check_decoded(request)
             return await method(request, context)
         except Exception as error:
             await _abort(context, error, name)
@@ -69,8 +101,11 @@ def _wrap_unary(method: Callable[[Any, Any], Any], name: str) -> Callable[[Any, 
 
 def _wrap_stream(method: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        responses = method(request, context)
+        streaming = hasattr(request, "__aiter__")
+        responses = method(_decoded(request) if streaming else request, context)
         try:
+            if not streaming:
+                _check_decoded(request)
             if hasattr(responses, "__aiter__"):
                 async for response in responses:
                     yield response
@@ -88,6 +123,10 @@ def _wrap_stream(method: Callable[[Any, Any], Any], name: str) -> Callable[[Any,
 async def _abort(context: Any, error: Exception, name: str) -> None:
     if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
         raise error
+    if isinstance(error, grpc.aio.AioRpcError):
+        # Another service's answer to a call made on this caller's behalf.
+        details = tuple(pair for pair in error.trailing_metadata() if pair[0] == _DETAILS_KEY)
+        await context.abort(error.code(), error.details(), details)
     if isinstance(error, PacelineError):
         status = to_status(error)
     else:

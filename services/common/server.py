@@ -27,6 +27,8 @@ from services.common.settings import ProcessSettings, ServerSettings
 from services.common.telemetry import setup_telemetry
 
 _log = logging.getLogger(__name__)
+_MAX_PENDING_RPCS = 100_000
+_MAX_PENDING_SECONDS = 300
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -98,6 +100,10 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
         options=[
             *channel_options(settings.max_message_bytes),
             ("grpc.so_reuseport", 0),
+            # Bursts wait to be told how matters stand; by default gRPC cancels them without a word.
+            ("grpc.server.max_pending_requests", _MAX_PENDING_RPCS),
+            ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_RPCS),
+            ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
         ],

@@ -15,11 +15,11 @@ _MAX_ROUNDS_BETWEEN = 64
 
 @dataclass(slots=True)
 class Pacing:
-    """What one sequence has learnt about its draft. Times in seconds."""
+    """What one sequence has learnt about its draft. Times in seconds. Begins with trust."""
 
-    arrival_seconds: float = 0.02
+    arrival_seconds: float = 0.0
     """Smoothed time from a commit to the proposal that continues it."""
-    accepted: float = 2.0
+    accepted: float = 3.0
     """Smoothed accepted tokens of a round that had a proposal."""
     misses: int = 0
     """Waits in a row that ended without a proposal."""
@@ -48,8 +48,10 @@ class Pacing:
         if self.rounds_to_skip:
             self.rounds_to_skip -= 1
             return now
-        # Per second of its own: a plain step gives 1 token a step, a waited round 1 + accepted in a wait and a step.
-        if self.accepted * step_seconds <= self.arrival_seconds:
+        # A plain step gives 1 token a step's time; a waited round gives 1 + accepted in a wait and a step. Equal when the
+        # wait takes as long as the accepted tokens' own steps: until then waiting pays, after it never does.
+        worth = self.accepted * step_seconds
+        if worth <= self.arrival_seconds:
             return now
         self.waiting_since = now
-        return now + min(_MAX_WAIT_SECONDS, 2 * self.arrival_seconds + 0.002)
+        return now + min(_MAX_WAIT_SECONDS, worth)

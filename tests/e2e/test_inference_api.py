@@ -1,0 +1,84 @@
+"""Chat, text in and out, models, and the blocking client."""
+
+import asyncio
+
+import grpc
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from gateway.client import SyncClient
+from system import System, collect
+
+
+async def test_chat_renders_the_template(system: System) -> None:
+    messages = [("user", "hi"), ("assistant", "yes?"), ("user", "bye")]
+    prompt = "user: hi\nassistant: yes?\nuser: bye\nassistant:"
+    chat = await collect(system.client.chat(messages, seed=3, max_tokens=20, ignore_eos=True))
+    plain = await system.generate(prompt, seed=3, max_tokens=20, ignore_eos=True)
+    assert chat.started.num_prompt_tokens == len(prompt)
+    assert chat.token_ids == plain.token_ids
+    assert chat.text == plain.text
+
+
+async def test_chat_without_messages_is_refused(system: System) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collect(system.client.chat([]))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_text_survives_tokenize_and_detokenize(system: System) -> None:
+    text = "def f(x):\n\treturn 'naïve 😀'"
+    ids = await system.client.tokenize(text)
+    assert len(ids) == len(text.encode())
+    assert await system.client.detokenize(ids) == text
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await system.client.detokenize([1, 999])
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_streamed_text_is_the_text_of_the_streamed_tokens(system: System) -> None:
+    for seed in range(5):
+        reply = await system.generate("x", seed=seed, max_tokens=50, temperature=1.5, ignore_eos=True)
+        assert reply.text == await system.client.detokenize(reply.token_ids)
+
+
+async def test_a_stop_string_over_token_borders_does_not_leak(system: System) -> None:
+    whole = await system.generate("x", seed=1, max_tokens=60, ignore_eos=True)
+    stop = whole.text[20:24]
+    reply = await system.generate("x", seed=1, max_tokens=60, ignore_eos=True, stop=[stop])
+    assert reply.text == whole.text[: whole.text.index(stop)]
+    assert reply.finish_reasons == {0: 2}
+    assert len(reply.token_ids) < 60
+
+
+async def test_models_tell_of_target_and_draft(system: System) -> None:
+    (model,) = await system.client.list_models()
+    target = MessageToDict(model.target, preserving_proto_field_name=True)
+    assert target["id"] == "tiny"
+    assert target["vocab_size"] == 256
+    assert target["max_context_tokens"] == 512
+    assert target["architecture"] == "LlamaForCausalLM"
+    assert len(target["revision_digest"]) == 64
+    assert model.draft.revision_digest != model.target.revision_digest
+    assert model.has_chat_template
+
+
+async def test_the_blocking_client_streams_the_same(system: System) -> None:
+    def run() -> list[int]:
+        with SyncClient(system.gateway) as client:
+            assert client.tokenize("ab") == [client.tokenize("a")[0], client.tokenize("b")[0]]
+            assert client.list_models()[0].target.id == "tiny"
+            events = list(client.generate("abc", seed=1, max_tokens=10, ignore_eos=True))
+            next(iter(client.chat([("user", "x")], max_tokens=5)))
+            return [token_id for event in events for token_id in event.delta.token_ids]
+
+    blocking = await asyncio.to_thread(run)
+    assert blocking == (await system.generate("abc", seed=1, max_tokens=10, ignore_eos=True)).token_ids
+
+
+async def test_a_client_that_stops_reading_early_frees_the_sequence(system: System) -> None:
+    stream = system.client.generate("abc", max_tokens=400, ignore_eos=True)
+    await anext(stream)
+    await stream.aclose()
+    reply = await system.generate("abc", max_tokens=5, seed=1, ignore_eos=True)
+    assert len(reply.token_ids) == 5

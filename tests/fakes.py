@@ -1,0 +1,161 @@
+"""Scripted verifier and draft services: real gRPC, no model. The text is a fixed function of the tokens before it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+from paceline.v1 import (
+    draft_pb2,
+    draft_pb2_grpc,
+    model_pb2,
+    sampling_pb2,
+    speculation_pb2,
+    verifier_pb2,
+    verifier_pb2_grpc,
+)
+
+from services.common.digest import EMPTY_DIGEST, extend_digest
+from services.common.server import Served
+from system import served
+
+INFO = model_pb2.ModelInfo(id="fake", max_context_tokens=512, vocab_size=256, eos_token_ids=[255])
+
+
+def continue_from(token_ids: Sequence[int], count: int) -> list[int]:
+    """The next tokens: printable bytes that depend on all that came before."""
+    text = list(token_ids)
+    for _ in range(count):
+        text.append(65 + (sum(text) * 31 + len(text)) % 26)
+    return text[len(token_ids) :]
+
+
+@dataclass
+class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
+    """Commits tokens of `script` (or of `continue_from`) in pieces, until told to break."""
+
+    script: list[int] | None = None
+    piece: int = 3
+    break_after: int | None = None
+    """Aborts every stream with `break_code` after this many commits."""
+    break_code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+    hang: bool = False
+    info: model_pb2.ModelInfo = field(default_factory=lambda: INFO)
+    opens: list[speculation_pb2.Open] = field(default_factory=list)
+    proposals: list[speculation_pb2.Proposal] = field(default_factory=list)
+    proposed: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    num_open: int = 0
+    all_closed: asyncio.Event = field(default_factory=asyncio.Event)
+    commit_when: asyncio.Event | None = None
+    """When set, nothing is committed before it."""
+
+    async def Verify(
+        self, request_iterator: AsyncIterator[verifier_pb2.VerifyRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[verifier_pb2.VerifyResponse]:
+        opening = (await anext(aiter(request_iterator))).open
+        self.opens.append(opening)
+        self.num_open += 1
+        self.all_closed.clear()
+        self.opened.set()
+        reader = asyncio.create_task(self._read(request_iterator))
+        try:
+            if self.hang:
+                await asyncio.Event().wait()
+            if self.commit_when is not None:
+                await self.commit_when.wait()
+            async for response in self._commits(opening, context):
+                yield response
+        finally:
+            reader.cancel()
+            self.num_open -= 1
+            if not self.num_open:
+                self.all_closed.set()
+
+    async def _commits(
+        self, opening: speculation_pb2.Open, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[verifier_pb2.VerifyResponse]:
+        text = list(opening.token_ids)
+        end = opening.num_prompt_tokens + (opening.sampling.max_tokens or 100)
+        if self.script is not None:
+            end = min(end, opening.num_prompt_tokens + len(self.script))
+        count = 0
+        while len(text) < end:
+            if count == self.break_after:
+                await context.abort(self.break_code, "broken on purpose")
+            produced = len(text) - opening.num_prompt_tokens
+            size = min(self.piece, end - len(text))
+            tokens = continue_from(text, size) if self.script is None else self.script[produced : produced + size]
+            commit = speculation_pb2.Commit(
+                anchor=speculation_pb2.Anchor(position=len(text), digest=extend_digest(EMPTY_DIGEST, text)),
+                token_ids=tokens,
+                num_accepted=size - 1,
+                num_drafted=size - 1,
+            )
+            text += tokens
+            count += 1
+            if len(text) == end:
+                commit.finish_reason = sampling_pb2.FINISH_REASON_LENGTH
+            yield verifier_pb2.VerifyResponse(commit=commit)
+
+    async def _read(self, requests: AsyncIterator[verifier_pb2.VerifyRequest]) -> None:
+        async for request in requests:
+            self.proposals.append(request.proposal)
+            self.proposed.set()
+
+    async def GetTargetModel(self, request: object, context: object) -> verifier_pb2.GetTargetModelResponse:
+        return verifier_pb2.GetTargetModelResponse(model_info=self.info)
+
+
+@dataclass
+class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
+    """Answers the opening and every commit with one proposal of one token, until told to break."""
+
+    break_after: int | None = None
+    opens: list[speculation_pb2.Open] = field(default_factory=list)
+    commits: list[speculation_pb2.Commit] = field(default_factory=list)
+    num_open: int = 0
+    all_closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Propose(
+        self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[draft_pb2.ProposeResponse]:
+        self.num_open += 1
+        self.all_closed.clear()
+        try:
+            count = 0
+            async for request in request_iterator:
+                if request.HasField("open"):
+                    self.opens.append(request.open)
+                else:
+                    self.commits.append(request.commit)
+                if count == self.break_after:
+                    await context.abort(grpc.StatusCode.INTERNAL, "broken on purpose")
+                count += 1
+                anchor = speculation_pb2.Anchor(position=count)
+                yield draft_pb2.ProposeResponse(proposal=speculation_pb2.Proposal(anchor=anchor, token_ids=[count]))
+        finally:
+            self.num_open -= 1
+            if not self.num_open:
+                self.all_closed.set()
+
+    async def GetDraftModel(self, request: object, context: object) -> draft_pb2.GetDraftModelResponse:
+        return draft_pb2.GetDraftModelResponse(model_info=INFO)
+
+
+@asynccontextmanager
+async def serve_fakes(*servicers: FakeVerifier | FakeDraft) -> AsyncIterator[str]:
+    """Address of a server with these servicers."""
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        for servicer in servicers:
+            if isinstance(servicer, FakeVerifier):
+                verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
+            else:
+                draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server)
+        yield Served(())
+
+    async with served(lifespan) as address:
+        yield address
