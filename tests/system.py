@@ -98,9 +98,7 @@ async def start_system(
         verifier = VerifierSettings(model=target, model_id="tiny", server=SERVER, **engine)
         verifier_address = await stack.enter_async_context(served(verifier_lifespan(verifier)))
         draft_addresses = [
-            await stack.enter_async_context(
-                served(draft_lifespan(DraftSettings(model=draft, server=SERVER, **engine)))
-            )
+            await stack.enter_async_context(served(draft_lifespan(DraftSettings(model=draft, server=SERVER, **engine))))
             for draft in drafts
         ]
         settings = GatewaySettings(

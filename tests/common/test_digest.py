@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from services.common.digest import EMPTY_DIGEST, block_digest, extend_digest, identity_digest
 
 TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=30)
-FIELDS = st.dictionaries(st.sampled_from("abc"), st.one_of(st.text(max_size=4), st.integers(0, 99), st.binary(max_size=4)))
+FIELDS = st.dictionaries(
+    st.sampled_from("abc"), st.one_of(st.text(max_size=4), st.integers(0, 99), st.binary(max_size=4))
+)
 
 
 @given(TOKENS, TOKENS)

@@ -5,7 +5,6 @@ import random
 
 import pytest
 from paceline.v1 import sampling_pb2
-
 from system import System, start_system
 
 PARAMETERS = [
@@ -45,9 +44,7 @@ async def test_on_equals_off_equals_another_draft_equals_none(
             assert await _all(system, speculation=True, max_draft_tokens=13) == expected
 
 
-async def test_a_perfect_draft_is_accepted_and_a_random_one_is_not(
-    target_folder: str, random_folder: str
-) -> None:
+async def test_a_perfect_draft_is_accepted_and_a_random_one_is_not(target_folder: str, random_folder: str) -> None:
     async with start_system(target_folder, [target_folder]) as system:
         usage = (await system.generate("def f(", seed=1, max_tokens=100, ignore_eos=True)).usage
     assert usage.num_accepted_tokens == usage.num_drafted_tokens > 0

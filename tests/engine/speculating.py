@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence as Tokens
 
 from engine.driver import GREEDY
+
 from services.common.digest import extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.engine import Engine
@@ -62,7 +63,9 @@ def generate_speculating(
                 continue
             at = target.committed - len(prompt)
             tokens = [guess(token, at + i) for i, token in enumerate(answer[at : at + 5])]
-            role.propose(target, target.committed, extend_digest(0, target.sequence.token_ids[: target.committed]), tokens)
+            role.propose(
+                target, target.committed, extend_digest(0, target.sequence.token_ids[: target.committed]), tokens
+            )
 
     run(role, propose)
     engine.check_integrity()

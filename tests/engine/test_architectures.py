@@ -1,15 +1,13 @@
 """Greedy tokens equal `transformers.generate` for real architectures, however the work is cut into steps."""
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
 from engine.driver import generate, make_engine
 from engine.speculating import generate_speculating
 from tiny import ARCHITECTURES, save_tiny
+from transformers import AutoModelForCausalLM
 
 NUM_TOKENS = 24
 
@@ -31,7 +29,12 @@ def expected(architecture: str, prompts: list[list[int]]) -> list[list[int]]:
     ids = [torch.tensor([prompt]) for prompt in prompts]
     out = [
         model.generate(
-            i, attention_mask=torch.ones_like(i), max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+            i,
+            attention_mask=torch.ones_like(i),
+            max_new_tokens=NUM_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )[0, i.shape[1] :].tolist()
         for i in ids
     ]
@@ -57,9 +60,7 @@ def test_with_forced_preemption(architecture: str, prompts: list[list[int]], exp
 
 
 @pytest.mark.parametrize("draft", ["perfect", "bad", "random"])
-def test_with_speculation(
-    architecture: str, prompts: list[list[int]], expected: list[list[int]], draft: str
-) -> None:
+def test_with_speculation(architecture: str, prompts: list[list[int]], expected: list[list[int]], draft: str) -> None:
     engine = make_engine(architecture, max_step_tokens=64)
     produced, num_accepted = generate_speculating(engine, prompts, expected, draft)
     assert produced == expected

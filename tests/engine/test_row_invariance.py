@@ -1,17 +1,16 @@
 """The bits of a row's logits and KV depend on its own sequence, never on what else is in the step."""
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
-
 from engine.driver import GREEDY, make_engine
+from tiny import save_tiny
+
 from services.engine.config import Dtype
 from services.engine.engine import Engine
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
-from tiny import save_tiny
 
 VOCAB = 512
 LENGTH = 120
@@ -31,7 +30,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
 
 
-def forward(engine: Engine, tokens: list[int], chunks: list[int], others: list[list[int]], seed: int) -> list[torch.Tensor]:
+def forward(
+    engine: Engine, tokens: list[int], chunks: list[int], others: list[list[int]], seed: int
+) -> list[torch.Tensor]:
     """Logits of every row of `tokens`, then its keys and values, computed in these chunks beside other sequences."""
     rng = random.Random(seed)
     sequence = Sequence(tokens, len(tokens), GREEDY)
@@ -51,7 +52,9 @@ def forward(engine: Engine, tokens: list[int], chunks: list[int], others: list[l
         flat = [(s.token_ids[p], p, s is sequence) for s, start, n in works for p in range(start, start + n)]
         wanted = [row for row, (_, _, own) in enumerate(flat) if own]
         with torch.inference_mode():
-            logits.append(engine.runner.forward(works, [t for t, _, _ in flat], [p for _, p, _ in flat], wanted).clone())
+            logits.append(
+                engine.runner.forward(works, [t for t, _, _ in flat], [p for _, p, _ in flat], wanted).clone()
+            )
         engine.scheduler.computed(works)
     cache = engine.runner.kv_cache
     slots = torch.tensor([cache.slot(sequence.block_table, position) for position in range(len(tokens))])

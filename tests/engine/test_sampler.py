@@ -103,7 +103,9 @@ def _fields(params: SamplingParams) -> dict[str, float]:
 
 def test_equals_argmax_of_logits_over_temperature_plus_noise() -> None:
     logits = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
-    rows = [row(SamplingParams(temperature=0.8, seed=seed), position) for seed, position in ((1, 5), (2**63, 9), (7, 1))]
+    rows = [
+        row(SamplingParams(temperature=0.8, seed=seed), position) for seed, position in ((1, 5), (2**63, 9), (7, 1))
+    ]
     states = torch.tensor([signed(row_state(r.params.seed, r.position)) for r in rows])
     expected = (logits.double() / 0.8 + gumbel(states, 1000)).argmax(-1).tolist()
     assert sample(logits, rows).token_ids == expected

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from system import SERVER, StartGateway, System, served
+from tiny import save_tokenizer
 
 from gateway.client import Client
 from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings
-from system import SERVER, StartGateway, System, served
-from tiny import save_tokenizer
+
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
