@@ -48,8 +48,8 @@ class Pacing:
         if self.rounds_to_skip:
             self.rounds_to_skip -= 1
             return now
-        # A plain step gives 1 token a step's time; a waited round gives 1 + accepted in a wait and a step. Equal when the
-        # wait takes as long as the accepted tokens' own steps: until then waiting pays, after it never does.
+        # A plain step gives 1 token a step's time; a waited round gives 1 + accepted in a wait and a step. Equal when
+        # the wait takes as long as the accepted tokens' own steps: until then waiting pays, after it never does.
         worth = self.accepted * step_seconds
         if worth <= self.arrival_seconds:
             return now

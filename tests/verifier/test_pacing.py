@@ -1,5 +1,7 @@
 """Waiting for a proposal: only while it pays, and ever more rarely for a draft that stays silent."""
 
+import itertools
+
 from services.verifier.pacing import Pacing
 
 STEP = 0.02
@@ -23,7 +25,7 @@ def test_a_silent_draft_is_waited_for_ever_more_rarely_and_never_forgotten() -> 
             waits.append(round_number)
         pacing.committed(0, 0)
     assert waits[:3] == [0, 1, 2]
-    gaps = [b - a for a, b in zip(waits, waits[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(waits)]
     assert gaps == sorted(gaps)
     assert 5 < len(waits) < 30
 
