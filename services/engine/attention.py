@@ -34,13 +34,10 @@ class _Block(NamedTuple):
 class _Group:
     """Query blocks with equal numbers of keys, attended to in one call."""
 
-    query_rows: torch.Tensor  # [blocks * QUERY_BLOCK] flat rows to take; absent rows take row 0
     kv_blocks: torch.Tensor  # [lists * keys / block_size]
     num_lists: int  # 1 when all blocks belong to one sequence, else one a query block
     positions: torch.Tensor  # [blocks, QUERY_BLOCK] absolute positions
     num_keys: int
-    kept: torch.Tensor  # [rows present] places in [blocks * QUERY_BLOCK]
-    targets: torch.Tensor  # [rows present] flat rows that they belong to
     masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, group_size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -69,18 +66,26 @@ class AttentionPlan:
             table = sequence.block_table
             offset = len(slots) - start
             slots.extend(kv_cache.slot(table, position) for position in range(start, start + count))
-            for index in range(start // QUERY_BLOCK, (start + count - 1) // QUERY_BLOCK + 1):
-                first = index * QUERY_BLOCK
+            for number in range(start // QUERY_BLOCK, (start + count - 1) // QUERY_BLOCK + 1):
+                first = number * QUERY_BLOCK
                 rows = [
                     offset + position if start <= position < start + count else -1
                     for position in range(first, first + QUERY_BLOCK)
                 ]
                 num_keys = -(-(first + QUERY_BLOCK) // KEY_BLOCK) * KEY_BLOCK
-                by_keys.setdefault(num_keys, []).append(_Block(table, index, rows))
-        self.num_rows = num_rows
+                by_keys.setdefault(num_keys, []).append(_Block(table, number, rows))
         slots.extend([NULL_SLOT] * (num_rows - len(slots)))
         self._slots = torch.tensor(slots, device=device)
-        self._groups = [group for n, blocks in by_keys.items() for group in self._make_groups(n, blocks)]
+        groups = [(n, group) for n, blocks in by_keys.items() for group in _by_sequence(blocks)]
+        self._groups = [self._make_group(num_keys, group) for num_keys, group in groups]
+        # Query blocks of all groups one after another; rows that are not in this step stand in as row 0.
+        query_rows = [row for _, group in groups for block in group for row in block.rows]
+        self._query_rows = torch.tensor([max(row, 0) for row in query_rows], device=device)
+        places = [0] * num_rows
+        for place, row in enumerate(query_rows):
+            if row >= 0:
+                places[row] = place
+        self._places = torch.tensor(places, device=device)
 
     def attend(
         self,
@@ -99,54 +104,55 @@ class AttentionPlan:
         cache.write(layer, self._slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         num_heads, num_kv_heads = query.shape[1], key.shape[1]
         group_size = num_heads // num_kv_heads
-        rows = query[0].transpose(0, 1)  # [rows, heads, dim]
-        out = query.new_zeros(self.num_rows, num_heads, value.shape[-1])
+        queries = query[0].transpose(0, 1).index_select(0, self._query_rows)
+        # [blocks, kv_heads, QUERY_BLOCK * group_size, dim]
+        queries = queries.view(-1, QUERY_BLOCK, num_kv_heads, group_size, query.shape[-1]).transpose(1, 2).flatten(2, 3)
+        outputs = []
+        first = 0
         for group in self._groups:
             keys, values = cache.gather(layer, group.kv_blocks, group.num_lists)
             num_blocks = group.positions.shape[0]
-            queries = rows.index_select(0, group.query_rows).view(num_blocks, QUERY_BLOCK, num_kv_heads, group_size, -1)
             attended = scaled_dot_product_attention(
-                queries.transpose(1, 2).flatten(2, 3),  # [blocks, kv_heads, QUERY_BLOCK * group_size, dim]
+                queries[first : first + num_blocks],
                 keys.transpose(1, 2).expand(num_blocks, -1, -1, -1),
                 values.transpose(1, 2).expand(num_blocks, -1, -1, -1),
                 attn_mask=group.mask(window, group_size, query.dtype),
                 scale=scaling,
             )
             attended = attended.view(num_blocks, num_kv_heads, QUERY_BLOCK, group_size, -1).transpose(1, 2)
-            flat = attended.reshape(num_blocks * QUERY_BLOCK, num_heads, -1)
-            out.index_copy_(0, group.targets, flat.index_select(0, group.kept))
-        return out.unsqueeze(0)
+            outputs.append(attended.reshape(num_blocks * QUERY_BLOCK, num_heads, -1))
+            first += num_blocks
+        flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return flat.index_select(0, self._places).unsqueeze(0)
 
-    def _make_groups(self, num_keys: int, blocks: list[_Block]) -> list[_Group]:
-        """One group a sequence that has several blocks here (they share its keys), one for all the rest."""
-        by_table: dict[int, list[_Block]] = {}
-        for block in blocks:
-            by_table.setdefault(id(block.table), []).append(block)
-        shared = [group for group in by_table.values() if len(group) > 1]
-        single = [group[0] for group in by_table.values() if len(group) == 1]
-        groups = [self._make_group(num_keys, group, [group[0].table]) for group in shared]
-        if single:
-            groups.append(self._make_group(num_keys, single, [block.table for block in single]))
-        return groups
-
-    def _make_group(self, num_keys: int, blocks: list[_Block], tables: list[list[int]]) -> _Group:
+    def _make_group(self, num_keys: int, blocks: list[_Block]) -> _Group:
+        tables = [blocks[0].table] if _share_keys(blocks) else [block.table for block in blocks]
         length = num_keys // self._kv_cache.block_size
         kv_blocks: list[int] = []
         for table in tables:
             kv_blocks.extend(table[:length])
             kv_blocks.extend([NULL_BLOCK] * (length - len(table)))
-        rows = [row for block in blocks for row in block.rows]
-        kept = [place for place, row in enumerate(rows) if row >= 0]
         first = torch.tensor([block.number * QUERY_BLOCK for block in blocks], device=self._device)
         return _Group(
-            query_rows=torch.tensor([max(row, 0) for row in rows], device=self._device),
             kv_blocks=torch.tensor(kv_blocks, device=self._device),
             num_lists=len(tables),
             positions=first.unsqueeze(1) + torch.arange(QUERY_BLOCK, device=self._device),
             num_keys=num_keys,
-            kept=torch.tensor(kept, device=self._device),
-            targets=torch.tensor([rows[place] for place in kept], device=self._device),
         )
+
+
+def _share_keys(blocks: list[_Block]) -> bool:
+    return all(block.table is blocks[0].table for block in blocks)
+
+
+def _by_sequence(blocks: list[_Block]) -> list[list[_Block]]:
+    """One list a sequence that has several blocks here (they share its keys), one for all the rest."""
+    by_table: dict[int, list[_Block]] = {}
+    for block in blocks:
+        by_table.setdefault(id(block.table), []).append(block)
+    groups = [group for group in by_table.values() if len(group) > 1]
+    single = [group[0] for group in by_table.values() if len(group) == 1]
+    return [*groups, single] if single else groups
 
 
 def paged_attention(

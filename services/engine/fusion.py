@@ -1,7 +1,7 @@
-"""Replaces small module trees by fewer, larger operations where both are seen to compute the same function.
+"""Replaces modules by fewer, larger operations that compute the same function.
 
-Nothing is assumed from a name: a candidate runs on random input beside the original and is taken only when the results
-agree to float32 accuracy.
+Nothing is trusted because of a name: a normalisation is taken only when it agrees with the original on random input,
+and joined linear layers check with every call that they were given the same input.
 """
 
 import torch
@@ -24,32 +24,67 @@ class FusedRMSNorm(nn.Module):
         return rms_norm(x, self._shape, self.weight, self._eps)
 
 
-class FusedGatedMLP(nn.Module):
-    """`down(act(gate(x)) * up(x))` with gate and up as one linear layer."""
+class _Joint(nn.Module):
+    """Several linear layers that read the same input, computed as one and remembered until the input changes."""
 
-    def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, act: nn.Module) -> None:
+    def __init__(self, parts: list[nn.Linear]) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(gate.in_features, 2 * gate.out_features, bias=gate.bias is not None, device="meta")
-        self.gate_up.weight = nn.Parameter(torch.cat([gate.weight, up.weight]), requires_grad=False)
-        if gate.bias is not None:
-            self.gate_up.bias = nn.Parameter(torch.cat([gate.bias, up.bias]), requires_grad=False)
-        self.down = down
-        self.act = act
+        bias = parts[0].bias is not None
+        sizes = [part.out_features for part in parts]
+        self.linear = nn.Linear(parts[0].in_features, sum(sizes), bias=bias, device="meta")
+        self.linear.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
+        if bias:
+            self.linear.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+        self._sizes = sizes
+        self._input: torch.Tensor | None = None
+        self._outputs: tuple[torch.Tensor, ...] = ()
+
+    def output(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """The index-th layer's output for an input that is usually the very tensor of the call before."""
+        if self._input is not x:
+            self._outputs = self.linear(x).split(self._sizes, dim=-1)
+            self._input = x
+        return self._outputs[index]
+
+
+class JointLinear(nn.Module):
+    """One of several linear layers that read the same input."""
+
+    def __init__(self, joint: _Joint, index: int) -> None:
+        super().__init__()
+        if index == 0:
+            self.joint = joint  # A submodule once only, so that it is packed and moved with the model.
+        self._output = joint.output
+        self._index = index
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: torch.Tensor = self.down(self.act(gate) * up)
-        return out
+        return self._output(self._index, x)
 
 
 def fuse(model: nn.Module) -> None:
-    """Fuses normalisations and gated MLPs of a model in place. Weights must be plain tensors on one device."""
+    """Fuses normalisations and linear layers of a model in place. Weights must be plain tensors on one device."""
     with torch.no_grad():
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 fused = _candidate(child)
                 if fused is not None:
                     setattr(parent, name, fused)
+            for names in _READ_THE_SAME:
+                _join(parent, names)
+
+
+_READ_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def _join(parent: nn.Module, names: tuple[str, ...]) -> None:
+    """Joins linear layers of these names; one that is given another input is still right, only slower."""
+    parts = [getattr(parent, name, None) for name in names]
+    linears = [part for part in parts if type(part) is nn.Linear]
+    if len(linears) != len(names) or len({(p.in_features, p.bias is None, p.weight.dtype) for p in linears}) > 1:
+        return
+    joint = _Joint(linears)
+    for index, name in enumerate(names):
+        setattr(parent, name, JointLinear(joint, index))
 
 
 def _candidate(module: nn.Module) -> nn.Module | None:
@@ -60,17 +95,7 @@ def _candidate(module: nn.Module) -> nn.Module | None:
         for candidate in (FusedRMSNorm(weight.clone(), eps), FusedRMSNorm(1 + weight, eps)):
             if _same(module, candidate, weight.shape[-1], weight):
                 return candidate
-    if kind.endswith("MLP") and all(type(getattr(module, n, None)) is nn.Linear for n in _MLP_PARTS):
-        gate, up, down = (getattr(module, n) for n in _MLP_PARTS)
-        act = getattr(module, "act_fn", None)
-        if isinstance(act, nn.Module) and (gate.bias is None) == (up.bias is None):
-            mlp = FusedGatedMLP(gate, up, down, act)
-            if _same(module, mlp, gate.in_features, gate.weight):
-                return mlp
     return None
-
-
-_MLP_PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
 def _same(original: nn.Module, candidate: nn.Module, width: int, like: torch.Tensor) -> bool:

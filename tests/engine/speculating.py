@@ -44,12 +44,16 @@ def run(role: TargetRole, propose: object = None) -> None:
 
 
 def generate_speculating(
-    engine: Engine, prompts: Tokens[Tokens[int]], expected: Tokens[Tokens[int]], draft: str
+    engine: Engine,
+    prompts: Tokens[Tokens[int]],
+    expected: Tokens[Tokens[int]],
+    draft: str,
+    params: SamplingParams = GREEDY,
 ) -> tuple[list[list[int]], int]:
     """Continues all prompts with a perfect, bad (every third token wrong) or random draft; returns tokens, accepted."""
     rng = random.Random(3)
     role = TargetRole(engine, Collected())  # type: ignore[arg-type]
-    opened = [open_target(role, p, len(e)) for p, e in zip(prompts, expected, strict=True)]
+    opened = [open_target(role, p, len(e), params) for p, e in zip(prompts, expected, strict=True)]
     vocab = engine.description.vocab_size
 
     def guess(token: int, at: int) -> int:
