@@ -2,11 +2,10 @@
 
 from collections.abc import AsyncIterator
 
-from paceline.v1 import inference_pb2, sampling_pb2, speculation_pb2
-
 from gateway.detokenizer import Detokenizer
 from gateway.relay import Relay
 from gateway.stop_strings import StopStrings
+from paceline.v1 import inference_pb2, sampling_pb2, speculation_pb2
 
 
 class Choice:

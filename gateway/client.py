@@ -13,8 +13,8 @@ from typing import Any, Self, TypedDict, Unpack
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
-from paceline.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, sampling_pb2
 
+from paceline.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, sampling_pb2
 from services.common.channel import channel_options, open_channel
 
 GenerateResponse = inference_pb2.GenerateResponse

@@ -10,9 +10,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 import grpc
-from paceline.v1 import speculation_pb2
 
 from gateway.pool import ServicePool
+from paceline.v1 import speculation_pb2
 from services.draft.client import DraftClient, ProposeStream
 
 _log = logging.getLogger(__name__)

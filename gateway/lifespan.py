@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
-from paceline.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 
 from gateway.admission import Admission
 from gateway.model_servicer import ModelServicer
@@ -12,6 +11,7 @@ from gateway.pool import ServicePool
 from gateway.servicer import InferenceServicer
 from gateway.settings import GatewaySettings
 from gateway.tokenizer import ModelTokenizer
+from paceline.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from services.common.server import Lifespan, Served
 
 

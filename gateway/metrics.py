@@ -3,9 +3,9 @@
 import time
 
 from opentelemetry.metrics import CallbackOptions, Observation
-from paceline.v1 import inference_pb2
 
 from gateway.admission import Admission
+from paceline.v1 import inference_pb2
 from services.common.telemetry import meter
 
 

@@ -1,9 +1,8 @@
 """ModelService: which model can be asked for."""
 
-from paceline.v1 import model_pb2, model_pb2_grpc
-
 from gateway.pool import ServicePool
 from gateway.tokenizer import ModelTokenizer
+from paceline.v1 import model_pb2, model_pb2_grpc
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Sequence
 
 import grpc
-from paceline.v1 import model_pb2
 
+from paceline.v1 import model_pb2
 from services.common.channel import open_channel
 from services.common.errors import NotFoundError
 from services.draft.client import DraftClient

@@ -10,10 +10,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
-from paceline.v1 import sampling_pb2, speculation_pb2
 
 from gateway.drafting import Drafting
 from gateway.pool import ServicePool
+from paceline.v1 import sampling_pb2, speculation_pb2
 from services.common.errors import UnavailableError
 from services.verifier.client import VerifierClient, VerifyStream
 

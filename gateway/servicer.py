@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
 import grpc
-from paceline.v1 import inference_pb2, inference_pb2_grpc, speculation_pb2
 
 from gateway.admission import Admission
 from gateway.choice import Choice
@@ -17,6 +16,7 @@ from gateway.settings import GatewaySettings
 from gateway.stop_strings import StopStrings
 from gateway.tokenizer import ModelTokenizer
 from gateway.validation import Checked, check_prompt_bytes, check_prompt_tokens, check_request
+from paceline.v1 import inference_pb2, inference_pb2_grpc, speculation_pb2
 from services.common.errors import InvalidArgumentError
 from services.common.seeds import derive_seed
 

@@ -5,7 +5,6 @@ import secrets
 from typing import NamedTuple
 
 from paceline.v1 import inference_pb2, sampling_pb2
-
 from services.common.errors import FieldViolation, InvalidArgumentError, NotFoundError
 from services.common.sampling_params import InvalidSamplingError, SamplingParams
 

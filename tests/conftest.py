@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
 from system import System, start_system
 from tiny import save_tiny, save_tokenizer
 

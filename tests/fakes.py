@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
+
 from paceline.v1 import (
     draft_pb2,
     draft_pb2_grpc,
@@ -15,10 +16,9 @@ from paceline.v1 import (
     verifier_pb2,
     verifier_pb2_grpc,
 )
-from system import served
-
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.server import Served
+from system import served
 
 INFO = model_pb2.ModelInfo(id="fake", max_context_tokens=512, vocab_size=256, eos_token_ids=[255])
 

@@ -6,11 +6,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from paceline.v1 import inference_pb2
-
 from gateway.client import Client, Options
 from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings
+from paceline.v1 import inference_pb2
 from services.common.server import Lifespan, running_server
 from services.common.settings import ServerSettings
 from services.draft.lifespan import draft_lifespan

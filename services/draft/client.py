@@ -1,6 +1,7 @@
 """The other end of DraftService."""
 
 import grpc
+
 from paceline.v1 import draft_pb2, draft_pb2_grpc, model_pb2, speculation_pb2
 
 

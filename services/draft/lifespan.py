@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
-from paceline.v1 import draft_pb2, draft_pb2_grpc
 
+from paceline.v1 import draft_pb2, draft_pb2_grpc
 from services.common.server import Lifespan, Served
 from services.draft.draft_role import DraftRole
 from services.draft.servicer import DraftServicer

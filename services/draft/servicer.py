@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from paceline.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
-
 from services.common.errors import InvalidArgumentError
 from services.draft.draft_role import DraftRole, DraftSequence, Proposed
 from services.draft.metrics import DraftMetrics

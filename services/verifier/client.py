@@ -1,6 +1,7 @@
 """The other end of VerifierService."""
 
 import grpc
+
 from paceline.v1 import model_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
 
 

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
-from paceline.v1 import verifier_pb2, verifier_pb2_grpc
 
+from paceline.v1 import verifier_pb2, verifier_pb2_grpc
 from services.common.server import Lifespan, Served
 from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop, Outbox

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from paceline.v1 import sampling_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
-
 from services.common.errors import InvalidArgumentError
 from services.engine.engine_loop import EngineLoop
 from services.engine.sampler import RowLogprobs

@@ -3,7 +3,6 @@
 from collections.abc import Sequence as Tokens
 
 from paceline.v1 import model_pb2, sampling_pb2, speculation_pb2
-
 from services.common.digest import identity_digest
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.common.sampling_params import SamplingParams

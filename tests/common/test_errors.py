@@ -6,10 +6,9 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from paceline.v1 import model_pb2, model_pb2_grpc, verifier_pb2, verifier_pb2_grpc
-from system import served
 
 from gateway.client import error_details
+from paceline.v1 import model_pb2, model_pb2_grpc, verifier_pb2, verifier_pb2_grpc
 from services.common.errors import (
     FieldViolation,
     InvalidArgumentError,
@@ -19,6 +18,7 @@ from services.common.errors import (
     UnavailableError,
 )
 from services.common.server import Served
+from system import served
 
 ERRORS: list[tuple[Exception, grpc.StatusCode]] = [
     (InvalidArgumentError("a.b", "must be 1", FieldViolation("c", "too long")), grpc.StatusCode.INVALID_ARGUMENT),

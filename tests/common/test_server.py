@@ -9,10 +9,10 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from paceline.v1 import model_pb2_grpc
-from system import SERVER, System
 
+from paceline.v1 import model_pb2_grpc
 from services.common.server import Served, running_server
+from system import SERVER, System
 
 NAME = "paceline.v1.ModelService"
 

@@ -3,11 +3,11 @@
 import random
 
 import pytest
-from engine.driver import generate, make_engine
-from engine.speculating import Collected
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.driver import generate, make_engine
+from engine.speculating import Collected
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.sampling_params import SamplingParams
 from services.draft.draft_role import DraftRole, DraftSequence, Proposed

@@ -5,9 +5,9 @@ import asyncio
 import grpc
 import pytest
 from google.protobuf.json_format import MessageToDict
-from system import System, collect
 
 from gateway.client import SyncClient
+from system import System, collect
 
 
 async def test_chat_renders_the_template(system: System) -> None:

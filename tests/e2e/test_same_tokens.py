@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import pytest
+
 from paceline.v1 import sampling_pb2
 from system import System, start_system
 

@@ -4,7 +4,6 @@ import random
 from collections.abc import Sequence as Tokens
 
 from engine.driver import GREEDY
-
 from services.common.digest import extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.engine import Engine

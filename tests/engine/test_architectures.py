@@ -4,10 +4,11 @@ import random
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from engine.driver import generate, make_engine
 from engine.speculating import generate_speculating
 from tiny import ARCHITECTURES, save_tiny
-from transformers import AutoModelForCausalLM
 
 NUM_TOKENS = 24
 

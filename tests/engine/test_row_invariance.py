@@ -4,13 +4,13 @@ import random
 
 import pytest
 import torch
-from engine.driver import GREEDY, make_engine
-from tiny import save_tiny
 
+from engine.driver import GREEDY, make_engine
 from services.engine.config import Dtype
 from services.engine.engine import Engine
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
+from tiny import save_tiny
 
 VOCAB = 512
 LENGTH = 120

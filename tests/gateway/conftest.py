@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from system import SERVER, StartGateway, System, served
-from tiny import save_tokenizer
 
 from gateway.client import Client
 from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings
+from system import SERVER, StartGateway, System, served
+from tiny import save_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import pytest
+
 from fakes import FakeDraft, FakeVerifier, continue_from, serve_fakes
 from system import StartGateway
 

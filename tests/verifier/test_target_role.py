@@ -3,11 +3,11 @@
 import random
 
 import pytest
-from engine.driver import make_engine
-from engine.speculating import Collected, open_target, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.driver import make_engine
+from engine.speculating import Collected, open_target, run
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.engine import Engine
