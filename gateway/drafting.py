@@ -69,21 +69,28 @@ class Drafting:
         self, draft: DraftClient, opening: speculation_pb2.Open, commits: asyncio.Queue[speculation_pb2.Commit]
     ) -> None:
         try:
-            async with draft.propose(timeout=None) as stream:
-                await stream.open(opening)
-                writer = asyncio.create_task(self._write(stream, commits))
-                try:
-                    while (proposal := await stream.next_proposal()) is not None:
-                        self._backoff = _FIRST_BACKOFF_SECONDS
-                        await self._propose(proposal)
-                finally:
-                    writer.cancel()
+            if await self._pool.suits(draft):
+                await self._relay(draft, opening, commits)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             _log.info("draft %s failed: %r", draft.target, error)
+            draft.forget()
         self._failed = draft
         self._not_before = time.monotonic() + self._backoff
         self._backoff = min(_MAX_BACKOFF_SECONDS, 2 * self._backoff)
         self._task = self._commits = None
+
+    async def _relay(
+        self, draft: DraftClient, opening: speculation_pb2.Open, commits: asyncio.Queue[speculation_pb2.Commit]
+    ) -> None:
+        async with draft.propose(timeout=None) as stream:
+            await stream.open(opening)
+            writer = asyncio.create_task(self._write(stream, commits))
+            try:
+                while (proposal := await stream.next_proposal()) is not None:
+                    self._backoff = _FIRST_BACKOFF_SECONDS
+                    await self._propose(proposal)
+            finally:
+                writer.cancel()
 
     @staticmethod
     async def _write(stream: ProposeStream, commits: asyncio.Queue[speculation_pb2.Commit]) -> None:

@@ -50,6 +50,14 @@ class ServicePool:
             raise NotFoundError("model", model, f"this gateway serves {info.id!r}")
         return info
 
+    async def suits(self, draft: DraftClient) -> bool:
+        """Whether a draft's vocabulary has the target's size. Raises grpc.aio.AioRpcError."""
+        size = (await draft.get_model(_ASK_TIMEOUT_SECONDS)).vocab_size
+        if size == self.target_info.vocab_size:
+            return True
+        _log.error("draft %s has %d tokens, the target %d", draft.target, size, self.target_info.vocab_size)
+        return False
+
     async def draft_info(self) -> model_pb2.ModelInfo | None:
         """The first reachable draft's model, or None."""
         for draft in self._drafts:

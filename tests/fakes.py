@@ -113,6 +113,7 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
     """Answers the opening and every commit with one proposal of one token, until told to break."""
 
     break_after: int | None = None
+    info: model_pb2.ModelInfo = field(default_factory=lambda: INFO)
     opens: list[speculation_pb2.Open] = field(default_factory=list)
     commits: list[speculation_pb2.Commit] = field(default_factory=list)
     num_open: int = 0
@@ -141,7 +142,7 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
                 self.all_closed.set()
 
     async def GetDraftModel(self, request: object, context: object) -> draft_pb2.GetDraftModelResponse:
-        return draft_pb2.GetDraftModelResponse(model_info=INFO)
+        return draft_pb2.GetDraftModelResponse(model_info=self.info)
 
 
 @asynccontextmanager

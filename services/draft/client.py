@@ -11,13 +11,20 @@ class DraftClient:
     def __init__(self, target: str, channel: grpc.aio.Channel) -> None:
         self.target = target
         self.num_streams = 0
+        self._model: model_pb2.ModelInfo | None = None
         self._channel = channel
         self._stub = draft_pb2_grpc.DraftServiceStub(channel)
 
     async def get_model(self, timeout: float) -> model_pb2.ModelInfo:
-        """The model that this service runs. Raises grpc.aio.AioRpcError."""
-        response = await self._stub.GetDraftModel(draft_pb2.GetDraftModelRequest(), timeout=timeout)
-        return response.model_info
+        """The model that this service runs; asked once until `forget`. Raises grpc.aio.AioRpcError."""
+        if self._model is None:
+            response = await self._stub.GetDraftModel(draft_pb2.GetDraftModelRequest(), timeout=timeout)
+            self._model = response.model_info
+        return self._model
+
+    def forget(self) -> None:
+        """Has the model asked for again: the service was lost and may come back with another."""
+        self._model = None
 
     def propose(self, timeout: float | None) -> "ProposeStream":
         """A stream for one sequence; `timeout` in seconds."""

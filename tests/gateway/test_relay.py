@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from fakes import FakeDraft, FakeVerifier, continue_from, serve_fakes
+from paceline.v1 import model_pb2
 from system import StartGateway
 
 PROMPT = [70, 71, 72]
@@ -34,6 +35,13 @@ async def test_with_speculation_off_no_draft_is_opened(start_gateway: StartGatew
         await system.generate(PROMPT, max_tokens=12, speculation=False)
     assert draft.opens == []
     assert verifier.opens[0].max_draft_tokens == 0
+
+
+async def test_a_draft_of_another_vocabulary_is_not_asked(start_gateway: StartGateway) -> None:
+    verifier, draft = FakeVerifier(), FakeDraft(info=model_pb2.ModelInfo(vocab_size=300))
+    async with serve_fakes(verifier, draft) as address, start_gateway([address], [address]) as system:
+        assert (await system.generate(PROMPT, max_tokens=12)).token_ids == continue_from(PROMPT, 12)
+    assert draft.opens == []
 
 
 @pytest.mark.parametrize("break_after", [0, 1, 3])

@@ -1,0 +1,116 @@
+"""However a stream ends, and whatever happens to the draft, every KV block comes back and nothing hangs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import pytest
+
+import services.draft.lifespan
+import services.verifier.lifespan
+from fakes import FakeDraft, serve_fakes
+from services.engine.engine_loop import EngineLoop
+from system import StartGateway, System, start_system
+
+ENDLESS = {"seed": 3, "ignore_eos": True, "max_tokens": 480}
+
+
+class Engines:
+    """The engine loops of every service started in a test."""
+
+    def __init__(self) -> None:
+        self.loops: list[EngineLoop[Any]] = []
+
+    async def settled(self) -> None:
+        """Returns once no engine has a sequence, and checks that it has all its blocks."""
+        for loop in self.loops:
+            await asyncio.wait_for(self._settled(loop), 20)
+
+    @staticmethod
+    async def _settled(loop: EngineLoop[Any]) -> None:
+        while True:
+            seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+            def look(role: Any, seen: "asyncio.Future[int]" = seen) -> None:
+                role.engine.check_integrity()
+                used = role.engine.pool.num_used + len(role.engine.scheduler)
+                seen.get_loop().call_soon_threadsafe(seen.set_result, used)
+
+            loop.submit(look)
+            if await seen == 0:
+                return
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+    recorded = Engines()
+
+    def record(build: Callable[[Any], Any], name: str) -> EngineLoop[Any]:
+        recorded.loops.append(EngineLoop(build, name))
+        return recorded.loops[-1]
+
+    for lifespan in (services.draft.lifespan, services.verifier.lifespan):
+        monkeypatch.setattr(lifespan, "EngineLoop", record)
+    return recorded
+
+
+@pytest.fixture
+async def watched(engines: Engines, target_folder: str, draft_folder: str) -> AsyncIterator[System]:
+    async with start_system(target_folder, [draft_folder]) as running:
+        assert len(engines.loops) == 2
+        yield running
+
+
+async def _read_some(system: System, **options: Any) -> None:
+    async with aclosing(system.client.generate("def f(", **ENDLESS, **options)) as events:
+        async for event in events:
+            if event.delta.token_ids:
+                return
+
+
+@pytest.mark.parametrize("speculation", [True, False])
+async def test_a_cancelled_stream_frees_everything(watched: System, engines: Engines, speculation: bool) -> None:
+    await asyncio.gather(*(_read_some(watched, speculation=speculation, n=1 + i % 3) for i in range(12)))
+    await engines.settled()
+    assert len((await watched.generate("x", max_tokens=5, ignore_eos=True)).token_ids) == 5
+
+
+async def test_a_deadline_ends_the_stream_and_frees_everything(watched: System, engines: Engines) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await watched.generate("def f(", timeout=0.15, n=4, **ENDLESS)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await engines.settled()
+
+
+async def test_a_client_that_is_gone_frees_everything(watched: System, engines: Engines) -> None:
+    channel = grpc.aio.insecure_channel(watched.gateway)
+    call = channel.unary_stream("/paceline.v1.InferenceService/Generate")(b"\x12\x01x\x2a\x02\x58\x01")
+    assert await call.read()
+    await channel.close(None)
+    await engines.settled()
+
+
+async def test_a_stop_string_frees_everything(watched: System, engines: Engines) -> None:
+    text = (await watched.generate("def f(", seed=3, max_tokens=60)).text
+    reply = await watched.generate("def f(", stop=[text[20:23]], **ENDLESS)
+    assert text.startswith(reply.text)
+    assert text[20:23] not in reply.text
+    await engines.settled()
+
+
+@pytest.mark.parametrize("max_draft_tokens", [1, 6])
+async def test_a_draft_that_breaks_or_misleads_changes_nothing(
+    engines: Engines, target_folder: str, start_gateway: StartGateway, max_draft_tokens: int
+) -> None:
+    async with start_system(target_folder) as alone:
+        options = {"seed": 3, "ignore_eos": True, "max_tokens": 60, "max_draft_tokens": max_draft_tokens}
+        expected = await alone.generate("def f(", **options)
+        for draft in (FakeDraft(), FakeDraft(break_after=2), FakeDraft(break_after=0)):
+            async with serve_fakes(draft) as address, start_gateway([alone.verifier], [address]) as system:
+                reply = await system.generate("def f(", **options)
+            assert reply.token_ids == expected.token_ids
+        async with start_gateway([alone.verifier], ["127.0.0.1:1"]) as system:
+            assert (await system.generate("def f(", **options)).token_ids == expected.token_ids
+        await engines.settled()

@@ -1,0 +1,71 @@
+"""One request is one trace, from the gateway to draft and verifier, as a collector sees it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from gateway.client import Client
+from gateway.launcher import StackSettings, running_stack
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps (service, span name) by trace id."""
+
+    def __init__(self) -> None:
+        self.traces: dict[bytes, set[tuple[str, str]]] = {}
+        self.received = asyncio.Event()
+
+    async def Export(self, request: trace_service_pb2.ExportTraceServiceRequest, context: object) -> object:
+        for resource in request.resource_spans:
+            names = {a.key: a.value.string_value for a in resource.resource.attributes}
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    self.traces.setdefault(span.trace_id, set()).add((names["service.name"], span.name))
+        self.received.set()
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    async def trace_with(self, *spans: tuple[str, str]) -> set[tuple[str, str]]:
+        """The first trace that holds all these spans."""
+        while True:
+            for trace in self.traces.values():
+                if trace.issuperset(spans):
+                    return trace
+            self.received.clear()
+            await self.received.wait()
+
+
+@asynccontextmanager
+async def collecting() -> AsyncIterator[tuple[Collector, int]]:
+    server = grpc.aio.server()
+    collector = Collector()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield collector, port
+    finally:
+        await server.stop(None)
+
+
+async def test_one_trace_from_gateway_to_draft_and_verifier(target_folder: str, draft_folder: str) -> None:
+    async with collecting() as (collector, port):
+        traced = ("--telemetry.traces=otlp", f"--telemetry.otlp-endpoint=http://127.0.0.1:{port}")
+        settings = StackSettings(
+            target_folder, draft_folder, dtype="float32", verifier_threads=1, draft_threads=1,
+            extra=dict.fromkeys(("gateway", "draft", "verifier"), traced),
+        )  # fmt: skip
+        async with running_stack(settings) as stack, Client(stack.address()) as client:
+            async for _ in client.generate("def f(", seed=1, max_tokens=30, ignore_eos=True):
+                pass
+        trace = await asyncio.wait_for(
+            collector.trace_with(
+                ("paceline-gateway", "/paceline.v1.InferenceService/Generate"),
+                ("paceline-verifier", "/paceline.v1.VerifierService/Verify"),
+                ("paceline-draft", "/paceline.v1.DraftService/Propose"),
+            ),
+            30,
+        )
+    assert ("paceline-gateway", "/paceline.v1.VerifierService/Verify") in trace
