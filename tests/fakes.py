@@ -117,6 +117,7 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
     opens: list[speculation_pb2.Open] = field(default_factory=list)
     commits: list[speculation_pb2.Commit] = field(default_factory=list)
     num_open: int = 0
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
     all_closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def Propose(
@@ -124,6 +125,7 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
     ) -> AsyncIterator[draft_pb2.ProposeResponse]:
         self.num_open += 1
         self.all_closed.clear()
+        self.opened.set()
         try:
             count = 0
             async for request in request_iterator:

@@ -102,6 +102,7 @@ async def test_a_client_that_is_gone_frees_everything(start_gateway: StartGatewa
         stream = system.client.generate(PROMPT, timeout=0.5 if end == "deadline" else None)
         request = asyncio.create_task(anext(stream))
         await verifier.opened.wait()
+        await draft.opened.wait()
         if end == "cancel":
             request.cancel()
         elif end == "connection":
