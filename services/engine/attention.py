@@ -8,13 +8,14 @@ The plan of a step (indices and masks) is made once and serves every layer.
 
 from collections.abc import Sequence as Ints
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from services.engine.block_pool import NULL_BLOCK
-from services.engine.kv_cache import NULL_SLOT, KVCache
+from services.engine.kv_cache import NULL_SLOT, KVCache, KVShape
 from services.engine.scheduler import Work
 
 QUERY_BLOCK = 8
@@ -22,19 +23,36 @@ KEY_BLOCK = 128
 IMPLEMENTATION = "paceline_paged"
 
 
+class AttentionLayer(NamedTuple):
+    """What one layer of a model asks of its attention."""
+
+    kv_shape: KVShape
+    scaling: float | None
+    window: int | None
+    """Tokens that a row sees, its own included; None for all."""
+
+
 class _Block(NamedTuple):
-    """Rows of one query block: the flat index of each row present, by its place in the block."""
+    """Rows [first, first + num_rows) of a step, from line `line` of the number-th query block of a table on."""
 
     table: list[int]
     number: int
-    rows: list[int]  # flat index, or -1 where the row is not in this step
+    line: int
+    first: int
+    num_rows: int
+
+    @property
+    def num_keys(self) -> int:
+        """Keys that the block's rows are given, most of the last ones masked."""
+        return -(-(self.number + 1) * QUERY_BLOCK // KEY_BLOCK) * KEY_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Query blocks with equal numbers of keys, attended to in one call."""
 
-    kv_blocks: torch.Tensor  # [lists * keys / block_size]
+    kv_blocks: torch.Tensor | None  # [lists * keys / block_size], or None when the keys lie in a row
+    first_slot: int  # from here on
     num_lists: int  # 1 when all blocks belong to one sequence, else one a query block
     positions: torch.Tensor  # [blocks, QUERY_BLOCK] absolute positions
     num_keys: int
@@ -45,12 +63,12 @@ class _Group:
         key = (window, group_size)
         if key not in self.masks:
             keys = torch.arange(self.num_keys, device=self.positions.device)
-            rows = self.positions.unsqueeze(-1)
+            rows = self.positions.repeat_interleave(group_size, dim=1).unsqueeze(-1)
             hidden = keys > rows
             if window is not None:
                 hidden |= keys <= rows - window
             mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
-            self.masks[key] = mask.repeat_interleave(group_size, dim=1).unsqueeze(1)
+            self.masks[key] = mask.unsqueeze(1)
         return self.masks[key]
 
 
@@ -60,32 +78,64 @@ class AttentionPlan:
     def __init__(self, works: Ints[Work], num_rows: int, kv_cache: KVCache, device: torch.device) -> None:
         self._kv_cache = kv_cache
         self._device = device
+        self._num_rows = num_rows
         slots: list[int] = []
-        by_keys: dict[int, list[_Block]] = {}
+        blocks: list[_Block] = []
         for sequence, start, count in works:
             table = sequence.block_table
             offset = len(slots) - start
-            slots.extend(kv_cache.slot(table, position) for position in range(start, start + count))
-            for number in range(start // QUERY_BLOCK, (start + count - 1) // QUERY_BLOCK + 1):
-                first = number * QUERY_BLOCK
-                rows = [
-                    offset + position if start <= position < start + count else -1
-                    for position in range(first, first + QUERY_BLOCK)
-                ]
-                num_keys = -(-(first + QUERY_BLOCK) // KEY_BLOCK) * KEY_BLOCK
-                by_keys.setdefault(num_keys, []).append(_Block(table, number, rows))
+            slots.extend([kv_cache.slot(table, position) for position in range(start, start + count)])
+            end = start + count
+            for number in range(start // QUERY_BLOCK, (end - 1) // QUERY_BLOCK + 1):
+                first, last = max(start, number * QUERY_BLOCK), min(end, (number + 1) * QUERY_BLOCK)
+                blocks.append(_Block(table, number, first % QUERY_BLOCK, offset + first, last - first))
+        self.num_present = len(slots)
         slots.extend([NULL_SLOT] * (num_rows - len(slots)))
-        self._slots = torch.tensor(slots, device=device)
-        groups = [(n, group) for n, blocks in by_keys.items() for group in _by_sequence(blocks)]
-        self._groups = [self._make_group(num_keys, group) for num_keys, group in groups]
-        # Query blocks of all groups one after another; rows that are not in this step stand in as row 0.
-        query_rows = [row for _, group in groups for block in group for row in block.rows]
-        self._query_rows = torch.tensor([max(row, 0) for row in query_rows], device=device)
-        places = [0] * num_rows
-        for place, row in enumerate(query_rows):
-            if row >= 0:
-                places[row] = place
-        self._places = torch.tensor(places, device=device)
+        self.slots = np.array(slots)
+        """Where each row writes its KV, [rows]; padding writes to the null block."""
+        self.places = np.empty(self.num_present, np.int64)
+        """Where each present row lies among the lines of all query blocks, [present rows]."""
+        self._indices: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._groups: list[_Group] = []
+        self.num_blocks = 0
+        for group in _grouped(blocks, kv_cache.block_size):
+            self._groups.append(self._make_group(group))
+            for block in group:
+                place = self.num_blocks * QUERY_BLOCK + block.line
+                self.places[block.first : block.first + block.num_rows] = range(place, place + block.num_rows)
+                self.num_blocks += 1
+
+    def kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer, [slots, kv_heads, dim]."""
+        return self._kv_cache.keys[layer], self._kv_cache.values[layer]
+
+    def empty_queries(self, num_kv_heads: int, group_size: int, dim: int) -> torch.Tensor:
+        """Room for all query blocks: [blocks, kv_heads, QUERY_BLOCK * group_size, dim]; absent rows are 0."""
+        return torch.zeros(self.num_blocks, num_kv_heads, QUERY_BLOCK * group_size, dim)
+
+    def attend_blocks(
+        self, layer: int, queries: torch.Tensor, group_size: int, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
+        """Attends once the step's keys and values are stored. queries and result: as `empty_queries`."""
+        outputs = []
+        first = 0
+        for group in self._groups:
+            if group.kv_blocks is None:
+                keys, values = self._kv_cache.run(layer, group.first_slot, group.num_keys)
+            else:
+                keys, values = self._kv_cache.gather(layer, group.kv_blocks, group.num_lists)
+            num_blocks = group.positions.shape[0]
+            outputs.append(
+                scaled_dot_product_attention(
+                    queries[first : first + num_blocks],
+                    keys.transpose(1, 2).expand(num_blocks, -1, -1, -1),
+                    values.transpose(1, 2).expand(num_blocks, -1, -1, -1),
+                    attn_mask=group.mask(window, group_size, queries.dtype),
+                    scale=scaling,
+                )
+            )
+            first += num_blocks
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def attend(
         self,
@@ -100,59 +150,63 @@ class AttentionPlan:
 
         query [1, heads, rows, dim], key and value [1, kv_heads, rows, dim]; returns [1, rows, heads, value_dim].
         """
-        cache = self._kv_cache
-        cache.write(layer, self._slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        slots, places = self._on_device
+        self._kv_cache.write(layer, slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         num_heads, num_kv_heads = query.shape[1], key.shape[1]
         group_size = num_heads // num_kv_heads
-        queries = query[0].transpose(0, 1).index_select(0, self._query_rows)
-        # [blocks, kv_heads, QUERY_BLOCK * group_size, dim]
-        queries = queries.view(-1, QUERY_BLOCK, num_kv_heads, group_size, query.shape[-1]).transpose(1, 2).flatten(2, 3)
-        outputs = []
-        first = 0
-        for group in self._groups:
-            keys, values = cache.gather(layer, group.kv_blocks, group.num_lists)
-            num_blocks = group.positions.shape[0]
-            attended = scaled_dot_product_attention(
-                queries[first : first + num_blocks],
-                keys.transpose(1, 2).expand(num_blocks, -1, -1, -1),
-                values.transpose(1, 2).expand(num_blocks, -1, -1, -1),
-                attn_mask=group.mask(window, group_size, query.dtype),
-                scale=scaling,
-            )
-            attended = attended.view(num_blocks, num_kv_heads, QUERY_BLOCK, group_size, -1).transpose(1, 2)
-            outputs.append(attended.reshape(num_blocks * QUERY_BLOCK, num_heads, -1))
-            first += num_blocks
-        flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return flat.index_select(0, self._places).unsqueeze(0)
+        rows = query[0].transpose(0, 1)[: self.num_present]
+        lines = rows.new_zeros(self.num_blocks * QUERY_BLOCK, num_heads, rows.shape[-1]).index_copy_(0, places, rows)
+        queries = lines.view(-1, QUERY_BLOCK, num_kv_heads, group_size, rows.shape[-1]).transpose(1, 2).flatten(2, 3)
+        attended = self.attend_blocks(layer, queries, group_size, scaling, window)
+        attended = attended.view(-1, num_kv_heads, QUERY_BLOCK, group_size, value.shape[-1]).transpose(1, 2)
+        out = attended.new_zeros(self._num_rows, num_heads, value.shape[-1])
+        out[: self.num_present] = attended.reshape(-1, num_heads, value.shape[-1]).index_select(0, places)
+        return out.unsqueeze(0)
 
-    def _make_group(self, num_keys: int, blocks: list[_Block]) -> _Group:
+    @property
+    def _on_device(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._indices is None:
+            slots, places = torch.from_numpy(self.slots), torch.from_numpy(self.places)
+            self._indices = slots.to(self._device), places.to(self._device)
+        return self._indices
+
+    def _make_group(self, blocks: list[_Block]) -> _Group:
+        block_size, num_keys = self._kv_cache.block_size, blocks[0].num_keys
         tables = [blocks[0].table] if _share_keys(blocks) else [block.table for block in blocks]
-        length = num_keys // self._kv_cache.block_size
-        kv_blocks: list[int] = []
-        for table in tables:
-            kv_blocks.extend(table[:length])
-            kv_blocks.extend([NULL_BLOCK] * (length - len(table)))
-        first = torch.tensor([block.number * QUERY_BLOCK for block in blocks], device=self._device)
-        return _Group(
-            kv_blocks=torch.tensor(kv_blocks, device=self._device),
-            num_lists=len(tables),
-            positions=first.unsqueeze(1) + torch.arange(QUERY_BLOCK, device=self._device),
-            num_keys=num_keys,
-        )
+        length = num_keys // block_size
+        kv_blocks = None
+        if len(tables) > 1 or not _in_a_row(tables[0][:length]):
+            numbers: list[int] = []
+            for table in tables:
+                numbers.extend(table[:length])
+                numbers.extend([NULL_BLOCK] * (length - len(table)))
+            kv_blocks = torch.tensor(numbers, device=self._device)
+        first = torch.tensor([[block.number * QUERY_BLOCK] for block in blocks], device=self._device)
+        positions = first + torch.arange(QUERY_BLOCK, device=self._device)
+        return _Group(kv_blocks, tables[0][0] * block_size, len(tables), positions, num_keys)
+
+
+def _in_a_row(table: list[int]) -> bool:
+    return table == list(range(table[0], table[0] + len(table)))
 
 
 def _share_keys(blocks: list[_Block]) -> bool:
     return all(block.table is blocks[0].table for block in blocks)
 
 
-def _by_sequence(blocks: list[_Block]) -> list[list[_Block]]:
-    """One list a sequence that has several blocks here (they share its keys), one for all the rest."""
-    by_table: dict[int, list[_Block]] = {}
+def _grouped(blocks: list[_Block], block_size: int) -> list[list[_Block]]:
+    """Blocks of one sequence with equal numbers of keys share a group; so do single blocks that must be gathered."""
+    by_table: dict[tuple[int, int], list[_Block]] = {}
     for block in blocks:
-        by_table.setdefault(id(block.table), []).append(block)
-    groups = [group for group in by_table.values() if len(group) > 1]
-    single = [group[0] for group in by_table.values() if len(group) == 1]
-    return [*groups, single] if single else groups
+        by_table.setdefault((id(block.table), block.num_keys), []).append(block)
+    groups: list[list[_Block]] = []
+    scattered: dict[int, list[_Block]] = {}
+    for group in by_table.values():
+        if len(group) > 1 or _in_a_row(group[0].table[: group[0].num_keys // block_size]):
+            groups.append(group)
+        else:
+            scattered.setdefault(group[0].num_keys, []).extend(group)
+    return [*groups, *scattered.values()]
 
 
 def paged_attention(
@@ -166,7 +220,7 @@ def paged_attention(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     plan: AttentionPlan | None = None,
-    **_: object,
+    **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """What `transformers` calls in every attention layer; the plan comes as a keyword argument of the model's forward.
 

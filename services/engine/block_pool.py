@@ -16,7 +16,7 @@ class BlockPool:
         if num_blocks < 2:
             raise ValueError(f"a block pool needs at least 2 blocks, got {num_blocks}")
         self.num_blocks = num_blocks
-        self._free = list(range(num_blocks - 1, NULL_BLOCK, -1))
+        self._free = dict.fromkeys(range(num_blocks - 1, NULL_BLOCK, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._references = [0] * num_blocks
         self._digests: list[bytes | None] = [None] * num_blocks
@@ -32,10 +32,16 @@ class BlockPool:
         """Blocks that some sequence references."""
         return self.num_blocks - 1 - self.num_available
 
-    def allocate(self) -> int | None:
-        """A block of unknown content with one reference, or None when all are used."""
-        if self._free:
-            block = self._free.pop()
+    def allocate(self, after: int = NULL_BLOCK) -> int | None:
+        """A block of unknown content with one reference, or None when all are used.
+
+        The block that follows `after` is taken when it is free: KV that lies in a row is read without copying it.
+        """
+        if after + 1 in self._free:
+            block = after + 1
+            del self._free[block]
+        elif self._free:
+            block, _ = self._free.popitem()
         elif self._cached:
             block, _ = self._cached.popitem(last=False)
             self._forget(block)
@@ -62,7 +68,7 @@ class BlockPool:
         if self._references[block]:
             return
         if self._digests[block] is None:
-            self._free.append(block)
+            self._free[block] = None
         else:
             self._cached[block] = None
 
@@ -79,7 +85,7 @@ class BlockPool:
         used = sum(1 for count in self._references if count)
         if len(self._free) + len(self._cached) + used != self.num_blocks - 1:
             raise RuntimeError(f"blocks lost: {len(self._free)} free, {len(self._cached)} cached, {used} used")
-        if len(set(self._free) | set(self._cached)) != self.num_available:
+        if len(self._free.keys() | self._cached.keys()) != self.num_available:
             raise RuntimeError("a block is free or cached twice")
         for digest, block in self._by_digest.items():
             if self._digests[block] != digest:

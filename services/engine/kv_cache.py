@@ -6,6 +6,8 @@ import torch
 
 from services.engine.block_pool import NULL_BLOCK
 
+_ROOM = 128
+
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
@@ -28,10 +30,11 @@ class KVCache:
         self.block_size = block_size
         self.num_blocks = num_blocks
         slots = num_blocks * block_size
-        self.keys = [torch.zeros(slots, s.num_kv_heads, s.key_dim, dtype=dtype, device=device) for s in shapes]
-        self.values = [torch.zeros(slots, s.num_kv_heads, s.value_dim, dtype=dtype, device=device) for s in shapes]
-        self._key_blocks = [k.view(num_blocks, -1) for k in self.keys]
-        self._value_blocks = [v.view(num_blocks, -1) for v in self.values]
+        room = slots + _ROOM  # So that a run of padded keys may reach past the last block.
+        self.keys = [torch.zeros(room, s.num_kv_heads, s.key_dim, dtype=dtype, device=device) for s in shapes]
+        self.values = [torch.zeros(room, s.num_kv_heads, s.value_dim, dtype=dtype, device=device) for s in shapes]
+        self._key_blocks = [k[:slots].view(num_blocks, -1) for k in self.keys]
+        self._value_blocks = [v[:slots].view(num_blocks, -1) for v in self.values]
 
     @staticmethod
     def bytes_per_block(shapes: list[KVShape], block_size: int, dtype: torch.dtype) -> int:
@@ -43,6 +46,11 @@ class KVCache:
         """Stores keys and values [tokens, kv_heads, dim] in their slots [tokens]."""
         self.keys[layer].index_copy_(0, slots, keys)
         self.values[layer].index_copy_(0, slots, values)
+
+    def run(self, layer: int, first_slot: int, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values that lie in a row, not copied, as [1, tokens, kv_heads, dim]."""
+        end = first_slot + num_keys
+        return self.keys[layer][first_slot:end].unsqueeze(0), self.values[layer][first_slot:end].unsqueeze(0)
 
     def gather(self, layer: int, blocks: torch.Tensor, num_lists: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of block lists [num_lists * blocks_per_list] as [num_lists, tokens, kv_heads, dim]."""

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from services.engine.attention import IMPLEMENTATION, paged_attention
+from services.engine.attention import IMPLEMENTATION, AttentionLayer, paged_attention
 from services.engine.config import Device, Dtype, EngineConfig
-from services.engine.fusion import fuse
+from services.engine.decoder import FusedDecoder, fuse
 from services.engine.kv_cache import KVShape
 from services.engine.linear import pack_linears
 
@@ -40,6 +40,8 @@ class LoadedModel:
     """A model ready to run."""
 
     model: PreTrainedModel
+    decoder: FusedDecoder | None
+    """A faster forward of the same model, where there is one; still to be compared with the model's own."""
     description: ModelDescription
     kv_shapes: list[KVShape]
     dtype: torch.dtype
@@ -65,15 +67,13 @@ def load_model(config: EngineConfig) -> LoadedModel:
     )
     num_parameters = model.num_parameters()
     model.eval().requires_grad_(False)
-    if packed:
-        model.to(torch.float32)
-        fuse(model)
-        pack_linears(model, weights)
-    else:
-        model.to(device)
-        fuse(model)
+    model.to(torch.float32 if packed else device)
     activations = torch.float32 if packed else weights
     text_config = hf_config.get_text_config()
+    layers = _attention_layers(model, text_config)
+    decoder = fuse(model, weights, layers) if packed else None
+    if packed and decoder is None:
+        pack_linears(model, weights)
     description = ModelDescription(
         revision_digest=revision_digest(config.model, hf_config),
         architecture=(hf_config.architectures or [type(model).__name__])[0],
@@ -84,7 +84,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         dtype=str(weights).removeprefix("torch."),
         device=str(device),
     )
-    return LoadedModel(model, description, _kv_shapes(model, text_config), activations, device)
+    return LoadedModel(model, decoder, description, [layer.kv_shape for layer in layers], activations, device)
 
 
 def revision_digest(model: str, hf_config: Any) -> str:
@@ -136,14 +136,16 @@ def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
 
 
-def _kv_shapes(model: PreTrainedModel, text_config: Any) -> list[KVShape]:
-    """What each layer stores of a token, learnt by running one token past a recording attention."""
-    shapes: dict[int, KVShape] = {}
+def _attention_layers(model: PreTrainedModel, text_config: Any) -> list[AttentionLayer]:
+    """What each layer asks of its attention, learnt by running two tokens past a recording one."""
+    layers: dict[int, AttentionLayer] = {}
 
     def record(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **more: Any
     ) -> tuple[torch.Tensor, None]:
-        shapes[int(module.layer_idx)] = KVShape(key.shape[1], key.shape[-1], value.shape[-1])  # type: ignore[arg-type]
+        shape = KVShape(key.shape[1], key.shape[-1], value.shape[-1])
+        scaling, window = more.get("scaling"), more.get("sliding_window")
+        layers[int(module.layer_idx)] = AttentionLayer(shape, scaling, window)  # type: ignore[arg-type]
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 
     name = f"{IMPLEMENTATION}_record"
@@ -155,11 +157,11 @@ def _kv_shapes(model: PreTrainedModel, text_config: Any) -> list[KVShape]:
             model(input_ids=token, position_ids=torch.arange(2, device=model.device)[None], use_cache=False)
     finally:
         model.set_attn_implementation(IMPLEMENTATION)
-    if sorted(shapes) != list(range(len(shapes))) or not shapes:
+    if sorted(layers) != list(range(len(layers))) or not layers:
         raise ValueError(f"{type(model).__name__} does not use the attention interface of transformers in every layer")
-    if len(shapes) != text_config.num_hidden_layers:
+    if len(layers) != text_config.num_hidden_layers:
         raise ValueError(f"{type(model).__name__} has layers without attention, which are not supported")
-    return [shapes[layer] for layer in range(len(shapes))]
+    return [layers[index] for index in range(len(layers))]
 
 
 def quiet_transformers() -> None:

@@ -1,17 +1,26 @@
 """Runs one step: the flat batch of tokens of many sequences in, the target's picks for the wanted rows out."""
 
+import logging
 from collections.abc import Sequence as Ints
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
+from services.common.sampling_params import SamplingParams
 from services.engine.attention import AttentionPlan
 from services.engine.config import EngineConfig
+from services.engine.decoder import FusedDecoder
 from services.engine.kv_cache import KVCache
+from services.engine.linear import pack_linears
 from services.engine.model import LoadedModel, load_model
 from services.engine.sampler import Row, RowLogprobs, sample
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
+
+_log = logging.getLogger(__name__)
+_PROBE_TOKENS = 24
+_PROBE_TOLERANCE = 0.02
 
 
 class Result(NamedTuple):
@@ -39,6 +48,12 @@ class ModelRunner:
             self.loaded.kv_shapes, num_blocks, config.block_size, self.loaded.dtype, self.loaded.device
         )
         self._row_multiple = max(2, torch.get_num_threads()) if self.loaded.device.type == "cpu" else 1
+        self._decoder = self._checked_decoder()
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the model runs through the fused forward."""
+        return self._decoder is not None
 
     @torch.inference_mode()
     def run(self, works: Ints[Work]) -> list[Result]:
@@ -73,15 +88,40 @@ class ModelRunner:
         num_rows = -(-len(token_ids) // self._row_multiple) * self._row_multiple
         padding = [0] * (num_rows - len(token_ids))
         plan = AttentionPlan(works, num_rows, self.kv_cache, device)
+        kept = torch.tensor(wanted or [0], device=device)
+        if self._decoder is not None:
+            return self._decoder.forward(plan, token_ids + padding, positions + padding, kept)
         out = self.loaded.model(
             input_ids=torch.tensor([token_ids + padding], device=device),
             position_ids=torch.tensor([positions + padding], device=device),
             use_cache=False,
-            logits_to_keep=torch.tensor(wanted or [0], device=device),
+            logits_to_keep=kept,
             plan=plan,
         )
         logits: torch.Tensor = out.logits[0]
         return logits
+
+    def _checked_decoder(self) -> FusedDecoder | None:
+        """The fused decoder if its logits agree with those of the model's own forward, which is then let go of."""
+        decoder, self._decoder = self.loaded.decoder, None
+        if decoder is None:
+            return None
+        count = min(_PROBE_TOKENS, (self.kv_cache.num_blocks - 1) * self.kv_cache.block_size)
+        token_ids = [(7919 * i + 13) % self.loaded.description.vocab_size for i in range(count)]
+        probe = Sequence(token_ids, count, SamplingParams())
+        probe.block_table = list(range(1, -(-count // self.kv_cache.block_size) + 1))
+        logits = []
+        for candidate in (None, decoder):
+            self._decoder = candidate
+            with torch.inference_mode():
+                logits.append(self.forward([Work(probe, 0, count)], token_ids, list(range(count)), list(range(count))))
+        error, scale = (logits[0] - logits[1]).abs().max(), logits[0].std()
+        if not error <= _PROBE_TOLERANCE * scale:
+            _log.warning("the fused forward differs by %.2g (spread %.2g); the model's own is used", error, scale)
+            pack_linears(self.loaded.model, getattr(torch, self.loaded.description.dtype))
+            return None
+        nn.Module.to(self.loaded.model, "meta")
+        return decoder
 
 
 def _split(

@@ -8,7 +8,7 @@ computed anew later (preemption by recomputation).
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from services.engine.block_pool import BlockPool
+from services.engine.block_pool import NULL_BLOCK, BlockPool
 from services.engine.sequence import Sequence
 
 
@@ -124,7 +124,7 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Allocates blocks up to `num_tokens`, preempting sequences that come later in the order."""
         while len(sequence.block_table) * self.block_size < num_tokens:
-            block = self.pool.allocate()
+            block = self.pool.allocate(after=sequence.block_table[-1] if sequence.block_table else NULL_BLOCK)
             if block is not None:
                 sequence.block_table.append(block)
             elif not self._preempt_after(sequence):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.driver import generate, make_engine
 from engine.speculating import generate_speculating
@@ -41,6 +41,11 @@ def expected(architecture: str, prompts: list[list[int]]) -> list[list[int]]:
     ]
     assert len({token for tokens in out for token in tokens}) > 4
     return out
+
+
+def test_the_commonest_shape_of_model_runs_fused(architecture: str) -> None:
+    kind = AutoConfig.from_pretrained(architecture).model_type
+    assert make_engine(architecture).runner.is_fused == (kind in ("llama", "mistral", "qwen3"))
 
 
 def test_one_by_one(architecture: str, prompts: list[list[int]], expected: list[list[int]]) -> None:
