@@ -1,9 +1,12 @@
 """Settings of the draft process. Environment: PACELINE_DRAFT_..."""
 
+from dataclasses import replace
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ServerSettings
+from services.engine.config import EngineConfig
 from services.engine.settings import EngineSettings
 
 
@@ -14,3 +17,7 @@ class DraftSettings(EngineSettings):
 
     server: ServerSettings = ServerSettings(port=7101)
     max_proposal_tokens: int = Field(16, ge=1, description="Most tokens of one proposal, whatever a stream asks for.")
+
+    def engine_config(self) -> EngineConfig:
+        """As every engine's, for guesses."""
+        return replace(super().engine_config(), is_draft=True)

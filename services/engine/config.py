@@ -44,3 +44,5 @@ class EngineConfig:
     num_blocks: int | None = None
     """Overrides kv_bytes when set."""
     trust_remote_code: bool = False
+    is_draft: bool = False
+    """Whether results are guesses that another model checks: speed then goes before exact rounding."""

@@ -50,9 +50,9 @@ class FusedDecoder:
         half = weights in (torch.bfloat16, torch.float16)
         self._embedding = body.embed_tokens.weight.to(weights)
         self._layers = [_fuse_layer(*pair, half=half) for pair in zip(body.layers, layers, strict=True)]
-        self._final_norm = body.norm.weight.numpy()
+        self.final_norm = body.norm.weight.numpy()
         self._output = pack(model.lm_head.weight, model.lm_head.bias, half=half)
-        self._eps = np.float32(_eps(body.norm))
+        self.eps = np.float32(_eps(body.norm))
         self._rotary = body.rotary_emb
         self._cos, self._sin = self._angles(0, 1024)
 
@@ -60,34 +60,49 @@ class FusedDecoder:
         self, plan: AttentionPlan, token_ids: list[int], positions: list[int], wanted: torch.Tensor
     ) -> torch.Tensor:
         """Logits [wanted, vocab] for flat rows of tokens; their KV goes where the plan says."""
-        while max(positions) >= len(self._cos):
-            cos, sin = self._angles(len(self._cos), 2 * len(self._cos))
-            self._cos, self._sin = np.concatenate([self._cos, cos]), np.concatenate([self._sin, sin])
+        angles = self.angles(max(positions))
         at = np.array(positions)
-        hidden = embedding(torch.tensor(token_ids), self._embedding).float()
+        hidden = self.embed(token_ids)
         normed = torch.empty_like(hidden)
         rows = hidden.numpy(), normed.numpy()
         for index, layer in enumerate(self._layers):
-            kernels.rms_norm(rows[0], layer.input_norm, self._eps, rows[1])
+            kernels.rms_norm(rows[0], layer.input_norm, self.eps, rows[1])
             joint = layer.query_key_value(normed)
-            hidden += layer.output(self._attend(index, layer, joint, at, plan))
-            kernels.rms_norm(rows[0], layer.mlp_norm, self._eps, rows[1])
+            hidden += layer.output(self._attend(index, layer, joint, at, angles, plan))
+            kernels.rms_norm(rows[0], layer.mlp_norm, self.eps, rows[1])
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)
             hidden += layer.down(silu(gate).mul_(up))
         last = hidden[wanted]
         normed = torch.empty_like(last)
-        kernels.rms_norm(last.numpy(), self._final_norm, self._eps, normed.numpy())
+        kernels.rms_norm(last.numpy(), self.final_norm, self.eps, normed.numpy())
         logits: torch.Tensor = self._output(normed)
         return logits
 
+    def embed(self, token_ids: list[int]) -> torch.Tensor:
+        """Embeddings [tokens, width] in float32."""
+        return embedding(torch.tensor(token_ids), self._embedding).float()
+
+    def angles(self, position: int) -> tuple[Floats, Floats]:
+        """Cosines and sines [positions, rotated dimensions] of all positions up to this one, at least."""
+        while position >= len(self._cos):
+            cos, sin = self._angles(len(self._cos), 2 * len(self._cos))
+            self._cos, self._sin = np.concatenate([self._cos, cos]), np.concatenate([self._sin, sin])
+        return self._cos, self._sin
+
     def _attend(
-        self, index: int, layer: _Layer, joint: torch.Tensor, positions: Any, plan: AttentionPlan
+        self,
+        index: int,
+        layer: _Layer,
+        joint: torch.Tensor,
+        positions: kernels.Ints,
+        angles: tuple[Floats, Floats],
+        plan: AttentionPlan,
     ) -> torch.Tensor:
         keys, values = plan.kv(index)
         group = joint.shape[1] // keys.shape[2] // keys.shape[1] - 2
         queries = plan.empty_queries(keys.shape[1], group, keys.shape[2])
         kernels.rotate_and_store(
-            joint.numpy(), layer.query_norm, layer.key_norm, self._eps, self._cos, self._sin, positions,
+            joint.numpy(), layer.query_norm, layer.key_norm, self.eps, *angles, positions,
             plan.slots, plan.places, queries.numpy(), keys.numpy(), values.numpy(),
         )  # fmt: skip
         attended = plan.attend_blocks(index, queries, group, layer.scaling, layer.window)

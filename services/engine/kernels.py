@@ -30,7 +30,7 @@ def rms_norm(x: Floats, weight: Floats, eps: np.float32, out: Floats) -> None:
 
 
 @njit(inline="always", fastmath=_FAST)
-def _rotate(source: Floats, weight: Floats, eps: np.float32, cos: Floats, sin: Floats, out: Floats) -> None:
+def rotate_head(source: Floats, weight: Floats, eps: np.float32, cos: Floats, sin: Floats, out: Floats) -> None:
     """Normalises a head (when there is a weight) and rotates its first dimensions. All [head_dim] or [rotated dim]."""
     dim, rotated = source.shape[0], cos.shape[0]
     scale = _ONE
@@ -84,11 +84,11 @@ def rotate_and_store(
             for head in range(heads):
                 source = joint[row, head * dim : (head + 1) * dim]
                 out = queries[block, head // group, line * group + head % group]
-                _rotate(source, query_weight, eps, c, s, out)
+                rotate_head(source, query_weight, eps, c, s, out)
         slot = slots[row]
         for head in range(kv_heads):
             at = (heads + head) * dim
-            _rotate(joint[row, at : at + dim], key_weight, eps, c, s, keys[slot, head])
+            rotate_head(joint[row, at : at + dim], key_weight, eps, c, s, keys[slot, head])
             at += kv_heads * dim
             for i in range(dim):
                 values[slot, head, i] = joint[row, at + i]

@@ -31,8 +31,11 @@ class KVCache:
         self.num_blocks = num_blocks
         slots = num_blocks * block_size
         room = slots + _ROOM  # So that a run of padded keys may reach past the last block.
-        self.keys = [torch.zeros(room, s.num_kv_heads, s.key_dim, dtype=dtype, device=device) for s in shapes]
-        self.values = [torch.zeros(room, s.num_kv_heads, s.value_dim, dtype=dtype, device=device) for s in shapes]
+        # One tensor for all layers wherever they are alike, so that compiled code can take all of them.
+        like = (dtype, device)
+        self.all_keys = _zeros([(room, s.num_kv_heads, s.key_dim) for s in shapes], *like)
+        self.all_values = _zeros([(room, s.num_kv_heads, s.value_dim) for s in shapes], *like)
+        self.keys, self.values = list(self.all_keys), list(self.all_values)
         self._key_blocks = [k[:slots].view(num_blocks, -1) for k in self.keys]
         self._value_blocks = [v[:slots].view(num_blocks, -1) for v in self.values]
 
@@ -62,6 +65,14 @@ class KVCache:
     def slot(self, block_table: list[int], index: int) -> int:
         """Slot of the index-th token of a sequence."""
         return block_table[index // self.block_size] * self.block_size + index % self.block_size
+
+
+def _zeros(
+    shapes: list[tuple[int, int, int]], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | list[torch.Tensor]:
+    if len(set(shapes)) == 1:
+        return torch.zeros(len(shapes), *shapes[0], dtype=dtype, device=device)
+    return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
 
 
 NULL_SLOT = NULL_BLOCK

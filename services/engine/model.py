@@ -43,7 +43,7 @@ class LoadedModel:
     decoder: FusedDecoder | None
     """A faster forward of the same model, where there is one; still to be compared with the model's own."""
     description: ModelDescription
-    kv_shapes: list[KVShape]
+    layers: list[AttentionLayer]
     dtype: torch.dtype
     """Data type of activations and KV."""
     device: torch.device
@@ -84,7 +84,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         dtype=str(weights).removeprefix("torch."),
         device=str(device),
     )
-    return LoadedModel(model, decoder, description, [layer.kv_shape for layer in layers], activations, device)
+    return LoadedModel(model, decoder, description, layers, activations, device)
 
 
 def revision_digest(model: str, hf_config: Any) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from services.common.sampling_params import SamplingParams
+from services.engine import small_decoder
 from services.engine.attention import AttentionPlan
 from services.engine.config import EngineConfig
 from services.engine.decoder import FusedDecoder
@@ -17,10 +18,12 @@ from services.engine.model import LoadedModel, load_model
 from services.engine.sampler import Row, RowLogprobs, sample
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
+from services.engine.small_decoder import MAX_ROWS, SmallDecoder
 
 _log = logging.getLogger(__name__)
 _PROBE_TOKENS = 24
 _PROBE_TOLERANCE = 0.02
+_SMALL_PROBE_TOLERANCE = 0.5
 
 
 class Result(NamedTuple):
@@ -42,13 +45,14 @@ class ModelRunner:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self.loaded: LoadedModel = load_model(config)
-        per_block = KVCache.bytes_per_block(self.loaded.kv_shapes, config.block_size, self.loaded.dtype)
+        shapes = [layer.kv_shape for layer in self.loaded.layers]
+        per_block = KVCache.bytes_per_block(shapes, config.block_size, self.loaded.dtype)
         num_blocks = config.num_blocks or max(2, config.kv_bytes // per_block)
-        self.kv_cache = KVCache(
-            self.loaded.kv_shapes, num_blocks, config.block_size, self.loaded.dtype, self.loaded.device
-        )
+        self.kv_cache = KVCache(shapes, num_blocks, config.block_size, self.loaded.dtype, self.loaded.device)
         self._row_multiple = max(2, torch.get_num_threads()) if self.loaded.device.type == "cpu" else 1
-        self._decoder = self._checked_decoder()
+        self._decoder: FusedDecoder | None = None
+        self._small: SmallDecoder | None = None
+        self._adopt_decoders(is_draft=config.is_draft)
 
     @property
     def is_fused(self) -> bool:
@@ -83,6 +87,8 @@ class ModelRunner:
 
     def forward(self, works: Ints[Work], token_ids: list[int], positions: list[int], wanted: list[int]) -> torch.Tensor:
         """Logits [len(wanted) or 1, vocab] of the wanted rows; stores the KV of all."""
+        if self._small is not None and len(token_ids) <= MAX_ROWS:
+            return self._small.forward(works, token_ids, positions, wanted or [0])
         device = self.loaded.device
         # Rows are padded so that every thread's share of an element-wise operation starts at a whole row.
         num_rows = -(-len(token_ids) // self._row_multiple) * self._row_multiple
@@ -101,27 +107,39 @@ class ModelRunner:
         logits: torch.Tensor = out.logits[0]
         return logits
 
-    def _checked_decoder(self) -> FusedDecoder | None:
-        """The fused decoder if its logits agree with those of the model's own forward, which is then let go of."""
-        decoder, self._decoder = self.loaded.decoder, None
-        if decoder is None:
-            return None
+    def _adopt_decoders(self, *, is_draft: bool) -> None:
+        """Takes faster forwards whose logits agree with those of the model's own, which is then let go of."""
+        loaded = self.loaded
+        if loaded.decoder is None:
+            return
         count = min(_PROBE_TOKENS, (self.kv_cache.num_blocks - 1) * self.kv_cache.block_size)
+        own = self._probe(count)
+        self._decoder = loaded.decoder
+        if not _agree(own, self._probe(count), _PROBE_TOLERANCE):
+            _log.warning("the fused forward differs from the model's own, which is used")
+            self._decoder = None
+            pack_linears(loaded.model, getattr(torch, loaded.description.dtype))
+            return
+        if is_draft and small_decoder.takes(loaded.model, loaded.layers):
+            self._small = SmallDecoder(loaded.model, self._decoder, loaded.layers[0].scaling, self.kv_cache)
+            if not _agree(own, self._probe(count), _SMALL_PROBE_TOLERANCE):
+                _log.warning("the forward for small models differs from the model's own and is not used")
+                self._small = None
+        nn.Module.to(loaded.model, "meta")
+
+    @torch.inference_mode()
+    def _probe(self, count: int) -> torch.Tensor:
+        """Logits [count, vocab] of a fixed text, computed in the first blocks."""
         token_ids = [(7919 * i + 13) % self.loaded.description.vocab_size for i in range(count)]
-        probe = Sequence(token_ids, count, SamplingParams())
-        probe.block_table = list(range(1, -(-count // self.kv_cache.block_size) + 1))
-        logits = []
-        for candidate in (None, decoder):
-            self._decoder = candidate
-            with torch.inference_mode():
-                logits.append(self.forward([Work(probe, 0, count)], token_ids, list(range(count)), list(range(count))))
-        error, scale = (logits[0] - logits[1]).abs().max(), logits[0].std()
-        if not error <= _PROBE_TOLERANCE * scale:
-            _log.warning("the fused forward differs by %.2g (spread %.2g); the model's own is used", error, scale)
-            pack_linears(self.loaded.model, getattr(torch, self.loaded.description.dtype))
-            return None
-        nn.Module.to(self.loaded.model, "meta")
-        return decoder
+        sequence = Sequence(token_ids, count, SamplingParams())
+        sequence.block_table = list(range(1, -(-count // self.kv_cache.block_size) + 1))
+        everything = list(range(count))
+        return self.forward([Work(sequence, 0, count)], token_ids, everything, everything)
+
+
+def _agree(expected: torch.Tensor, got: torch.Tensor, tolerance: float) -> bool:
+    """Whether logits differ by less than a share of their spread, at most; False for NaN."""
+    return bool((expected - got).abs().max() <= tolerance * expected.std())
 
 
 def _split(
