@@ -44,6 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard pro
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine]'
+	$(BIN)/python -m services.engine.precompile models/draft
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

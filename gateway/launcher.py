@@ -23,8 +23,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 _HEALTH_POLL_SECONDS = 0.1
 _STOP_SECONDS = 15.0
 _MAX_RESTARTS = 5
-_SPIN_COUNT = "2000"
-"""Rounds that an idle OpenMP thread spins before it sleeps: through the gaps within a step, not those between steps."""
+_SPIN_COUNT = 20_000
+"""Rounds, some 50 ns each, that an idle OpenMP thread spins before it sleeps: through the gaps of a step and between
+two steps that follow each other, not through the wait for a proposal, whose draft wants the core."""
+_SPIN_COUNT_ALONE = 100_000
 
 
 class Threads(NamedTuple):
@@ -32,6 +34,10 @@ class Threads(NamedTuple):
 
     verifier: int
     draft: int
+
+    def share(self, num_cores: int) -> bool:
+        """Whether the two cannot run at once without getting into each other's way."""
+        return self.verifier + self.draft > num_cores
 
 
 class LaunchError(RuntimeError):
@@ -59,6 +65,11 @@ class StackSettings:
     extra: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """More command-line arguments by process name."""
 
+    def threads(self) -> Threads:
+        """CPU threads as set, else as the cores are divided."""
+        divided = divide_threads(os.cpu_count() or 1, with_draft=self.draft_model is not None)
+        return Threads(self.verifier_threads or divided.verifier, self.draft_threads or divided.draft)
+
 
 def shipped_model(name: str) -> str:
     """Folder of the shipped "target" or "draft": in the installed package, else in the source tree."""
@@ -71,8 +82,8 @@ def shipped_model(name: str) -> str:
 def divide_threads(num_cores: int, *, with_draft: bool) -> Threads:
     """Divides cores between verifier and draft so that they do not fight for them.
 
-    The draft is small: one core is all it can use. On two cores the verifier keeps both: it is idle while it waits for
-    a proposal, and the draft for most of a verification.
+    The draft is small: one core is all it can use. On two cores the verifier keeps both and the two take turns: the
+    draft does not draft ahead, so that it is idle while the verifier verifies.
     """
     if not with_draft or num_cores <= 2:
         return Threads(max(1, num_cores), 1)
@@ -142,7 +153,8 @@ class Stack:
         self.processes[name].kill()
 
     async def _spawn(self, name: str) -> None:
-        environment = {"GOMP_SPINCOUNT": _SPIN_COUNT, **os.environ, "PYTHONUNBUFFERED": "1"}
+        spin = _SPIN_COUNT if self.settings.draft_model else _SPIN_COUNT_ALONE
+        environment = {"GOMP_SPINCOUNT": str(spin), **os.environ, "PYTHONUNBUFFERED": "1"}
         paths = [str(_ROOT), str(_ROOT / "protos"), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         process = await asyncio.create_subprocess_exec(
@@ -175,16 +187,15 @@ class Stack:
                 f"--drafts={json.dumps(drafts)}",
             ]
         else:
-            threads = divide_threads(os.cpu_count() or 1, with_draft=settings.draft_model is not None)
-            num_threads = settings.verifier_threads or threads.verifier
-            if name == "draft":
-                num_threads = settings.draft_threads or threads.draft
+            threads = settings.threads()
             arguments += [
                 f"--model={settings.model if name == 'verifier' else settings.draft_model}",
                 f"--device={settings.device}",
                 f"--dtype={settings.dtype}",
-                f"--num-threads={num_threads}",
+                f"--num-threads={threads.verifier if name == 'verifier' else threads.draft}",
             ]
+            if name == "draft" and settings.device != "cuda" and threads.share(os.cpu_count() or 1):
+                arguments.append("--ahead=false")
         return [*arguments, *settings.extra.get(name, ())]
 
     async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:

@@ -36,6 +36,8 @@ class DraftSequence:
     """Tokens of one proposal."""
     end: int
     """Length that the text cannot exceed."""
+    ahead: bool = True
+    """Whether drafting goes on while a proposal is being verified."""
     root: int = 0
     """Committed length."""
     root_digest: int = EMPTY_DIGEST
@@ -47,8 +49,8 @@ class DraftSequence:
 
     @property
     def max_ahead(self) -> int:
-        """Tokens that the path may be ahead of the root: the block under verification, its bonus, the next block."""
-        return 2 * self.max_draft_tokens + 2
+        """Tokens that the path may be ahead of the root: the block under verification, then its bonus and the next."""
+        return 2 * self.max_draft_tokens + 2 if self.ahead else self.max_draft_tokens
 
 
 class DraftRole:

@@ -25,7 +25,11 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
         engine_loop = EngineLoop(build, "draft-engine")
         try:
             servicer = DraftServicer(
-                engine_loop, settings.public_model_id, settings.max_open_sequences, settings.max_proposal_tokens
+                engine_loop,
+                settings.public_model_id,
+                settings.max_open_sequences,
+                settings.max_proposal_tokens,
+                ahead=settings.ahead,
             )
             draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server)
             name = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name

@@ -21,11 +21,14 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         model_id: str,
         max_open_sequences: int,
         max_proposal_tokens: int,
+        *,
+        ahead: bool,
     ) -> None:
         self._engine_loop = engine_loop
         self._model_id = model_id
         self._open_streams = OpenStreams(max_open_sequences)
         self._max_proposal_tokens = max_proposal_tokens
+        self._ahead = ahead
         self._metrics = DraftMetrics(engine_loop, self._open_streams)
 
     async def Propose(
@@ -43,7 +46,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             sequence, end = to_sequence(first.open, self._engine_loop.role.engine, self._model_id)
             stream = EventStream(self._engine_loop)
             length = min(first.open.max_draft_tokens, self._max_proposal_tokens)
-            draft = DraftSequence(sequence, stream.emit, length, end)
+            draft = DraftSequence(sequence, stream.emit, length, end, self._ahead)
             stream.submit(lambda role: role.open(draft))
             reader = asyncio.create_task(self._read(request_iterator, stream, draft))
             try:

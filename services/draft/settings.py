@@ -17,6 +17,9 @@ class DraftSettings(EngineSettings):
 
     server: ServerSettings = ServerSettings(port=7101)
     max_proposal_tokens: int = Field(16, ge=1, description="Most tokens of one proposal, whatever a stream asks for.")
+    ahead: bool = Field(
+        True, description="Drafts on while a proposal is being verified. Off where draft and verifier share cores."
+    )
 
     def engine_config(self) -> EngineConfig:
         """As every engine's, for guesses."""

@@ -59,6 +59,11 @@ class ModelRunner:
         """Whether the model runs through the fused forward."""
         return self._decoder is not None
 
+    @property
+    def is_small(self) -> bool:
+        """Whether a few rows run as one compiled loop."""
+        return self._small is not None
+
     @torch.inference_mode()
     def run(self, works: Ints[Work]) -> list[Result]:
         """Computes the scheduled tokens and picks a token after each wanted one."""

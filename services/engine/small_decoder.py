@@ -81,8 +81,8 @@ class SmallDecoder:
 def takes(model: Any, layers: list[AttentionLayer]) -> bool:
     """Whether a model that the fused decoder takes is small and plain enough: one scaling, no windows, no biases."""
     biases = any(name.endswith(".bias") for name, _ in model.named_parameters())
-    small = model.num_parameters() <= MAX_PARAMETERS
-    return small and not biases and len({(layer.scaling, layer.window) for layer in layers} | {(None, None)}) == 2
+    alike = len(set(layers)) == 1 and layers[0].window is None
+    return model.num_parameters() <= MAX_PARAMETERS and alike and not biases
 
 
 def _weights(parent: Any, *names: str) -> torch.Tensor:

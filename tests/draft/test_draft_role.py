@@ -61,6 +61,20 @@ def test_proposes_its_own_picks_as_far_as_it_may_go(engine: Engine, answer: list
     assert engine.pool.num_used == 0
 
 
+def test_where_cores_are_shared_it_stops_at_the_end_of_a_proposal(engine: Engine, answer: list[int]) -> None:
+    role = DraftRole(engine, Collected())  # type: ignore[arg-type]
+    proposals: list[Proposed] = []
+    draft = DraftSequence(Sequence(PROMPT, len(PROMPT), PARAMS), proposals.append, 4, 400, ahead=False)
+    role.open(draft)
+    run(role)
+    assert path(proposals) == answer[:4]
+    role.commit(draft, len(PROMPT), answer[:5])
+    run(role)
+    digest = extend_digest(EMPTY_DIGEST, [*PROMPT, *answer[:5]])
+    assert proposals[1:] == [Proposed(len(PROMPT) + 5, digest, answer[5:9])]
+    role.close(draft)
+
+
 def test_a_commit_that_agrees_lets_it_go_on_with_nothing_computed_twice(engine: Engine, answer: list[int]) -> None:
     role, draft, proposals = open_draft(engine)
     at = 0
