@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from benchmarks.heavy import INTERMEDIATE_SIZE, NUM_LAYERS
-from benchmarks.speculation import NUM_TOKENS, PROMPT_TOKENS, REPEATS, Report
+from benchmarks.speculation import BATCH_REPEATS, NUM_STREAMS, NUM_TOKENS, PROMPT_TOKENS, REPEATS, Report
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -30,8 +30,9 @@ def _page(report: Report) -> str:
         "",
         f"Written by `make bench` on {datetime.now(UTC):%Y-%m-%d}: {_processor()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}. Everything on this page comes from one run. Greedy, prompts of "
-        f"{PROMPT_TOKENS} tokens from held-out files, {NUM_TOKENS} tokens each, prompt processing included, medians of "
-        f'up to {REPEATS} runs taken in turns. "Off" has no draft process, so that the verifier has every core.',
+        f"{PROMPT_TOKENS} tokens from held-out files, each seen once, {NUM_TOKENS} tokens produced, prompt processing "
+        f"included, all systems in turns, medians of the ratios of {REPEATS} pairs of runs ({BATCH_REPEATS} of "
+        f'{NUM_STREAMS} streams). "Off" has no draft process, so that the verifier has every core.',
         "",
         "The **heavy target** computes the shipped target's function at the cost of a larger model: more MLP neurons "
         f"whose output weights are zero, and layers that change nothing ({NUM_LAYERS} layers, {INTERMEDIATE_SIZE} "

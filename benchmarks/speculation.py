@@ -1,11 +1,11 @@
 """Speculation on and off, and both beside transformers, in one run on one machine."""
 
 import asyncio
-import gc
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +21,13 @@ from services.engine.config import Device, Dtype, EngineConfig
 
 NUM_TOKENS = 128
 PROMPT_TOKENS = 128
-REPEATS = 5
+REPEATS = 4
+BATCH_REPEATS = 2
 NUM_STREAMS = 8
 
 
 class Ratio(NamedTuple):
-    """A measure with a floor: the ratio of two medians of one run."""
+    """A measure with a floor: the median of ratios of neighbouring runs."""
 
     name: str
     value: float
@@ -56,104 +57,110 @@ class Report(NamedTuple):
 
 
 def held_out_prompts(tokenizer_folder: str, count: int) -> list[list[int]]:
-    """The first tokens of held-out files of the shipped pair's corpus."""
+    """Different pieces of held-out files of the shipped pair's corpus, PROMPT_TOKENS each."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    prompts = []
-    for document in load_corpus().held_out:
-        ids = tokenizer(document.text[: PROMPT_TOKENS * 12])["input_ids"]
-        if len(ids) >= PROMPT_TOKENS:
-            prompts.append(ids[:PROMPT_TOKENS])
-        if len(prompts) == count:
-            return prompts
-    raise ValueError(f"only {len(prompts)} held-out files are long enough")
+    documents = [tokenizer(document.text[: 1 << 15])["input_ids"] for document in load_corpus().held_out]
+    prompts: list[list[int]] = []
+    for start in range(0, max(map(len, documents)), PROMPT_TOKENS):
+        pieces = [ids[start : start + PROMPT_TOKENS] for ids in documents]
+        prompts.extend(piece for piece in pieces if len(piece) == PROMPT_TOKENS)
+        if len(prompts) >= count:
+            return prompts[:count]
+    raise ValueError(f"the held-out files hold {len(prompts)} prompts, {count} are wanted")
+
+
+Contender = Callable[[Sequence[Sequence[int]]], Awaitable[Measured]]
+"""Continues prompts once and says how long that took."""
 
 
 def run(shipped: str, draft: str, work_dir: Path) -> Report:
     """Measures everything. Takes some ten minutes on two cores."""
     heavy = build_heavy(shipped, work_dir / "heavy")
-    prompts = held_out_prompts(shipped, NUM_STREAMS)
-    ratios: list[Ratio] = []
-    latencies: list[Latency] = []
-    mismatches = 0
-    for name, model, floor in (("heavy", heavy, 1.7), ("shipped", shipped, 1.2)):
-        on, off, eight = asyncio.run(_gateway(model, draft, prompts))
-        mismatches += sum(a.token_ids != b.token_ids for a, b in zip(on, off, strict=True))
-        ratios.append(_ratio(f"speculation on / off, {name} target, one stream", on, off, floor))
-        latencies += [
-            _latency(f"{name}, off, one stream", off),
-            _latency(f"{name}, on, one stream", on),
-            _latency(f"{name}, off, {NUM_STREAMS} streams", eight),
-        ]
-        if name == "heavy":
-            ratios += _beside_transformers(model, draft, prompts, on, off, eight)
-        inside = _in_process(model, prompts)
-        mismatches += sum(a.token_ids != b.token_ids for a, b in zip(inside, off, strict=True))
-        if name == "heavy":
-            ratios.append(_ratio("through gateway and gRPC / engine in process, off, one stream", off, inside, 0.9))
+    prompts = held_out_prompts(shipped, 1 + REPEATS + (1 + BATCH_REPEATS) * NUM_STREAMS)
+    measured = {name: asyncio.run(_measure(name, model, draft, prompts)) for name, model in
+                (("heavy", heavy), ("shipped", shipped))}  # fmt: skip
+    ratios = [*_heavy_ratios(measured["heavy"])]
+    shipped_runs = measured["shipped"]
+    ratios.append(_ratio("speculation on / off, shipped target, one stream", shipped_runs, "on", "off", 1.2))
+    latencies = [
+        _latency(f"{target}, {name}", runs[name])
+        for target, runs in measured.items()
+        for name in ("off", "on", f"off, {NUM_STREAMS} streams")
+    ]
+    mismatches = sum(
+        a.token_ids != b.token_ids
+        for runs in measured.values()
+        for name in ("on", "in process")
+        for a, b in zip(runs["off"], runs[name], strict=True)
+    )
     return Report(ratios, latencies, mismatches)
 
 
-async def _gateway(
-    model: str, draft: str, prompts: Sequence[Sequence[int]]
-) -> tuple[list[Measured], list[Measured], list[Measured]]:
-    """Runs on and off in turns, each on a stack of its own, so that off has every core for the verifier."""
-    on: list[Measured] = []
-    off: list[Measured] = []
-    eight: list[Measured] = []
+async def _measure(name: str, model: str, draft: str, prompts: Sequence[Sequence[int]]) -> dict[str, list[Measured]]:
+    """All contenders for one target, in turns. "Off" has a stack without a draft, so every core is the verifier's."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    one: dict[str, Contender] = {}
+    many: dict[str, Contender] = {}
+    runs: dict[str, list[Measured]] = {}
     async with AsyncExitStack() as resources:
-        clients = {}
-        for mode, draft_model in ((True, draft), (False, None)):
+        for mode, draft_model in (("on", draft), ("off", None)):
             settings = StackSettings(model=model, draft_model=draft_model, dtype="bfloat16", log_level="WARNING")
             stack = await resources.enter_async_context(running_stack(settings))
-            clients[mode] = await resources.enter_async_context(Client(stack.address()))
-            await through_gateway(clients[mode], prompts[-1:], NUM_TOKENS, speculation=mode)
-        for repeat in range(REPEATS):
-            prompt = prompts[repeat : repeat + 1]
-            on.append(await through_gateway(clients[True], prompt, NUM_TOKENS, speculation=True))
-            off.append(await through_gateway(clients[False], prompt, NUM_TOKENS, speculation=False))
-        eight = [await through_gateway(clients[False], prompts, NUM_TOKENS, speculation=False) for _ in range(3)]
-    return on, off, eight
+            client = await resources.enter_async_context(Client(stack.address()))
+            one[mode] = partial(through_gateway, client, num_tokens=NUM_TOKENS, speculation=mode == "on")
+        many[f"off, {NUM_STREAMS} streams"] = one["off"]
+        engine = InProcess(EngineConfig(model, device=Device.CPU, dtype=Dtype.BFLOAT16, num_threads=os.cpu_count()))
+        one["in process"] = partial(_here, engine.generate)
+        for dtype in (torch.bfloat16, torch.float32) if name == "heavy" else ():
+            label = str(dtype).removeprefix("torch.")
+            peer = Transformers(model, dtype, draft)
+            one[f"transformers {label}"] = many[f"transformers {label}, batch"] = partial(_here, peer.generate)
+            one[f"transformers {label}, assisted"] = partial(_here, partial(peer.generate, assisted=True))
+        # No system sees a prompt twice: one that reuses prefixes would have an advantage.
+        rest = iter(prompts)
+        for contenders, repeats, width in ((one, REPEATS, 1), (many, BATCH_REPEATS, NUM_STREAMS)):
+            for repeat in range(-1, repeats):
+                chosen = [next(rest) for _ in range(width)]
+                for contender_name, contender in contenders.items():
+                    result = await contender(chosen)
+                    if repeat >= 0:  # The one before is to warm up.
+                        runs.setdefault(contender_name, []).append(result)
+    return runs
 
 
-def _in_process(model: str, prompts: Sequence[Sequence[int]]) -> list[Measured]:
-    engine = InProcess(EngineConfig(model, device=Device.CPU, dtype=Dtype.BFLOAT16, num_threads=os.cpu_count()))
-    engine.generate(prompts[-1:], NUM_TOKENS)
-    return [engine.generate(prompts[repeat : repeat + 1], NUM_TOKENS) for repeat in range(REPEATS)]
+async def _here(
+    generate: Callable[[Sequence[Sequence[int]], int], Measured], prompts: Sequence[Sequence[int]]
+) -> Measured:
+    """On the main thread: another would have OpenMP threads of its own, and all of them would spin less."""
+    return generate(prompts, NUM_TOKENS)
 
 
-def _beside_transformers(
-    model: str,
-    draft: str,
-    prompts: Sequence[Sequence[int]],
-    on: list[Measured],
-    off: list[Measured],
-    eight: list[Measured],
-) -> list[Ratio]:
-    torch.set_num_threads(os.cpu_count() or 1)
-    ratios: list[Ratio] = []
-    for dtype, floors in ((torch.bfloat16, (1.5, 2.5, 1.3)), (torch.float32, (0.0, 0.0, 0.0))):
-        peer = Transformers(model, dtype, draft)
-        plain = [peer.generate(prompts[i : i + 1], NUM_TOKENS) for i in range(3)]
-        assisted = [peer.generate(prompts[i : i + 1], NUM_TOKENS, assisted=True) for i in range(3)]
-        label = str(dtype).removeprefix("torch.")
+def _heavy_ratios(runs: dict[str, list[Measured]]) -> list[Ratio]:
+    ratios = [_ratio("speculation on / off, heavy target, one stream", runs, "on", "off", 1.7)]
+    for label, floors in (("bfloat16", (1.5, 2.5, 1.3)), ("float32", (0.0, 0.0, 0.0))):
+        peer = f"transformers {label}"
+        batch = f"off, {NUM_STREAMS} streams"
         ratios += [
-            _ratio(f"off, heavy, one stream / transformers.generate in {label}", off, plain, floors[0]),
-            _ratio(f"on, heavy, one stream / transformers assisted generation in {label}", on, assisted, floors[1]),
+            _ratio(f"off, heavy, one stream / transformers.generate in {label}", runs, "off", peer, floors[0]),
+            _ratio(
+                f"on, heavy, one stream / transformers assisted generation in {label}",
+                runs, "on", f"{peer}, assisted", floors[1],
+            ),
             _ratio(
                 f"off, heavy, {NUM_STREAMS} streams / transformers.generate on a batch of {NUM_STREAMS} in {label}",
-                eight,
-                [peer.generate(prompts, NUM_TOKENS) for _ in range(2)],
-                floors[2],
+                runs, batch, f"{peer}, batch", floors[2],
             ),
-        ]
-        del peer
-        gc.collect()
-    return ratios
+        ]  # fmt: skip
+    name = "through gateway and gRPC / engine in process, off, one stream"
+    return [*ratios, _ratio(name, runs, "off", "in process", 0.9)]
 
 
-def _ratio(name: str, ours: Sequence[Measured], others: Sequence[Measured], floor: float) -> Ratio:
-    a, b = median(ours), median(others)
-    return Ratio(name, a / b, floor, f"{a:.1f} / {b:.1f} tokens/s")
+def _ratio(name: str, runs: dict[str, list[Measured]], ours: str, others: str, floor: float) -> Ratio:
+    """The median of the ratios of runs that were taken one after the other on the same prompt."""
+    pairs = list(zip(runs[ours], runs[others], strict=True))
+    value = statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
+    detail = f"{median(runs[ours]):.1f} / {median(runs[others]):.1f} tokens/s"
+    return Ratio(name, value, floor, detail)
 
 
 def _latency(name: str, runs: Sequence[Measured]) -> Latency:

@@ -1,22 +1,33 @@
 """`paceline up`: the whole system in one terminal."""
 
 import asyncio
+import re
 import signal
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from gateway.launcher import LaunchError, Stack, StackSettings
 
+_LOADED = re.compile(r"loading weights: (\d+) %")
 _COLOURS = {"draft": "yellow", "verifier": "green", "gateway": "cyan", "paceline": "bold"}
 
 
 async def keep_running(settings: StackSettings, console: Console) -> int:
     """Runs until SIGINT or SIGTERM (0) or until a process has failed for good (1)."""
 
+    bars = Progress(
+        SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        console=console, transient=True,
+    )  # fmt: skip
+    tasks: dict[str, TaskID] = {}
+
     def on_line(name: str, line: str) -> None:
+        if (loaded := _LOADED.search(line)) and name in tasks:
+            bars.update(tasks[name], completed=int(loaded[1]))
+            return
         console.print(Text(f"{name:>8} ", _COLOURS[name]) + Text(line))
 
     stop = asyncio.Event()
@@ -24,7 +35,7 @@ async def keep_running(settings: StackSettings, console: Console) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     stack = Stack(settings, on_line)
-    starting = asyncio.create_task(_start(stack, console))
+    starting = asyncio.create_task(_start(stack, bars, tasks))
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -47,9 +58,8 @@ async def keep_running(settings: StackSettings, console: Console) -> int:
     return 1
 
 
-async def _start(stack: Stack, console: Console) -> None:
-    """Starts the stack behind a progress display, one line a process."""
-    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks = {name: progress.add_task(f"{name}: loading", total=1) for name in stack.names}
-        await stack.start(lambda name: progress.update(tasks[name], description=f"{name}: serving", completed=1))
+async def _start(stack: Stack, bars: Progress, tasks: dict[str, TaskID]) -> None:
+    """Starts the stack behind progress bars, one a process, that fill as its weights are loaded."""
+    with bars:
+        tasks.update({name: bars.add_task(f"{name}: loading", total=100) for name in stack.names})
+        await stack.start(lambda name: bars.update(tasks[name], description=f"{name}: serving", completed=100))

@@ -53,6 +53,8 @@ class FusedDecoder:
         self.final_norm = body.norm.weight.numpy()
         self._output = pack(model.lm_head.weight, model.lm_head.bias, half=half)
         self.eps = np.float32(_eps(body.norm))
+        self.width = 2 * body.layers[0].mlp.down_proj.in_features
+        """Elements of the widest row that an element-wise operation sees."""
         self._rotary = body.rotary_emb
         self._cos, self._sin = self._angles(0, 1024)
 

@@ -1,7 +1,9 @@
 """Loads a causal language model through `transformers` and prepares it for paged, row-invariant forwards."""
 
 import json
+import logging
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ from blake3 import blake3
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging as transformers_logging
 
 from services.engine.attention import IMPLEMENTATION, AttentionLayer, paged_attention
 from services.engine.config import Device, Dtype, EngineConfig
 from services.engine.decoder import FusedDecoder, fuse
 from services.engine.kv_cache import KVShape
 from services.engine.linear import pack_linears
+
+_log = logging.getLogger(__name__)
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, paged_attention)
 
@@ -165,8 +170,23 @@ def _attention_layers(model: PreTrainedModel, text_config: Any) -> list[Attentio
 
 
 def quiet_transformers() -> None:
-    """Keeps progress bars and advice of `transformers` out of a server's log."""
+    """Keeps progress bars of `transformers` out of a server's log; how far loading is goes there as plain lines."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_tqdm_hook(_log_progress)
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+def _log_progress(make_bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """In place of a bar over tensors: the same items, and a line every twentieth of them."""
+    if options.get("desc") != "Loading weights" or not args:
+        return make_bar(*args, **options)
+    items = list(args[0])
+    marks = {len(items) * part // 20: 5 * part for part in range(1, 21)}
+
+    def passing() -> Iterator[Any]:
+        for count, item in enumerate(items, 1):
+            yield item
+            if count in marks:
+                _log.info("loading weights: %d %%", marks[count])
+
+    return passing()

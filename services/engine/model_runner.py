@@ -21,6 +21,8 @@ from services.engine.sequence import Sequence
 from services.engine.small_decoder import MAX_ROWS, SmallDecoder
 
 _log = logging.getLogger(__name__)
+_PARALLEL_ELEMENTS = 32_768
+"""Element-wise operations on fewer elements run on one thread (at::internal::GRAIN_SIZE)."""
 _PROBE_TOKENS = 24
 _PROBE_TOLERANCE = 0.02
 _SMALL_PROBE_TOLERANCE = 0.5
@@ -96,7 +98,10 @@ class ModelRunner:
             return self._small.forward(works, token_ids, positions, wanted or [0])
         device = self.loaded.device
         # Rows are padded so that every thread's share of an element-wise operation starts at a whole row.
-        num_rows = -(-len(token_ids) // self._row_multiple) * self._row_multiple
+        multiple = self._row_multiple
+        if self._decoder is not None and len(token_ids) * self._decoder.width < _PARALLEL_ELEMENTS:
+            multiple = 1
+        num_rows = -(-len(token_ids) // multiple) * multiple
         padding = [0] * (num_rows - len(token_ids))
         plan = AttentionPlan(works, num_rows, self.kv_cache, device)
         kept = torch.tensor(wanted or [0], device=device)
