@@ -130,7 +130,9 @@ class ModelRunner:
             self._decoder = None
             pack_linears(loaded.model, getattr(torch, loaded.description.dtype))
             return
-        if is_draft and small_decoder.takes(loaded.model, loaded.layers):
+        # Weights asked for in float32 are not rounded to 8 bits.
+        may_round = is_draft and loaded.description.dtype != "float32"
+        if may_round and small_decoder.takes(loaded.model, loaded.layers):
             self._small = SmallDecoder(loaded.model, self._decoder, loaded.layers[0].scaling, self.kv_cache)
             if not _agree(own, self._probe(count), _SMALL_PROBE_TOLERANCE):
                 _log.warning("the forward for small models differs from the model's own and is not used")
