@@ -27,7 +27,7 @@ class AttentionLayer(NamedTuple):
     """What one layer of a model asks of its attention."""
 
     kv_shape: KVShape
-    scaling: float | None
+    scaling: float
     window: int | None
     """Tokens that a row sees, its own included; None for all."""
 

@@ -15,9 +15,12 @@ from torch import nn
 from torch.nn.functional import embedding, silu
 
 from services.engine import kernels
-from services.engine.attention import AttentionLayer, AttentionPlan
+from services.engine.attention import AttentionLayer
 from services.engine.kernels import Floats
+from services.engine.kv_cache import KVCache
 from services.engine.linear import pack
+from services.engine.row_attention import RowAttention
+from services.engine.row_plan import RowPlan
 
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -38,7 +41,7 @@ class _Layer:
     mlp_norm: Floats
     gate_up: nn.Module
     down: nn.Module
-    scaling: float | None
+    scaling: float
     window: int | None
 
 
@@ -55,22 +58,24 @@ class FusedDecoder:
         self.eps = np.float32(_eps(body.norm))
         self.width = 2 * body.layers[0].mlp.down_proj.in_features
         """Elements of the widest row that an element-wise operation sees."""
+        self._num_heads = model.config.num_attention_heads
         self._rotary = body.rotary_emb
         self._cos, self._sin = self._angles(0, 1024)
 
-    def forward(
-        self, plan: AttentionPlan, token_ids: list[int], positions: list[int], wanted: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, plan: RowPlan, kv_cache: KVCache, token_ids: list[int], wanted: list[int]) -> torch.Tensor:
         """Logits [wanted, vocab] for flat rows of tokens; their KV goes where the plan says."""
-        angles = self.angles(max(positions))
-        at = np.array(positions)
+        angles = self.angles(int(plan.positions.max()))
+        attention = RowAttention(plan, kv_cache, self._num_heads)
         hidden = self.embed(token_ids)
         normed = torch.empty_like(hidden)
         rows = hidden.numpy(), normed.numpy()
         for index, layer in enumerate(self._layers):
             kernels.rms_norm(rows[0], layer.input_norm, self.eps, rows[1])
-            joint = layer.query_key_value(normed)
-            hidden += layer.output(self._attend(index, layer, joint, at, angles, plan))
+            kernels.rotate_and_store(
+                layer.query_key_value(normed).numpy(), layer.query_norm, layer.key_norm, self.eps, *angles,
+                plan.positions, plan.slots, attention.queries, *kv_cache.arrays(index),
+            )  # fmt: skip
+            hidden += layer.output(attention.run(index, layer.scaling, layer.window))
             kernels.rms_norm(rows[0], layer.mlp_norm, self.eps, rows[1])
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)
             hidden += layer.down(silu(gate).mul_(up))
@@ -90,27 +95,6 @@ class FusedDecoder:
             cos, sin = self._angles(len(self._cos), 2 * len(self._cos))
             self._cos, self._sin = np.concatenate([self._cos, cos]), np.concatenate([self._sin, sin])
         return self._cos, self._sin
-
-    def _attend(
-        self,
-        index: int,
-        layer: _Layer,
-        joint: torch.Tensor,
-        positions: kernels.Ints,
-        angles: tuple[Floats, Floats],
-        plan: AttentionPlan,
-    ) -> torch.Tensor:
-        keys, values = plan.kv(index)
-        group = joint.shape[1] // keys.shape[2] // keys.shape[1] - 2
-        queries = plan.empty_queries(keys.shape[1], group, keys.shape[2])
-        kernels.rotate_and_store(
-            joint.numpy(), layer.query_norm, layer.key_norm, self.eps, *angles, positions,
-            plan.slots, plan.places, queries.numpy(), keys.numpy(), values.numpy(),
-        )  # fmt: skip
-        attended = plan.attend_blocks(index, queries, group, layer.scaling, layer.window)
-        out = torch.empty(joint.shape[0], keys.shape[1] * group * keys.shape[2])
-        kernels.collect(attended.numpy(), plan.places, out.numpy())
-        return out
 
     def _angles(self, start: int, end: int) -> tuple[Floats, Floats]:
         """Cosines and sines [end - start, rotated dimensions] of positions from `start` on."""

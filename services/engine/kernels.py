@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
+FAST = {"reassoc", "contract", "nsz", "arcp"}
 _ONE = np.float32(1.0)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def rms_norm(x: Floats, weight: Floats, eps: np.float32, out: Floats) -> None:
     """out = x / sqrt(mean(x^2) + eps) * weight. x and out [rows, width]."""
     rows, width = x.shape
@@ -29,7 +29,7 @@ def rms_norm(x: Floats, weight: Floats, eps: np.float32, out: Floats) -> None:
             out[row, i] = x[row, i] * scale * weight[i]
 
 
-@njit(inline="always", fastmath=_FAST)
+@njit(inline="always", fastmath=FAST)
 def rotate_head(source: Floats, weight: Floats, eps: np.float32, cos: Floats, sin: Floats, out: Floats) -> None:
     """Normalises a head (when there is a weight) and rotates its first dimensions. All [head_dim] or [rotated dim]."""
     dim, rotated = source.shape[0], cos.shape[0]
@@ -51,7 +51,7 @@ def rotate_head(source: Floats, weight: Floats, eps: np.float32, cos: Floats, si
         out[i] = a * weight[i] if weight.shape[0] else a
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def rotate_and_store(
     joint: Floats,
     query_weight: Floats,
@@ -61,30 +61,23 @@ def rotate_and_store(
     sin: Floats,
     positions: Ints,
     slots: Ints,
-    places: Ints,
     queries: Floats,
     keys: Floats,
     values: Floats,
 ) -> None:
-    """Takes joint query, key and value rows apart: queries rotated into their blocks, keys and values into the cache.
+    """Takes joint query, key and value rows apart: queries rotated, rotated keys and values into the cache.
 
     joint [rows, (heads + 2 * kv_heads) * dim]; weights [dim], or [0] where heads are not normalised; cos and sin
-    [positions, rotated]; positions and slots [rows]; places [present rows]; queries [blocks, kv_heads,
-    block rows * group, dim]; keys and values [slots, kv_heads, dim].
+    [positions, rotated]; positions and slots [rows]; queries [rows, heads, dim]; keys and
+    values [slots, kv_heads, dim].
     """
-    dim = keys.shape[2]
-    kv_heads = keys.shape[1]
-    heads = joint.shape[1] // dim - 2 * kv_heads
-    group = heads // kv_heads
-    block_rows = queries.shape[2] // group
+    kv_heads, dim = keys.shape[1], keys.shape[2]
+    heads = queries.shape[1]
     for row in range(joint.shape[0]):
         c, s = cos[positions[row]], sin[positions[row]]
-        if row < places.shape[0]:
-            block, line = places[row] // block_rows, places[row] % block_rows
-            for head in range(heads):
-                source = joint[row, head * dim : (head + 1) * dim]
-                out = queries[block, head // group, line * group + head % group]
-                rotate_head(source, query_weight, eps, c, s, out)
+        for head in range(heads):
+            source = joint[row, head * dim : (head + 1) * dim]
+            rotate_head(source, query_weight, eps, c, s, queries[row, head])
         slot = slots[row]
         for head in range(kv_heads):
             at = (heads + head) * dim
@@ -92,19 +85,3 @@ def rotate_and_store(
             at += kv_heads * dim
             for i in range(dim):
                 values[slot, head, i] = joint[row, at + i]
-
-
-@njit(nogil=True, cache=True)
-def collect(attended: Floats, places: Ints, out: Floats) -> None:
-    """Puts attended query blocks [blocks, kv_heads, block rows * group, dim] back in order: out [rows, heads * dim]."""
-    kv_heads, dim = attended.shape[1], attended.shape[3]
-    group = out.shape[1] // dim // kv_heads
-    block_rows = attended.shape[2] // group
-    for row in range(places.shape[0]):
-        block, line = places[row] // block_rows, places[row] % block_rows
-        for head in range(kv_heads * group):
-            for i in range(dim):
-                out[row, head * dim + i] = attended[block, head // group, line * group + head % group, i]
-    for row in range(places.shape[0], out.shape[0]):
-        for i in range(out.shape[1]):
-            out[row, i] = np.float32(0.0)

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from services.engine.block_pool import NULL_BLOCK
 
@@ -49,6 +51,10 @@ class KVCache:
         """Stores keys and values [tokens, kv_heads, dim] in their slots [tokens]."""
         self.keys[layer].index_copy_(0, slots, keys)
         self.values[layer].index_copy_(0, slots, values)
+
+    def arrays(self, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Keys and values of a layer as numpy arrays: float32, on the CPU."""
+        return self.keys[layer].numpy(), self.values[layer].numpy()
 
     def run(self, layer: int, first_slot: int, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values that lie in a row, not copied, as [1, tokens, kv_heads, dim]."""

@@ -149,7 +149,7 @@ def _attention_layers(model: PreTrainedModel, text_config: Any) -> list[Attentio
         module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **more: Any
     ) -> tuple[torch.Tensor, None]:
         shape = KVShape(key.shape[1], key.shape[-1], value.shape[-1])
-        scaling, window = more.get("scaling"), more.get("sliding_window")
+        scaling, window = more.get("scaling") or shape.key_dim**-0.5, more.get("sliding_window")
         layers[int(module.layer_idx)] = AttentionLayer(shape, scaling, window)  # type: ignore[arg-type]
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 

@@ -15,6 +15,7 @@ from services.engine.decoder import FusedDecoder
 from services.engine.kv_cache import KVCache
 from services.engine.linear import pack_linears
 from services.engine.model import LoadedModel, load_model
+from services.engine.row_plan import RowPlan
 from services.engine.sampler import Row, RowLogprobs, sample
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
@@ -94,8 +95,9 @@ class ModelRunner:
 
     def forward(self, works: Ints[Work], token_ids: list[int], positions: list[int], wanted: list[int]) -> torch.Tensor:
         """Logits [len(wanted) or 1, vocab] of the wanted rows; stores the KV of all."""
+        wanted = wanted or [0]
         if self._small is not None and len(token_ids) <= MAX_ROWS:
-            return self._small.forward(works, token_ids, positions, wanted or [0])
+            return self._small.forward(RowPlan(works, len(token_ids), self.kv_cache), token_ids, wanted)
         device = self.loaded.device
         # Rows are padded so that every thread's share of an element-wise operation starts at a whole row.
         multiple = self._row_multiple
@@ -103,16 +105,15 @@ class ModelRunner:
             multiple = 1
         num_rows = -(-len(token_ids) // multiple) * multiple
         padding = [0] * (num_rows - len(token_ids))
-        plan = AttentionPlan(works, num_rows, self.kv_cache, device)
-        kept = torch.tensor(wanted or [0], device=device)
         if self._decoder is not None:
-            return self._decoder.forward(plan, token_ids + padding, positions + padding, kept)
+            plan = RowPlan(works, num_rows, self.kv_cache)
+            return self._decoder.forward(plan, self.kv_cache, token_ids + padding, wanted)
         out = self.loaded.model(
             input_ids=torch.tensor([token_ids + padding], device=device),
             position_ids=torch.tensor([positions + padding], device=device),
             use_cache=False,
-            logits_to_keep=kept,
-            plan=plan,
+            logits_to_keep=torch.tensor(wanted, device=device),
+            plan=AttentionPlan(works, num_rows, self.kv_cache, device),
         )
         logits: torch.Tensor = out.logits[0]
         return logits

@@ -6,7 +6,6 @@ with one scale an output, and nothing is padded or gathered. What it computes de
 otherwise than the forward that computes prompts: good enough for a guess, never used for a target.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +15,15 @@ from numpy.typing import NDArray
 
 from services.engine.attention import AttentionLayer
 from services.engine.decoder import FusedDecoder
-from services.engine.kernels import Floats, Ints, rms_norm, rotate_head
+from services.engine.kernels import FAST, Floats, Ints, rms_norm, rotate_and_store
 from services.engine.kv_cache import KVCache
-from services.engine.scheduler import Work
+from services.engine.row_attention import attend
+from services.engine.row_plan import RowPlan
 
 MAX_PARAMETERS = 16_000_000
 MAX_ROWS = 32
 _HEAD_NORMS = ("q_norm", "k_norm")
 _ONE = np.float32(1.0)
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 class _Quantized(NamedTuple):
@@ -37,10 +36,10 @@ class _Quantized(NamedTuple):
 class SmallDecoder:
     """Shares embedding, angles and KV cache with the fused decoder of the same model. Used by one thread."""
 
-    def __init__(self, model: Any, decoder: FusedDecoder, scaling: float | None, kv_cache: KVCache) -> None:
+    def __init__(self, model: Any, decoder: FusedDecoder, scaling: float, kv_cache: KVCache) -> None:
         layers = model.model.layers
         self._decoder = decoder
-        self._scaling = np.float32(scaling or _ONE)
+        self._scaling = np.float32(scaling)
         self._block_size = kv_cache.block_size
         self._keys: Floats = kv_cache.all_keys.numpy()  # type: ignore[union-attr]
         self._values: Floats = kv_cache.all_values.numpy()  # type: ignore[union-attr]
@@ -54,21 +53,13 @@ class SmallDecoder:
         )
         self._head_norms = np.stack([_head_norms(layer.self_attn) for layer in layers])
 
-    def forward(
-        self, works: Sequence[Work], token_ids: list[int], positions: list[int], wanted: list[int]
-    ) -> torch.Tensor:
+    def forward(self, plan: RowPlan, token_ids: list[int], wanted: list[int]) -> torch.Tensor:
         """Logits [wanted, vocab] for flat rows of tokens, whose KV is stored."""
-        longest = max(len(work.sequence.block_table) for work in works)
-        tables = np.zeros((len(token_ids), longest), np.int64)
-        row = 0
-        for sequence, _, count in works:
-            tables[row : row + count, : len(sequence.block_table)] = sequence.block_table
-            row += count
         hidden = self._decoder.embed(token_ids).numpy()
         _forward(
-            hidden, np.array(positions), tables, self._block_size, *self._decoder.angles(max(positions)),
-            self._decoder.eps, self._scaling, self._norms, self._head_norms, *self._joint, *self._out, *self._gate_up,
-            *self._down, self._keys, self._values,
+            hidden, plan.positions, plan.slots, plan.owners, plan.tables, self._block_size,
+            *self._decoder.angles(int(plan.positions.max())), self._decoder.eps, self._scaling, self._norms,
+            self._head_norms, *self._joint, *self._out, *self._gate_up, *self._down, self._keys, self._values,
         )  # fmt: skip
         last = hidden[wanted]
         logits = np.empty((len(wanted), self._head.weight.shape[1]), np.float32)
@@ -100,7 +91,7 @@ def _quantize(weights: list[torch.Tensor]) -> _Quantized:
     return _Quantized((stacked / scale.unsqueeze(-1)).round().to(torch.int8).numpy(), scale.numpy())
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _product(x: Floats, weight: NDArray[np.int8], scale: Floats, out: Floats) -> None:
     """out = x @ (weight * scale).T. x [rows, in], weight [out, in], scale [out], out [rows, out]."""
     for o in range(weight.shape[0]):
@@ -111,71 +102,35 @@ def _product(x: Floats, weight: NDArray[np.int8], scale: Floats, out: Floats) ->
             out[row, o] = total * scale[o]
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def _attend(
-    query: Floats, table: Ints, block_size: int, length: int, head: int, keys: Any, values: Any, out: Any
-) -> None:
-    """out [dim] = softmax(query . keys) . values over the first `length` tokens. query is scaled already."""
-    scores = np.empty(length, np.float32)
-    highest = np.float32(-np.inf)
-    for j in range(length):
-        key = keys[table[j // block_size] * block_size + j % block_size, head]
-        total = np.float32(0.0)
-        for i in range(query.shape[0]):
-            total += query[i] * key[i]
-        scores[j] = total
-        highest = max(highest, total)
-    out[:] = np.float32(0.0)
-    weights = np.float32(0.0)
-    for j in range(length):
-        weight = np.exp(scores[j] - highest)
-        weights += weight
-        value = values[table[j // block_size] * block_size + j % block_size, head]
-        for i in range(out.shape[0]):
-            out[i] += weight * value[i]
-    for i in range(out.shape[0]):
-        out[i] /= weights
-
-
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _forward(
-    hidden: Floats, positions: Ints, tables: Ints, block_size: int, cos: Floats, sin: Floats, eps: np.float32,
-    scaling: np.float32, norms: Floats, head_norms: Floats, joint: Any, joint_scale: Any, out: Any, out_scale: Any,
-    gate_up: Any, gate_up_scale: Any, down: Any, down_scale: Any, all_keys: Floats, all_values: Floats,
+    hidden: Floats, positions: Ints, slots: Ints, owners: Ints, tables: Ints, block_size: int, cos: Floats, sin: Floats,
+    eps: np.float32, scaling: np.float32, norms: Floats, head_norms: Floats, joint: Any, joint_scale: Any, out: Any,
+    out_scale: Any, gate_up: Any, gate_up_scale: Any, down: Any, down_scale: Any, all_keys: Floats, all_values: Floats,
 ) -> None:  # fmt: skip
-    """Runs rows [rows, width] through all layers in place. Rows of one sequence must be in order of position."""
+    """Runs rows [rows, width] through all layers in place."""
     rows, width = hidden.shape
     kv_heads, dim = all_keys.shape[2], all_keys.shape[3]
     heads = joint.shape[1] // dim - 2 * kv_heads
     inner = down.shape[2]
     normed = np.empty((rows, width), np.float32)
     mixed = np.empty((rows, joint.shape[1]), np.float32)
-    attended = np.empty((rows, heads * dim), np.float32)
+    queries = np.empty((rows, heads, dim), np.float32)
+    attended = np.empty((rows, heads, dim), np.float32)
     gates = np.empty((rows, 2 * inner), np.float32)
     active = np.empty((rows, inner), np.float32)
     delta = np.empty((rows, width), np.float32)
-    query = np.empty(dim, np.float32)
     for layer in range(joint.shape[0]):
         keys, values = all_keys[layer], all_values[layer]
         rms_norm(hidden, norms[layer, 0], eps, normed)
         _product(normed, joint[layer], joint_scale[layer], mixed)
-        for row in range(rows):
-            position = positions[row]
-            slot = tables[row, position // block_size] * block_size + position % block_size
-            c, s = cos[position], sin[position]
-            for head in range(kv_heads):
-                at = (heads + head) * dim
-                rotate_head(mixed[row, at : at + dim], head_norms[layer, 1], eps, c, s, keys[slot, head])
-                values[slot, head] = mixed[row, at + kv_heads * dim : at + kv_heads * dim + dim]
-            for head in range(heads):
-                rotate_head(mixed[row, head * dim : (head + 1) * dim], head_norms[layer, 0], eps, c, s, query)
-                for i in range(dim):
-                    query[i] *= scaling
-                _attend(
-                    query, tables[row], block_size, position + 1, head // (heads // kv_heads), keys, values,
-                    attended[row, head * dim : (head + 1) * dim],
-                )  # fmt: skip
-        _product(attended, out[layer], out_scale[layer], delta)
+        rotate_and_store(
+            mixed, head_norms[layer, 0], head_norms[layer, 1], eps, cos, sin, positions, slots, queries, keys, values
+        )
+        attend(
+            queries, rows, 0, heads, tables, owners, positions, block_size, keys, values, scaling, 1 << 40, attended
+        )  # fmt: skip
+        _product(attended.reshape((rows, heads * dim)), out[layer], out_scale[layer], delta)
         hidden += delta
         rms_norm(hidden, norms[layer, 1], eps, normed)
         _product(normed, gate_up[layer], gate_up_scale[layer], gates)

@@ -1,0 +1,67 @@
+"""Compiled kernels on the very OpenMP threads that torch computes on.
+
+A pool of its own would fight torch's for the cores, because idle OpenMP threads spin. So the OpenMP library that torch
+brings is asked to run the kernel, through the entry point that compilers call for a parallel region (`GOMP_parallel` of
+libgomp's ABI). Where torch brings another library, kernels run on the calling thread.
+"""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from llvmlite import binding
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_Count = ctypes.CFUNCTYPE(ctypes.c_int)
+_Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def _load_openmp() -> ctypes.CDLL | None:
+    folder = Path(torch.__file__).parent
+    for path in (*folder.glob("lib/libgomp*"), *folder.glob("../torch.libs/libgomp*")):
+        library = ctypes.CDLL(str(path))
+        library.GOMP_parallel.argtypes = [_Kernel, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        library.GOMP_parallel.restype = None
+        return library
+    return None
+
+
+_openmp = _load_openmp()
+_counts: dict[str, Any] = {"omp_get_thread_num": _Count(lambda: 0), "omp_get_num_threads": _Count(lambda: 1)}
+"""Functions that kernels call, by symbol; kept here because compiled code holds their addresses only."""
+for _name, _alone in _counts.items():
+    _function = getattr(_openmp, _name) if _openmp else _alone
+    binding.add_symbol(f"paceline_{_name}", ctypes.cast(_function, ctypes.c_void_p).value)
+
+thread_number: Any = types.ExternalFunction("paceline_omp_get_thread_num", types.int32())
+"""In a kernel: which of the region's threads this is."""
+number_of_threads: Any = types.ExternalFunction("paceline_omp_get_num_threads", types.int32())
+"""In a kernel: how many threads the region has."""
+kernel_signature = types.void(types.voidptr)
+"""Of the `cfunc`s that `run` takes: the address of their arguments."""
+
+
+@intrinsic
+def pointer(_typing: Any, _address: Any) -> Any:
+    """In a kernel: an address as a pointer."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.intp), generate
+
+
+def as_kernel(compiled: Any) -> Any:
+    """What `run` takes, from a `cfunc` of the kernel signature."""
+    return _Kernel(compiled.address)
+
+
+def run(kernel: Any, arguments: int, num_threads: int) -> None:
+    """Runs a kernel on so many threads at once and waits for all. `arguments` is an address."""
+    if num_threads > 1 and _openmp is not None:
+        _openmp.GOMP_parallel(kernel, arguments, num_threads, 0)
+    else:
+        kernel(arguments)
