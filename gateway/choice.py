@@ -59,6 +59,7 @@ class Choice:
 
     def _count(self, commit: speculation_pb2.Commit) -> None:
         self.usage.num_rounds += 1
+        self.usage.num_ready_rounds += commit.was_ready
         self.usage.num_drafted_tokens += commit.num_drafted
         self.usage.num_accepted_tokens += commit.num_accepted
         if not self.usage.num_cached_tokens:

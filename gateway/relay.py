@@ -92,7 +92,7 @@ class Relay:
             await stream.open(self._open_message())
             self._stream = stream
             try:
-                if self._opening.max_draft_tokens:
+                if self._opening.max_draft_tokens and verifier.wants_proposals:
                     drafting.start()
                 while (commit := await stream.next_commit()) is not None:
                     self._produced.extend(commit.token_ids)

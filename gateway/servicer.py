@@ -160,6 +160,7 @@ def _total(job: _Job, choices: Sequence[Choice], clock: RequestClock) -> inferen
         num_drafted_tokens=sum(choice.usage.num_drafted_tokens for choice in choices),
         num_accepted_tokens=sum(choice.usage.num_accepted_tokens for choice in choices),
         num_rounds=sum(choice.usage.num_rounds for choice in choices),
+        num_ready_rounds=sum(choice.usage.num_ready_rounds for choice in choices),
         time_to_first_token_seconds=clock.time_to_first_token,
         total_seconds=clock.elapsed,
     )

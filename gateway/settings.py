@@ -15,7 +15,9 @@ class GatewaySettings(ProcessSettings):
     tokenizer: str = Field(description="Folder or hub id with the model's tokenizer.json.")
     verifiers: tuple[str, ...] = Field(("127.0.0.1:7102",), min_length=1, description="gRPC targets of verifiers.")
     drafts: tuple[str, ...] = Field((), description="gRPC targets of draft services; none: no speculation.")
-    draft_tokens: int = Field(5, ge=1, le=64, description="Tokens a round verifies where a request does not say.")
+    draft_tokens: int = Field(
+        16, ge=1, le=64, description="Most proposed tokens a round verifies where a request does not say."
+    )
     max_prompt_bytes: int = Field(4 << 20, ge=1, description="Longest prompt or conversation, in bytes of UTF-8.")
     max_active_requests: int = Field(128, ge=1, description="Requests served at once; more wait.")
     max_queued_requests: int = Field(512, ge=0, description="Requests that wait; more are refused.")

@@ -92,6 +92,7 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
                 token_ids=tokens,
                 num_accepted=size - 1,
                 num_drafted=size - 1,
+                num_wanted=4,
             )
             text += tokens
             count += 1

@@ -18,7 +18,9 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
     """The life of a draft service with these settings."""
 
     def build(outbox: Outbox) -> DraftRole:
-        return DraftRole(Engine(settings.engine_config()), outbox)
+        engine = Engine(settings.engine_config())
+        engine.warm_up()
+        return DraftRole(engine, outbox, settings.max_branches)
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 
 from paceline.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
 from services.common.errors import InvalidArgumentError
-from services.draft.draft_role import DraftRole, DraftSequence, Proposed
+from services.draft.draft_role import DraftRole, DraftSequence
 from services.draft.metrics import DraftMetrics
+from services.draft.path import Proposed
 from services.engine.engine_loop import EngineLoop
 from services.engine.streams import EventStream, OpenStreams
 from services.wire.opening import to_model_info, to_sequence
@@ -81,13 +82,15 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
 
 
 def _hand_over(commit: speculation_pb2.Commit, stream: EventStream[DraftRole], draft: DraftSequence) -> None:
-    position, token_ids = commit.anchor.position, list(commit.token_ids)
-    stream.submit(lambda role: role.commit(draft, position, token_ids))
+    position, token_ids, wanted = commit.anchor.position, list(commit.token_ids), commit.num_wanted
+    stream.submit(lambda role: role.commit(draft, position, token_ids, wanted))
 
 
 def _to_proposal(event: object) -> speculation_pb2.Proposal:
     if not isinstance(event, Proposed):
         raise TypeError(f"the draft's role emitted {type(event).__name__}")
     return speculation_pb2.Proposal(
-        anchor=speculation_pb2.Anchor(position=event.position, digest=event.digest), token_ids=event.token_ids
+        anchor=speculation_pb2.Anchor(position=event.position, digest=event.digest),
+        token_ids=event.token_ids,
+        confidences=event.confidences,
     )

@@ -60,6 +60,16 @@ class BlockPool:
         self._references[block] += 1
         return block
 
+    def share(self, block: int) -> None:
+        """Adds a reference to a used block."""
+        if block == NULL_BLOCK or self._references[block] < 1:
+            raise ValueError(f"block {block} is not in use")
+        self._references[block] += 1
+
+    def is_shared(self, block: int) -> bool:
+        """Whether a block has more than one reference."""
+        return self._references[block] > 1
+
     def release(self, block: int) -> None:
         """Drops one reference; the last one leaves the block cached when its content is known, else free."""
         if block == NULL_BLOCK or self._references[block] < 1:

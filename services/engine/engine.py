@@ -2,15 +2,17 @@
 
 import time
 
-from services.engine.block_pool import BlockPool
+from services.common.sampling_params import SamplingParams
+from services.engine.block_pool import NULL_BLOCK, BlockPool
 from services.engine.config import EngineConfig
 from services.engine.model import ModelDescription
 from services.engine.model_runner import ModelRunner, Result
-from services.engine.scheduler import Scheduler
+from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
+from services.engine.step_times import StepTimes
 
-_DECODE_ROWS = 64
-"""Steps of up to this many rows count for `step_seconds`: beyond it a step's time is that of its prompts."""
+_WARM_UP_ROWS = (1, 2, 4, 8, 16, 32)
+_WARM_UP_REPEATS = 3
 
 
 class Engine:
@@ -22,8 +24,7 @@ class Engine:
         self.pool = BlockPool(self.runner.kv_cache.num_blocks)
         self.scheduler = Scheduler(self.pool, config.block_size, config.max_step_tokens, config.max_sequences)
         self.num_steps = 0
-        self.step_seconds = 0.0
-        """Smoothed time of a step that picked tokens."""
+        self.step_times = StepTimes()
 
     @property
     def description(self) -> ModelDescription:
@@ -45,18 +46,38 @@ class Engine:
 
     def step(self) -> list[Result]:
         """Computes one flat batch of tokens. Empty when nothing is runnable or no row was wanted."""
-        works = self.scheduler.schedule(time.monotonic())
+        works, copies = self.scheduler.schedule(time.monotonic())
+        if copies:
+            self.runner.kv_cache.copy_blocks(copies)
         if not works:
             return []
         started = time.perf_counter()
         results = self.runner.run(works)
         self.scheduler.computed(works)
         self.num_steps += 1
-        seconds = time.perf_counter() - started
-        if results and sum(work.num_tokens for work in works) <= _DECODE_ROWS:
-            self.step_seconds += (seconds - self.step_seconds) * (0.1 if self.step_seconds else 1.0)
+        self.step_times.observe(sum(work.num_tokens for work in works), time.perf_counter() - started)
         return results
+
+    def warm_up(self) -> None:
+        """Measures steps of a few sizes, so that their times are known from the first request on. Takes no blocks."""
+        measured: dict[int, float] = {}
+        for rows in _WARM_UP_ROWS:
+            works = [Work(_dummy(), 0, 1) for _ in range(rows)]
+            seconds = []
+            for _ in range(_WARM_UP_REPEATS):
+                started = time.perf_counter()
+                self.runner.run(works)
+                seconds.append(time.perf_counter() - started)
+            measured[rows] = min(seconds)
+        self.step_times = StepTimes(measured)
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when blocks were lost or are counted twice."""
         self.scheduler.check_integrity()
+
+
+def _dummy() -> Sequence:
+    """A sequence of one token that lies in the null block."""
+    sequence = Sequence([0], 1, SamplingParams(temperature=0.0))
+    sequence.block_table = [NULL_BLOCK]
+    return sequence

@@ -19,6 +19,7 @@ from services.engine.model_runner import Result
 
 _log = logging.getLogger(__name__)
 _LOADING_RETRY_SECONDS = 2.0
+_STUCK_SECONDS = 0.005
 
 _Event = tuple[Callable[[object], None], object]
 
@@ -27,6 +28,9 @@ class Role(Protocol):
     """What a service does with the picks of its sequences. Runs on the engine's thread."""
 
     engine: Engine
+
+    def prepare(self, now: float) -> None:
+        """Decides, before every step, what is to be in it. `now` is the time of the monotonic clock, in seconds."""
 
     def advance(self, results: list[Result]) -> None:
         """Takes the results of a step and prepares the sequences for the next."""
@@ -116,16 +120,26 @@ class EngineLoop(Generic[R]):
 
     def _run(self, role: R) -> None:
         engine = role.engine
-        while self._take_commands(role):
+        stuck = False
+        while self._take_commands(role, stuck=stuck):
+            num_steps = engine.num_steps
             results = engine.step()
+            stuck = engine.num_steps == num_steps
             role.advance(results)
             self._outbox.flush()
 
-    def _take_commands(self, role: R) -> bool:
-        """Runs all commands there are; waits for one while nothing is runnable. False when told to stop."""
+    def _take_commands(self, role: R, *, stuck: bool) -> bool:
+        """Runs all commands there are; waits for one while nothing is runnable. False when told to stop.
+
+        `stuck` says that what is runnable could not be run, for want of blocks that others still hold.
+        """
         scheduler = role.engine.scheduler
         while True:
-            wait = scheduler.seconds_until_runnable(time.monotonic())
+            now = time.monotonic()
+            role.prepare(now)
+            wait = scheduler.seconds_until_runnable(now)
+            if stuck and wait is not None:
+                wait = max(wait, _STUCK_SECONDS)
             try:
                 command = self._inbox.get(block=wait != 0, timeout=wait)
             except queue.Empty:
@@ -133,6 +147,7 @@ class EngineLoop(Generic[R]):
             if command is None:
                 return False
             command(role)
+            stuck = False
             self._outbox.flush()
 
 

@@ -52,6 +52,12 @@ class KVCache:
         self.keys[layer].index_copy_(0, slots, keys)
         self.values[layer].index_copy_(0, slots, values)
 
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copies whole blocks, (from, to) each, in every layer."""
+        sources, destinations = torch.tensor(copies, device=self.keys[0].device).unbind(dim=1)
+        for blocks in (*self._key_blocks, *self._value_blocks):
+            blocks.index_copy_(0, destinations, blocks.index_select(0, sources))
+
     def arrays(self, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Keys and values of a layer as numpy arrays: float32, on the CPU."""
         return self.keys[layer].numpy(), self.values[layer].numpy()

@@ -9,6 +9,8 @@ from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop
 from services.engine.streams import OpenStreams
 
+_STEP_ROWS = (1, 8, 64)
+
 
 def observe_engine(instruments: Meter, engine_loop: EngineLoop[Any], open_streams: OpenStreams) -> None:
     """Registers gauges of KV blocks, open sequences, step time and preemptions."""
@@ -29,7 +31,12 @@ def observe_engine(instruments: Meter, engine_loop: EngineLoop[Any], open_stream
         ),
     )
     gauge("paceline.open_sequences", "{sequence}", "Open streams.", lambda _: (Observation(open_streams.count),))
-    gauge("paceline.step_seconds", "s", "Time of a step.", lambda engine: (Observation(engine.step_seconds),))
+    gauge(
+        "paceline.step_seconds",
+        "s",
+        "Expected time of a step by its number of rows.",
+        lambda engine: [Observation(engine.step_times.seconds(rows), {"rows": rows}) for rows in _STEP_ROWS],
+    )
     gauge(
         "paceline.preemptions",
         "{preemption}",

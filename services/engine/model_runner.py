@@ -16,7 +16,7 @@ from services.engine.kv_cache import KVCache
 from services.engine.linear import pack_linears
 from services.engine.model import LoadedModel, load_model
 from services.engine.row_plan import RowPlan
-from services.engine.sampler import Row, RowLogprobs, sample
+from services.engine.sampler import Picks, Row, RowLogprobs, RunnerUp, sample
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 from services.engine.small_decoder import MAX_ROWS, SmallDecoder
@@ -39,6 +39,8 @@ class Result(NamedTuple):
     first: int
     token_ids: list[int]
     logprobs: list[RowLogprobs | None]
+    runners_up: list[list[RunnerUp]]
+    """For each pick the next likely tokens, when the sequence asks for them."""
 
 
 class ModelRunner:
@@ -81,17 +83,22 @@ class ModelRunner:
             if first < end:
                 wanted.extend(range(len(token_ids) + first - start, len(token_ids) + count))
                 rows.extend(
-                    Row(sequence.params, position, sequence.token_ids, sequence.num_prompt_tokens)
+                    Row(
+                        sequence.params,
+                        position,
+                        sequence.token_ids,
+                        sequence.num_prompt_tokens,
+                        sequence.num_runners_up,
+                    )
                     for position in range(first + 1, end + 1)
                 )
-                results.append(Result(sequence, first + 1, [], []))
+                results.append(Result(sequence, first + 1, [], [], []))
             token_ids.extend(sequence.token_ids[start:end])
             positions.extend(range(start, end))
         logits = self.forward(works, token_ids, positions, wanted)
         if not rows:
             return []
-        picks = sample(logits, rows)
-        return _split(results, works, picks.token_ids, picks.logprobs)
+        return _split(results, works, sample(logits, rows))
 
     def forward(self, works: Ints[Work], token_ids: list[int], positions: list[int], wanted: list[int]) -> torch.Tensor:
         """Logits [len(wanted) or 1, vocab] of the wanted rows; stores the KV of all."""
@@ -155,15 +162,14 @@ def _agree(expected: torch.Tensor, got: torch.Tensor, tolerance: float) -> bool:
     return bool((expected - got).abs().max() <= tolerance * expected.std())
 
 
-def _split(
-    results: list[Result], works: Ints[Work], token_ids: list[int], logprobs: list[RowLogprobs | None]
-) -> list[Result]:
+def _split(results: list[Result], works: Ints[Work], picks: Picks) -> list[Result]:
     """Hands each result its share of the picks, in order."""
     ends = {id(work.sequence): work.start + work.num_tokens for work in works}
     split: list[Result] = []
     at = 0
-    for result in results:
-        until = at + ends[id(result.sequence)] - result.first + 1
-        split.append(result._replace(token_ids=token_ids[at:until], logprobs=logprobs[at:until]))
+    for sequence, first, *_ in results:
+        until = at + ends[id(sequence)] - first + 1
+        share = slice(at, until)
+        split.append(Result(sequence, first, picks.token_ids[share], picks.logprobs[share], picks.runners_up[share]))
         at = until
     return split

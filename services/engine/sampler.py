@@ -28,6 +28,14 @@ class Row(NamedTuple):
     token_ids: Ints[int]
     """The sequence's tokens; those before `position` are the history."""
     num_prompt_tokens: int
+    num_runners_up: int = 0
+
+
+class RunnerUp(NamedTuple):
+    """A token that was not picked, and by how much: the pick's score minus its own."""
+
+    token_id: int
+    gap: float
 
 
 class RowLogprobs(NamedTuple):
@@ -38,10 +46,11 @@ class RowLogprobs(NamedTuple):
 
 
 class Picks(NamedTuple):
-    """One pick a row; `logprobs` is empty when no row asked for any."""
+    """One pick a row; `logprobs` and `runners_up` are empty when no row asked for any."""
 
     token_ids: list[int]
     logprobs: list[RowLogprobs | None]
+    runners_up: list[list[RunnerUp]]
 
 
 def sample(logits: torch.Tensor, rows: Ints[Row]) -> Picks:
@@ -65,7 +74,8 @@ def sample(logits: torch.Tensor, rows: Ints[Row]) -> Picks:
     if broken:
         raise NonFiniteLogitsError("the model produced logits that are not numbers")
     logprobs = _logprobs(logits, rows, picks) if any(row.params.logprobs is not None for row in rows) else []
-    return Picks(token_ids, logprobs)
+    count = max(row.num_runners_up for row in rows)
+    return Picks(token_ids, logprobs, _runners_up(scores, best, picks, count) if count else [])
 
 
 def _perturb(scores: torch.Tensor, rows: Ints[Row]) -> torch.Tensor:
@@ -123,6 +133,17 @@ def _penalise_row(scores: torch.Tensor, row: Row) -> None:
         ids = torch.tensor(list(counts), device=scores.device)
         times = torch.tensor(list(counts.values()), dtype=scores.dtype, device=scores.device)
         scores[ids] -= params.presence_penalty + params.frequency_penalty * times
+
+
+def _runners_up(scores: torch.Tensor, best: torch.Tensor, picks: torch.Tensor, count: int) -> list[list[RunnerUp]]:
+    """The tokens with the highest scores [rows, vocab] after the picks, highest first."""
+    count = min(count, scores.shape[-1] - 1)
+    others, ids = scores.scatter(1, picks.unsqueeze(1), -torch.inf).topk(count, dim=-1)
+    gaps = (best.unsqueeze(1) - others).tolist()
+    return [
+        [RunnerUp(*entry) for entry in zip(row_ids, row_gaps, strict=True)]
+        for row_ids, row_gaps in zip(ids.tolist(), gaps, strict=True)
+    ]
 
 
 def _logprobs(logits: torch.Tensor, rows: Ints[Row], picks: torch.Tensor) -> list[RowLogprobs | None]:

@@ -5,6 +5,7 @@ tokens as the step has room for. When blocks run out, the last sequence in that 
 computed anew later (preemption by recomputation).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,13 @@ class Work(NamedTuple):
     sequence: Sequence
     start: int
     num_tokens: int
+
+
+class Schedule(NamedTuple):
+    """What the next step computes. Blocks are copied, (from, to) each, before anything is."""
+
+    works: list[Work]
+    copies: list[tuple[int, int]]
 
 
 class Scheduler:
@@ -50,7 +58,23 @@ class Scheduler:
         self._arrivals += 1
         sequence.arrival = self._arrivals
         self._sequences.append(sequence)
-        self._sequences.sort(key=lambda s: (-s.priority, s.arrival))
+        self._sort()
+
+    def fork(self, sequence: Sequence, length: int, priority: int) -> Sequence:
+        """Takes in another sequence that begins with the first `length` tokens of this one, and shares their blocks."""
+        other = sequence.fork(length, priority)
+        self.add(other)
+        other.num_computed = min(sequence.num_computed, length)
+        other.block_table = sequence.block_table[: -(-other.num_computed // self.block_size)]
+        other.num_named = min(sequence.num_named, other.num_computed // self.block_size)
+        for block in other.block_table:
+            self.pool.share(block)
+        return other
+
+    def prioritise(self, sequence: Sequence, priority: int) -> None:
+        """Gives a sequence another priority."""
+        sequence.priority = priority
+        self._sort()
 
     def remove(self, sequence: Sequence) -> None:
         """Lets a sequence go and frees its blocks."""
@@ -59,13 +83,14 @@ class Scheduler:
 
     def seconds_until_runnable(self, now: float) -> float | None:
         """0 when a step would compute something now, else seconds until one would, or None while nothing is to do."""
-        holds = [s.hold_until for s in self._sequences if s.num_uncomputed]
-        return max(0.0, min(holds) - now) if holds else None
+        hold = min((s.hold_until for s in self._sequences if s.num_uncomputed), default=math.inf)
+        return None if hold == math.inf else max(0.0, hold - now)
 
-    def schedule(self, now: float) -> list[Work]:
+    def schedule(self, now: float) -> Schedule:
         """What the next step computes; blocks for it are allocated."""
         budget = self.max_step_tokens
         works: list[Work] = []
+        copies: list[tuple[int, int]] = []
         holding = sum(1 for s in self._sequences if s.block_table)
         for sequence in tuple(self._sequences):
             if budget == 0:
@@ -79,11 +104,12 @@ class Scheduler:
                 self._reuse_prefix(sequence)
                 holding = sum(1 for s in self._sequences if s.block_table)
             count = min(sequence.num_uncomputed, budget)
-            if not self._make_room(sequence, sequence.num_computed + count):
+            end = sequence.num_computed + count
+            if not self._make_room(sequence, end) or not self._own_blocks(sequence, end, copies):
                 break
             works.append(Work(sequence, sequence.num_computed, count))
             budget -= count
-        return works
+        return Schedule(works, copies)
 
     def computed(self, works: Iterable[Work]) -> None:
         """Records that a step computed these tokens."""
@@ -130,6 +156,23 @@ class Scheduler:
             elif not self._preempt_after(sequence):
                 return False
         return True
+
+    def _own_blocks(self, sequence: Sequence, end: int, copies: list[tuple[int, int]]) -> bool:
+        """Copies the blocks that tokens up to `end` go into where others have them too. False when none are left."""
+        for index in range(sequence.num_computed // self.block_size, -(-end // self.block_size)):
+            shared = sequence.block_table[index]
+            if not self.pool.is_shared(shared):
+                continue
+            while (block := self.pool.allocate()) is None:
+                if not self._preempt_after(sequence):
+                    return False
+            self.pool.release(shared)
+            sequence.block_table[index] = block
+            copies.append((shared, block))
+        return True
+
+    def _sort(self) -> None:
+        self._sequences.sort(key=lambda s: (-s.priority, s.arrival))
 
     def _preempt_after(self, sequence: Sequence) -> bool:
         """Evicts the last sequence that comes after this one in the order; False when there is none."""

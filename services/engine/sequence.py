@@ -23,6 +23,7 @@ class Sequence:
         "num_computed",
         "num_named",
         "num_prompt_tokens",
+        "num_runners_up",
         "num_settled",
         "params",
         "priority",
@@ -38,11 +39,14 @@ class Sequence:
         *,
         priority: int = 0,
         root_digest: bytes = b"",
+        num_runners_up: int = 0,
     ) -> None:
         self.token_ids = list(token_ids)
         self.num_prompt_tokens = num_prompt_tokens
         self.params = params
         self.priority = priority
+        self.num_runners_up = num_runners_up
+        """Next likely tokens that are wanted beside every pick."""
         self.arrival = 0
         self.num_computed = 0
         self.num_cached = 0
@@ -52,7 +56,7 @@ class Sequence:
         self.first_logits = len(self.token_ids) - 1
         """Index of the first token whose logits are wanted; all after it are wanted too."""
         self.hold_until = 0.0
-        """Not scheduled before this time of the monotonic clock, in seconds."""
+        """Not scheduled before this time of the monotonic clock, in seconds; infinity for not until told."""
         self.block_table: list[int] = []
         self.num_named = 0
         """Blocks of the table whose content is known to the pool."""
@@ -66,6 +70,19 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """Tokens that the next steps have to compute."""
         return len(self.token_ids) - self.num_computed
+
+    def fork(self, length: int, priority: int) -> "Sequence":
+        """Another sequence that begins with the first `length` tokens of this one. It has no blocks yet."""
+        other = Sequence(
+            self.token_ids[:length],
+            self.num_prompt_tokens,
+            self.params,
+            priority=priority,
+            root_digest=self.root_digest,
+            num_runners_up=self.num_runners_up,
+        )
+        other.num_settled = min(self.num_settled, length)
+        return other
 
     def truncate(self, length: int) -> None:
         """Drops all tokens from index `length` on, and what was computed of them."""

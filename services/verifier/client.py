@@ -2,7 +2,7 @@
 
 import grpc
 
-from paceline.v1 import model_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
+from paceline.v1 import model_pb2, sampling_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
 
 
 class VerifierClient:
@@ -11,6 +11,8 @@ class VerifierClient:
     def __init__(self, target: str, channel: grpc.aio.Channel) -> None:
         self.target = target
         self.num_streams = 0
+        self.wants_proposals = True
+        """Whether its latest commit, of any sequence, wanted more; a full batch wants none."""
         self._channel = channel
         self._stub = verifier_pb2_grpc.VerifierServiceStub(channel)
 
@@ -34,6 +36,7 @@ class VerifyStream:
     def __init__(self, client: VerifierClient, call: "grpc.aio.StreamStreamCall") -> None:  # type: ignore[type-arg]
         self._client = client
         self._call = call
+        self._speculates = False
 
     async def __aenter__(self) -> "VerifyStream":
         self._client.num_streams += 1
@@ -45,6 +48,7 @@ class VerifyStream:
 
     async def open(self, message: speculation_pb2.Open) -> None:
         """Opens the sequence."""
+        self._speculates = message.max_draft_tokens > 0
         await self._call.write(verifier_pb2.VerifyRequest(open=message))
 
     async def propose(self, proposal: speculation_pb2.Proposal) -> None:
@@ -54,4 +58,9 @@ class VerifyStream:
     async def next_commit(self) -> speculation_pb2.Commit | None:
         """The next commit, or None at the end of the stream. Raises grpc.aio.AioRpcError."""
         response = await self._call.read()
-        return None if response is grpc.aio.EOF else response.commit  # type: ignore[attr-defined]
+        if response is grpc.aio.EOF:  # type: ignore[attr-defined]
+            return None
+        commit: speculation_pb2.Commit = response.commit
+        if self._speculates and commit.finish_reason == sampling_pb2.FINISH_REASON_UNSPECIFIED:
+            self._client.wants_proposals = commit.num_wanted > 0
+        return commit

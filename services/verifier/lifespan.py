@@ -18,7 +18,9 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
     """The life of a verifier with these settings."""
 
     def build(outbox: Outbox) -> TargetRole:
-        return TargetRole(Engine(settings.engine_config()), outbox)
+        engine = Engine(settings.engine_config())
+        engine.warm_up()
+        return TargetRole(engine, outbox)
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:

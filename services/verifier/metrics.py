@@ -4,7 +4,10 @@ from services.common.telemetry import meter
 from services.engine.engine_loop import EngineLoop
 from services.engine.metrics import observe_engine
 from services.engine.streams import OpenStreams
-from services.verifier.target_role import Committed, TargetRole
+from services.verifier.target_role import TargetRole
+from services.verifier.target_sequence import Committed
+
+_WANTED_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
 class VerifierMetrics:
@@ -15,13 +18,21 @@ class VerifierMetrics:
         self._rounds = instruments.create_counter("paceline.rounds", "{round}", "Verifications.")
         self._drafted = instruments.create_counter("paceline.drafted_tokens", "{token}", "Proposed tokens verified.")
         self._accepted = instruments.create_counter("paceline.accepted_tokens", "{token}", "Proposed tokens accepted.")
+        self._wanted = instruments.create_histogram(
+            "paceline.wanted_tokens",
+            "{token}",
+            "Proposed tokens that the governor would take in a sequence's next round.",
+            explicit_bucket_boundaries_advisory=_WANTED_BUCKETS,
+        )
         self._committed = instruments.create_counter("paceline.committed_tokens", "{token}", "Tokens decided.")
         observe_engine(instruments, engine_loop, open_streams)
 
     def record(self, committed: Committed) -> None:
         """Counts one round."""
-        self._rounds.add(1)
+        origin = {"origin": committed.origin.value}
+        self._rounds.add(1, {**origin, "ready": committed.was_ready})
         self._committed.add(len(committed.token_ids))
         if committed.num_drafted:
-            self._drafted.add(committed.num_drafted)
-            self._accepted.add(committed.num_accepted)
+            self._drafted.add(committed.num_drafted, origin)
+            self._accepted.add(committed.num_accepted, origin)
+        self._wanted.record(committed.num_wanted)

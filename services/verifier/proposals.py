@@ -6,6 +6,7 @@ Stale, repeated or reordered proposals need no special case: no look-up ever rea
 """
 
 from collections.abc import Sequence as Tokens
+from typing import NamedTuple
 
 from services.common.digest import extend_digest
 
@@ -15,36 +16,48 @@ MAX_INDEXED = 4096
 """Most proposed tokens kept of a sequence; the oldest go first."""
 
 
+class _Next(NamedTuple):
+    """A proposed token and the digest after it."""
+
+    token_id: int
+    digest: int
+    claim: float | None
+
+
 class ProposalIndex:
     """Proposed next tokens by anchor. Bounded, whatever a draft sends."""
 
     def __init__(self) -> None:
-        self._next: dict[tuple[int, int], tuple[int, int]] = {}  # anchor -> (token id, digest after it)
+        self._next: dict[tuple[int, int], _Next] = {}
 
-    def add(self, position: int, digest: int, token_ids: Tokens[int], end: int) -> None:
-        """Takes tokens that follow (position, digest). `end` is the committed length."""
+    def add(self, position: int, digest: int, token_ids: Tokens[int], end: int, claims: Tokens[int] = ()) -> None:
+        """Takes tokens that follow (position, digest). `end` is the committed length.
+
+        `claims` says of each token how sure the draft is, in 255ths; unless there is one a token they are ignored.
+        """
         if not end - MAX_AHEAD <= position <= end + MAX_AHEAD:
             return
-        for token_id in token_ids[: end + MAX_AHEAD - position]:
+        has_claims = len(claims) == len(token_ids)
+        for index, token_id in enumerate(token_ids[: end + MAX_AHEAD - position]):
             after = extend_digest(digest, (token_id,))
             if position >= end:
                 self._next.pop((position, digest), None)
-                self._next[position, digest] = token_id, after
+                self._next[position, digest] = _Next(token_id, after, claims[index] / 255 if has_claims else None)
             position += 1
             digest = after
         while len(self._next) > MAX_INDEXED:
             del self._next[next(iter(self._next))]
 
-    def following(self, position: int, digest: int, limit: int) -> list[int]:
-        """At most `limit` proposed tokens that continue the sequence from (position, digest) on."""
-        token_ids: list[int] = []
-        while len(token_ids) < limit:
+    def following(self, position: int, digest: int, limit: int) -> list[tuple[int, float | None]]:
+        """At most `limit` proposed tokens, each with its claim, that continue the text from (position, digest) on."""
+        tokens: list[tuple[int, float | None]] = []
+        while len(tokens) < limit:
             found = self._next.get((position, digest))
             if found is None:
                 break
-            token_ids.append(found[0])
-            position, digest = position + 1, found[1]
-        return token_ids
+            tokens.append((found.token_id, found.claim))
+            position, digest = position + 1, found.digest
+        return tokens
 
     def forget_before(self, position: int) -> None:
         """Drops what lies before the committed end."""

@@ -9,7 +9,8 @@ from services.engine.engine_loop import EngineLoop
 from services.engine.sampler import RowLogprobs
 from services.engine.streams import EventStream, OpenStreams
 from services.verifier.metrics import VerifierMetrics
-from services.verifier.target_role import Committed, TargetRole, TargetSequence
+from services.verifier.target_role import TargetRole
+from services.verifier.target_sequence import Committed, TargetSequence
 from services.wire.opening import to_model_info, to_sequence
 
 
@@ -66,8 +67,8 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
 
     @staticmethod
     def _hand_over(proposal: speculation_pb2.Proposal, stream: EventStream[TargetRole], target: TargetSequence) -> None:
-        anchor, token_ids = proposal.anchor, list(proposal.token_ids)
-        stream.submit(lambda role: role.propose(target, anchor.position, anchor.digest, token_ids))
+        anchor, token_ids, claims = proposal.anchor, list(proposal.token_ids), proposal.confidences
+        stream.submit(lambda role: role.propose(target, anchor.position, anchor.digest, token_ids, claims))
 
 
 def _expect(event: object) -> Committed:
@@ -88,6 +89,8 @@ def _to_commit(committed: Committed) -> speculation_pb2.Commit:
         finish_reason=reason,
         logprobs=[_to_logprobs(entry) for entry in committed.logprobs if entry is not None],
         num_cached_tokens=committed.num_cached_tokens,
+        num_wanted=committed.num_wanted,
+        was_ready=committed.was_ready,
     )
 
 

@@ -6,54 +6,21 @@ rejection, bonus after full acceptance). A proposal can only ever save steps: it
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Sequence as Tokens
 
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.engine.engine import Engine
 from services.engine.engine_loop import Outbox
 from services.engine.model_runner import Result
-from services.engine.sampler import RowLogprobs
 from services.engine.sequence import Sequence
-from services.verifier.pacing import Pacing
-from services.verifier.proposals import ProposalIndex
+from services.verifier.acceptance import DEFAULT_TYPICAL, Acceptance
+from services.verifier.governor import Choice, Pending, best_start, choose, worth_waiting
+from services.verifier.offers import Offers
+from services.verifier.target_sequence import NO_OFFER, Committed, Finish, Offer, Origin, TargetSequence
 
-
-class Finish(NamedTuple):
-    """Why a sequence ended: an end-of-sequence token, or else the limit of its length."""
-
-    eos: bool
-
-
-class Committed(NamedTuple):
-    """Tokens that the target decided in one round. See `Commit` in speculation.proto."""
-
-    position: int
-    digest: int
-    token_ids: list[int]
-    num_accepted: int
-    num_drafted: int
-    finish: Finish | None
-    logprobs: list[RowLogprobs | None]
-    num_cached_tokens: int
-
-
-@dataclass(slots=True, eq=False)
-class TargetSequence:
-    """A sequence under verification. Owned by the engine's thread."""
-
-    sequence: Sequence
-    emit: Callable[[object], None]
-    """Delivers a Committed, or the exception that ended the sequence."""
-    max_draft_tokens: int
-    end: int
-    """Length at which it ends."""
-    digest: int = EMPTY_DIGEST
-    committed: int = 0
-    proposals: ProposalIndex = field(default_factory=ProposalIndex)
-    pacing: Pacing = field(default_factory=Pacing)
-    done: bool = False
+_SMOOTHING = 0.02
+_GOOD_ENOUGH = 0.8
+"""Share of a draft's expected tokens from which on others are taken without waiting for it."""
 
 
 class TargetRole:
@@ -63,6 +30,9 @@ class TargetRole:
         self.engine = engine
         self._outbox = outbox
         self._by_sequence: dict[Sequence, TargetSequence] = {}
+        self._offers = Offers()
+        self._typical = DEFAULT_TYPICAL
+        """Acceptance over all sequences, with which new ones begin."""
         self._eos = frozenset(engine.description.eos_token_ids)
         self._vocab_size = engine.description.vocab_size
 
@@ -71,44 +41,107 @@ class TargetRole:
         sequence = target.sequence
         target.committed = len(sequence)
         target.digest = extend_digest(EMPTY_DIGEST, sequence.token_ids)
+        target.acceptance = Acceptance(self._typical)
         self._by_sequence[sequence] = target
         self.engine.add(sequence)
 
-    def propose(self, target: TargetSequence, position: int, digest: int, token_ids: list[int]) -> None:
+    def propose(
+        self, target: TargetSequence, position: int, digest: int, token_ids: Tokens[int], claims: Tokens[int] = ()
+    ) -> None:
         """Takes a proposal; whatever does not fit is dropped in silence."""
         if target.done or not target.max_draft_tokens:
             return
         if any(token_id >= self._vocab_size for token_id in token_ids):
             return
-        target.proposals.add(position, digest, token_ids, target.committed)
-        if self._attach(target):
+        target.proposals.add(position, digest, token_ids, target.committed, claims)
+        if target.proposals.following(target.committed, target.digest, 1):
             target.pacing.proposal_arrived(time.monotonic())
-            target.sequence.hold_until = 0.0
+            target.waiting_until = 0.0
 
     def close(self, target: TargetSequence) -> None:
         """Lets a sequence go, finished or not."""
         target.done = True
         if self._by_sequence.pop(target.sequence, None) is not None:
             self.engine.remove(target.sequence)
+            self._offers.remember(target)
+
+    def prepare(self, now: float) -> None:
+        """Chooses how many proposed tokens each sequence puts into the next step, and when that starts."""
+        ready: list[tuple[TargetSequence, Offer]] = []
+        waiting: list[TargetSequence] = []
+        other_rows = 0
+        most_rows = self.engine.config.max_step_tokens
+        for target in self._by_sequence.values():
+            other_rows += target.num_due - 1
+            if target.num_due > most_rows // 2:
+                target.take(NO_OFFER)
+                target.sequence.hold_until = 0.0
+                continue
+            offer = self._offers.best(target)
+            if target.undecided:
+                target.undecided, target.was_ready = False, bool(offer.token_ids)
+                if offer.origin is Origin.DRAFT:
+                    target.pacing.waiting_since = None
+            if self._waits(target, offer, now):
+                waiting.append(target)
+                target.sequence.hold_until = target.waiting_until
+            else:
+                ready.append((target, offer))
+        if not ready:
+            return
+        seconds = self.engine.step_times.seconds
+        other_rows = min(other_rows, most_rows)
+        choice = choose([offer.survival for _, offer in ready], seconds, other_rows)
+        start = now
+        if waiting and not other_rows:
+            rows = len(ready) + sum(choice.num_tokens)
+            start = best_start(now, choice, rows, [self._pending(target) for target in waiting], seconds)
+        for (target, offer), count in zip(ready, choice.num_tokens, strict=True):
+            target.take(offer.first(count))
+            target.sequence.hold_until = start
 
     def advance(self, results: list[Result]) -> None:
-        """Commits what the step decided and prepares the next round of each sequence."""
+        """Commits what the step decided and lets each sequence wait for its proposal as long as that may pay."""
+        plan = self._plan()
+        now = time.monotonic()
         for result in results:
             target = self._by_sequence[result.sequence]
             self._commit(target, result)
             if target.done:
                 self.close(target)
-            elif not self._attach(target) and target.max_draft_tokens:
-                now = time.monotonic()
-                target.sequence.hold_until = target.pacing.hold_until(now, self.engine.step_seconds)
+                continue
+            target.undecided = True
+            tokens = 1 + sum(target.acceptance.of_next(target.wanted))
+            worth = worth_waiting(tokens, target.acceptance.typical, plan.seconds) if target.wanted else 0.0
+            target.waiting_until = target.pacing.wait_until(now, worth)
 
     def fail(self, error: BaseException) -> None:
         """Ends every sequence with the error."""
         for target in self._by_sequence.values():
             self._outbox.put(target.emit, error)
 
+    def _plan(self) -> Choice:
+        """What a step would take if every sequence had as many proposed tokens as it may; notes it as wanted."""
+        targets = [target for target in self._by_sequence.values() if target.num_due <= 1]
+        offers = [target.acceptance.of_next(target.room) for target in targets]
+        plan = choose(offers, self.engine.step_times.seconds)
+        for target, count in zip(targets, plan.num_tokens, strict=True):
+            target.wanted = count
+        return plan
+
+    def _waits(self, target: TargetSequence, offer: Offer, now: float) -> bool:
+        """Whether a sequence waits for its draft rather than going on with what is on offer."""
+        if target.waiting_until <= now or offer.origin is Origin.DRAFT:
+            return False
+        return sum(offer.survival) < _GOOD_ENOUGH * sum(target.acceptance.of_next(target.wanted))
+
+    def _pending(self, target: TargetSequence) -> Pending:
+        since = target.pacing.waiting_since or 0.0
+        tokens = 1 + sum(target.acceptance.of_next(target.wanted))
+        return Pending(since + target.pacing.arrival_seconds, tokens, 1 + target.wanted)
+
     def _commit(self, target: TargetSequence, result: Result) -> None:
-        sequence, start = target.sequence, target.committed
+        sequence, start, taken = target.sequence, target.committed, target.taken
         proposed = sequence.token_ids[start:]
         token_ids: list[int] = []
         num_accepted = 0
@@ -133,6 +166,9 @@ class TargetRole:
             finish,
             result.logprobs[: len(token_ids)],
             sequence.num_cached,
+            target.wanted,
+            taken.origin,
+            target.was_ready and num_drafted > 0,
         )
         sequence.truncate(start + num_accepted)
         sequence.token_ids.extend(token_ids[num_accepted:])
@@ -141,14 +177,16 @@ class TargetRole:
         target.digest = extend_digest(target.digest, token_ids)
         target.proposals.forget_before(target.committed)
         target.done = finish is not None
-        target.pacing.committed(num_drafted, num_accepted)
+        self._learn(target, num_drafted, num_accepted)
         self._outbox.put(target.emit, committed)
 
-    def _attach(self, target: TargetSequence) -> bool:
-        """Puts proposed tokens behind the committed ones, as far as they go. True when there are any."""
-        sequence = target.sequence
-        limit = min(target.max_draft_tokens, target.end - target.committed - 1)
-        if limit > 0 and sequence.num_uncomputed <= self.engine.config.max_step_tokens // 2:
-            sequence.truncate(target.committed)
-            sequence.token_ids.extend(target.proposals.following(target.committed, target.digest, limit))
-        return len(sequence) > target.committed
+    def _learn(self, target: TargetSequence, num_drafted: int, num_accepted: int) -> None:
+        taken = target.taken
+        if taken.origin is Origin.DRAFT:
+            target.acceptance.observe_claims(taken.claims[:num_drafted], num_accepted)
+            self._typical += _SMOOTHING * (target.acceptance.typical - self._typical)
+        elif taken.origin is Origin.SUFFIX:
+            target.acceptance.observe_match(taken.match_length, num_drafted, num_accepted)
+            target.pacing.waiting_since = None
+        target.pacing.committed(num_drafted if taken.origin is Origin.DRAFT else 0)
+        target.taken = NO_OFFER

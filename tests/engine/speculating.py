@@ -1,6 +1,7 @@
 """Runs sequences through the verifier's role with proposals of known quality."""
 
 import random
+import time
 from collections.abc import Sequence as Tokens
 
 from engine.driver import GREEDY
@@ -8,7 +9,8 @@ from services.common.digest import extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.engine import Engine
 from services.engine.sequence import Sequence
-from services.verifier.target_role import Committed, TargetRole, TargetSequence
+from services.verifier.target_role import TargetRole
+from services.verifier.target_sequence import Committed, Origin, TargetSequence
 
 
 class Collected:
@@ -37,6 +39,7 @@ def run(role: TargetRole, propose: object = None) -> None:
     while role.engine.scheduler:
         if propose is not None:
             propose()  # type: ignore[operator]
+        role.prepare(time.monotonic())
         for sequence in role.engine.scheduler:
             sequence.hold_until = 0.0
         role.advance(role.engine.step())
@@ -49,7 +52,8 @@ def generate_speculating(
     draft: str,
     params: SamplingParams = GREEDY,
 ) -> tuple[list[list[int]], int]:
-    """Continues all prompts with a perfect, bad (every third token wrong) or random draft; returns tokens, accepted."""
+    """Continues all prompts with a perfect, bad (every third token wrong) or random draft; returns tokens and how
+    many of the draft's were accepted."""
     rng = random.Random(3)
     role = TargetRole(engine, Collected())  # type: ignore[arg-type]
     opened = [open_target(role, p, len(e), params) for p, e in zip(prompts, expected, strict=True)]
@@ -74,4 +78,4 @@ def generate_speculating(
     engine.check_integrity()
     assert engine.pool.num_used == 0
     produced = [[t for c in commits for t in c.token_ids] for _, commits in opened]
-    return produced, sum(c.num_accepted for _, commits in opened for c in commits)
+    return produced, sum(c.num_accepted for _, commits in opened for c in commits if c.origin is Origin.DRAFT)

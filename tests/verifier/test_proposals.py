@@ -13,14 +13,18 @@ def at(position: int, text: list[int] | None = None) -> tuple[int, int]:
     return position, extend_digest(EMPTY_DIGEST, (text or TEXT)[:position])
 
 
+def following(index: ProposalIndex, position: int, digest: int, limit: int) -> list[int]:
+    return [token_id for token_id, _ in index.following(position, digest, limit)]
+
+
 def test_a_proposal_is_found_at_its_anchor_and_inside() -> None:
     index = ProposalIndex()
     index.add(*at(2), TEXT[2:6], end=2)
-    assert index.following(*at(2), limit=9) == TEXT[2:6]
-    assert index.following(*at(4), limit=9) == TEXT[4:6]
-    assert index.following(*at(2), limit=3) == TEXT[2:5]
-    assert index.following(*at(6), limit=9) == []
-    assert index.following(2, 12345, limit=9) == []
+    assert following(index, *at(2), limit=9) == TEXT[2:6]
+    assert following(index, *at(4), limit=9) == TEXT[4:6]
+    assert following(index, *at(2), limit=3) == TEXT[2:5]
+    assert following(index, *at(6), limit=9) == []
+    assert following(index, 2, 12345, limit=9) == []
 
 
 @given(st.permutations([(2, 4), (4, 6), (6, 8), (3, 5), (2, 4)]))
@@ -28,7 +32,7 @@ def test_pieces_join_in_any_order_and_repetition_changes_nothing(pieces: list[tu
     index = ProposalIndex()
     for start, stop in pieces:
         index.add(*at(start), TEXT[start:stop], end=2)
-    assert index.following(*at(2), limit=99) == TEXT[2:]
+    assert following(index, *at(2), limit=99) == TEXT[2:]
 
 
 def test_a_branch_is_found_when_the_text_takes_it() -> None:
@@ -36,8 +40,8 @@ def test_a_branch_is_found_when_the_text_takes_it() -> None:
     index.add(*at(2), TEXT[2:6], end=2)
     other = [*TEXT[:3], 7]
     index.add(*at(4, other), [8, 8], end=2)
-    assert index.following(*at(4, other), limit=9) == [8, 8]
-    assert index.following(*at(4), limit=9) == TEXT[4:6]
+    assert following(index, *at(4, other), limit=9) == [8, 8]
+    assert following(index, *at(4), limit=9) == TEXT[4:6]
 
 
 def test_what_lies_before_the_end_is_forgotten() -> None:
@@ -59,3 +63,11 @@ def test_a_million_tokens_take_bounded_memory() -> None:
     before = len(index)
     index.add(10_000_000, 5, [1], end=0)
     assert len(index) == before
+
+
+def test_claims_go_with_their_tokens_and_are_ignored_when_they_do_not_fit() -> None:
+    index = ProposalIndex()
+    index.add(*at(2), TEXT[2:5], end=2, claims=bytes([255, 0, 51]))
+    assert index.following(*at(2), limit=9) == [(4, 1.0), (1, 0.0), (5, 0.2)]
+    index.add(*at(2), TEXT[2:5], end=2, claims=bytes([255]))
+    assert index.following(*at(2), limit=9) == [(4, None), (1, None), (5, None)]

@@ -1,0 +1,74 @@
+"""The expected time of a step by its number of rows, learnt while it runs.
+
+Known at powers of two, linear between them and beyond the last. What a step took moves the points beside its number of
+rows, and all points a little: a machine that got slower got slower for every number of rows.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_LOCAL = 0.15
+_GLOBAL = 0.05
+_MOST = 2.0
+"""A step that took longer than this many times what was expected, or less than one in so many, counts as that."""
+_ROW_COST = 0.05
+"""Share of a step's time that a further row is taken to cost as long as nothing is known."""
+
+
+class StepTimes:
+    """Times in seconds. Unknown, and so 0, until something was observed. `measured` has some of `ROWS` as keys."""
+
+    def __init__(self, measured: Mapping[int, float] | None = None) -> None:
+        self._times: list[float] = []
+        for rows, seconds in sorted((measured or {}).items()):
+            self._begin(rows, seconds) if not self._times else self._set(rows, seconds)
+
+    def __bool__(self) -> bool:
+        return bool(self._times)
+
+    def seconds(self, rows: int) -> float:
+        """Expected time of a step of so many rows. Never falls as rows grow."""
+        if not self._times:
+            return 0.0
+        low, share = _place(rows)
+        return self._times[low] + share * (self._times[low + 1] - self._times[low])
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A step of so many rows took so long."""
+        if not self._times:
+            self._begin(rows, seconds)
+            return
+        ratio = min(_MOST, max(1 / _MOST, seconds / max(self.seconds(rows), 1e-9)))
+        low, share = _place(rows)
+        near = {low: 1 - min(1.0, share), low + 1: min(1.0, share)}
+        everywhere = ratio**_GLOBAL
+        for point, time in enumerate(self._times):
+            self._times[point] = time * everywhere * ratio ** (_LOCAL * near.get(point, 0.0))
+        self._settle(low)
+
+    def _begin(self, rows: int, seconds: float) -> None:
+        one = seconds / (1 + _ROW_COST * (rows - 1))
+        self._times = [one * (1 + _ROW_COST * (point - 1)) for point in ROWS]
+
+    def _set(self, rows: int, seconds: float) -> None:
+        """Takes a measurement as it is; what lies above moves with it."""
+        ratio = seconds / self.seconds(rows)
+        first = ROWS.index(rows)
+        for point in range(first, len(ROWS)):
+            self._times[point] *= ratio
+        self._settle(first)
+
+    def _settle(self, around: int) -> None:
+        """More rows never take less time: points above are raised, points below lowered."""
+        times = self._times
+        for point in range(around + 1, len(times)):
+            times[point] = max(times[point], times[point - 1])
+        for point in range(around, 0, -1):
+            times[point - 1] = min(times[point - 1], times[point])
+
+
+def _place(rows: int) -> tuple[int, float]:
+    """The point below, and how far from it to the next one (above 1 past the last)."""
+    low = min(bisect_right(ROWS, rows), len(ROWS) - 1) - 1
+    return low, (rows - ROWS[low]) / (ROWS[low + 1] - ROWS[low])

@@ -1,0 +1,51 @@
+"""What may continue a sequence: the draft's proposals, or what followed when its end occurred before."""
+
+from collections import OrderedDict
+
+from services.verifier.suffix_index import NO_MATCH, History, Match
+from services.verifier.target_sequence import NO_OFFER, Offer, Origin, TargetSequence
+
+_CATCH_UP_TOKENS = 2048
+_HISTORY_TOKENS = 16_384
+_MAX_HISTORIES = 64
+
+
+class Offers:
+    """Looks at every source. Texts are remembered by the root of their block keys: by tenant, model and adapter."""
+
+    def __init__(self) -> None:
+        self._histories: OrderedDict[bytes, History] = OrderedDict()
+
+    def best(self, target: TargetSequence) -> Offer:
+        """The offer with the most expected tokens; NO_OFFER when there is none."""
+        limit = target.room
+        if not limit:
+            return NO_OFFER
+        found = target.proposals.following(target.committed, target.digest, limit)
+        token_ids = [token_id for token_id, _ in found]
+        claims = [claim for _, claim in found]
+        drafted = Offer(Origin.DRAFT, token_ids, target.acceptance.of_claims(claims), claims, 0)
+        match = self._match(target, limit)
+        survival = target.acceptance.of_match(match.length, len(match.token_ids))
+        if sum(survival) > sum(drafted.survival):
+            return Offer(Origin.SUFFIX, match.token_ids, survival, [], match.length)
+        return drafted if token_ids else NO_OFFER
+
+    def remember(self, target: TargetSequence) -> None:
+        """Keeps what a sequence produced for those to come."""
+        root = target.sequence.root_digest
+        history = self._histories.setdefault(root, History(_HISTORY_TOKENS))
+        history.add(target.produced())
+        self._histories.move_to_end(root)
+        while len(self._histories) > _MAX_HISTORIES:
+            self._histories.popitem(last=False)
+
+    def _match(self, target: TargetSequence, limit: int) -> Match:
+        if not target.catch_up(_CATCH_UP_TOKENS):
+            return NO_MATCH
+        own = target.suffixes.match(limit)
+        history = self._histories.get(target.sequence.root_digest)
+        if history is None:
+            return own
+        other = history.match(target.sequence.token_ids[max(0, target.committed - 32) : target.committed], limit)
+        return other if other.length > own.length else own

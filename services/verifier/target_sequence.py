@@ -1,0 +1,121 @@
+"""A sequence under verification, and what is on offer to continue it."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from services.common.digest import EMPTY_DIGEST
+from services.engine.sampler import RowLogprobs
+from services.engine.sequence import Sequence
+from services.verifier.acceptance import Acceptance
+from services.verifier.pacing import Pacing
+from services.verifier.proposals import ProposalIndex
+from services.verifier.suffix_index import SuffixIndex
+
+
+class Origin(StrEnum):
+    """Where the proposed tokens of a round came from."""
+
+    NONE = "none"
+    DRAFT = "draft"
+    SUFFIX = "suffix"
+
+
+class Offer(NamedTuple):
+    """Tokens that may continue a sequence."""
+
+    origin: Origin
+    token_ids: list[int]
+    survival: list[float]
+    """Probability that the first 1, 2, ... of them are all accepted."""
+    claims: list[float | None]
+    """What the draft says of each."""
+    match_length: int
+
+    def first(self, count: int) -> "Offer":
+        """The offer cut to so many tokens."""
+        if not count:
+            return NO_OFFER
+        return self._replace(token_ids=self.token_ids[:count], claims=self.claims[:count])
+
+
+NO_OFFER = Offer(Origin.NONE, [], [], [], 0)
+
+
+class Finish(NamedTuple):
+    """Why a sequence ended: an end-of-sequence token, or else the limit of its length."""
+
+    eos: bool
+
+
+class Committed(NamedTuple):
+    """Tokens that the target decided in one round. See `Commit` in speculation.proto."""
+
+    position: int
+    digest: int
+    token_ids: list[int]
+    num_accepted: int
+    num_drafted: int
+    finish: Finish | None
+    logprobs: list[RowLogprobs | None]
+    num_cached_tokens: int
+    num_wanted: int
+    origin: Origin
+    was_ready: bool
+    """Whether its proposal was there when the round could begin."""
+
+
+@dataclass(slots=True, eq=False)
+class TargetSequence:
+    """A sequence under verification. Owned by the engine's thread."""
+
+    sequence: Sequence
+    emit: Callable[[object], None]
+    """Delivers a Committed, or the exception that ended the sequence."""
+    max_draft_tokens: int
+    end: int
+    """Length at which it ends."""
+    digest: int = EMPTY_DIGEST
+    committed: int = 0
+    wanted: int = 0
+    """Proposed tokens that its next round would take."""
+    proposals: ProposalIndex = field(default_factory=ProposalIndex)
+    suffixes: SuffixIndex = field(default_factory=SuffixIndex)
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    pacing: Pacing = field(default_factory=Pacing)
+    waiting_until: float = 0.0
+    taken: Offer = NO_OFFER
+    """What the next step verifies."""
+    undecided: bool = True
+    """Whether nothing was prepared yet since the last commit."""
+    was_ready: bool = False
+    done: bool = False
+
+    @property
+    def num_due(self) -> int:
+        """Committed tokens that are not computed yet: 1 while it decodes."""
+        return self.committed - self.sequence.num_computed
+
+    @property
+    def room(self) -> int:
+        """Most proposed tokens that its next round may verify."""
+        return max(0, min(self.max_draft_tokens, self.end - self.committed - 1))
+
+    def take(self, offer: Offer) -> None:
+        """Puts proposed tokens behind the committed ones, in place of those that were there."""
+        self.sequence.truncate(self.committed)
+        self.sequence.token_ids.extend(offer.token_ids)
+        self.taken = offer
+
+    def catch_up(self, most: int) -> bool:
+        """Indexes committed tokens, at most so many at once. True when all are."""
+        done = len(self.suffixes)
+        if done < self.committed:
+            self.suffixes.extend(self.sequence.token_ids[done : min(self.committed, done + most)])
+        return len(self.suffixes) == self.committed
+
+    def produced(self) -> Tokens[int]:
+        """The tokens behind the prompt."""
+        return self.sequence.token_ids[self.sequence.num_prompt_tokens : self.committed]
