@@ -62,6 +62,8 @@ class StackSettings:
     restart: bool = False
     """Whether a process that dies is started again, a few times."""
     ready_seconds: float = 600.0
+    draft_addresses: tuple[str, ...] = ()
+    """Where the gateway finds drafts; default: the one that is started."""
     extra: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """More command-line arguments by process name."""
 
@@ -180,7 +182,8 @@ class Stack:
             "--telemetry.log-format=text",
         ]
         if name == "gateway":
-            drafts = [self.address("draft")] if settings.draft_model else []
+            own = [self.address("draft")] if settings.draft_model else []
+            drafts = list(settings.draft_addresses) or own
             arguments += [
                 f"--tokenizer={settings.model}",
                 f"--verifiers={json.dumps([self.address('verifier')])}",

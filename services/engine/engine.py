@@ -9,10 +9,10 @@ from services.engine.model import ModelDescription
 from services.engine.model_runner import ModelRunner, Result
 from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
-from services.engine.step_times import StepTimes
+from services.engine.step_times import ROWS, StepTimes
 
-_WARM_UP_ROWS = (1, 2, 4, 8, 16, 32)
-_WARM_UP_REPEATS = 3
+_WARM_UP_REPEATS = 2
+_WARM_UP_SECONDS = 2.0
 
 
 class Engine:
@@ -59,9 +59,12 @@ class Engine:
         return results
 
     def warm_up(self) -> None:
-        """Measures steps of a few sizes, so that their times are known from the first request on. Takes no blocks."""
+        """Measures steps of growing size for some time, so that their times are known from the first request on."""
         measured: dict[int, float] = {}
-        for rows in _WARM_UP_ROWS:
+        give_up = time.perf_counter() + _WARM_UP_SECONDS
+        for rows in ROWS:
+            if rows > self.config.max_step_tokens or time.perf_counter() > give_up:
+                break
             works = [Work(_dummy(), 0, 1) for _ in range(rows)]
             seconds = []
             for _ in range(_WARM_UP_REPEATS):

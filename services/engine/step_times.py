@@ -1,13 +1,13 @@
 """The expected time of a step by its number of rows, learnt while it runs.
 
-Known at powers of two, linear between them and beyond the last. What a step took moves the points beside its number of
+Known at a few numbers of rows, linear between them and beyond the last. What a step took moves the points beside its number of
 rows, and all points a little: a machine that got slower got slower for every number of rows.
 """
 
 from bisect import bisect_right
 from collections.abc import Mapping
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 _LOCAL = 0.15
 _GLOBAL = 0.05
 _MOST = 2.0

@@ -58,9 +58,9 @@ class VerifyStream:
     async def next_commit(self) -> speculation_pb2.Commit | None:
         """The next commit, or None at the end of the stream. Raises grpc.aio.AioRpcError."""
         response = await self._call.read()
-        if response is grpc.aio.EOF:  # type: ignore[attr-defined]
+        if not isinstance(response, verifier_pb2.VerifyResponse):
             return None
-        commit: speculation_pb2.Commit = response.commit
+        commit = response.commit
         if self._speculates and commit.finish_reason == sampling_pb2.FINISH_REASON_UNSPECIFIED:
             self._client.wants_proposals = commit.num_wanted > 0
         return commit

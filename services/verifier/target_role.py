@@ -16,6 +16,7 @@ from services.engine.sequence import Sequence
 from services.verifier.acceptance import DEFAULT_TYPICAL, Acceptance
 from services.verifier.governor import Choice, Pending, best_start, choose, worth_waiting
 from services.verifier.offers import Offers
+from services.verifier.payoff import Payoff
 from services.verifier.target_sequence import NO_OFFER, Committed, Finish, Offer, Origin, TargetSequence
 
 _SMOOTHING = 0.02
@@ -31,6 +32,11 @@ class TargetRole:
         self._outbox = outbox
         self._by_sequence: dict[Sequence, TargetSequence] = {}
         self._offers = Offers()
+        self._payoff = Payoff()
+        self._speculates = True
+        self._advanced_at = 0.0
+        self._mixed = True
+        """Whether prompts were computed, or nothing at all, since the last round."""
         self._typical = DEFAULT_TYPICAL
         """Acceptance over all sequences, with which new ones begin."""
         self._eos = frozenset(engine.description.eos_token_ids)
@@ -42,6 +48,7 @@ class TargetRole:
         target.committed = len(sequence)
         target.digest = extend_digest(EMPTY_DIGEST, sequence.token_ids)
         target.acceptance = Acceptance(self._typical)
+        self._mixed = self._mixed or not self._by_sequence
         self._by_sequence[sequence] = target
         self.engine.add(sequence)
 
@@ -77,7 +84,7 @@ class TargetRole:
                 target.take(NO_OFFER)
                 target.sequence.hold_until = 0.0
                 continue
-            offer = self._offers.best(target)
+            offer = self._offers.best(target) if self._speculates else NO_OFFER
             if target.undecided:
                 target.undecided, target.was_ready = False, bool(offer.token_ids)
                 if offer.origin is Origin.DRAFT:
@@ -90,6 +97,7 @@ class TargetRole:
         if not ready:
             return
         seconds = self.engine.step_times.seconds
+        self._mixed = self._mixed or other_rows > 0
         other_rows = min(other_rows, most_rows)
         choice = choose([offer.survival for _, offer in ready], seconds, other_rows)
         start = now
@@ -104,9 +112,10 @@ class TargetRole:
         """Commits what the step decided and lets each sequence wait for its proposal as long as that may pay."""
         plan = self._plan()
         now = time.monotonic()
+        committed = 0
         for result in results:
             target = self._by_sequence[result.sequence]
-            self._commit(target, result)
+            committed += self._commit(target, result)
             if target.done:
                 self.close(target)
                 continue
@@ -114,6 +123,9 @@ class TargetRole:
             tokens = 1 + sum(target.acceptance.of_next(target.wanted))
             worth = worth_waiting(tokens, target.acceptance.typical, plan.seconds) if target.wanted else 0.0
             target.waiting_until = target.pacing.wait_until(now, worth)
+        if not self._mixed:
+            self._payoff.record(len(results), committed, now - self._advanced_at)
+        self._advanced_at, self._mixed = now, False
 
     def fail(self, error: BaseException) -> None:
         """Ends every sequence with the error."""
@@ -124,9 +136,13 @@ class TargetRole:
         """What a step would take if every sequence had as many proposed tokens as it may; notes it as wanted."""
         targets = [target for target in self._by_sequence.values() if target.num_due <= 1]
         offers = [target.acceptance.of_next(target.room) for target in targets]
-        plan = choose(offers, self.engine.step_times.seconds)
+        seconds = self.engine.step_times.seconds
+        plan = choose(offers, seconds)
+        plain = len(targets) / max(seconds(len(targets)), 1e-9)
+        gain = plan.tokens / max(plan.seconds, 1e-9) / plain if targets else 1.0
+        self._speculates = not any(offers) or self._payoff.decide(len(targets), gain)
         for target, count in zip(targets, plan.num_tokens, strict=True):
-            target.wanted = count
+            target.wanted = count if self._speculates else 0
         return plan
 
     def _waits(self, target: TargetSequence, offer: Offer, now: float) -> bool:
@@ -140,7 +156,8 @@ class TargetRole:
         tokens = 1 + sum(target.acceptance.of_next(target.wanted))
         return Pending(since + target.pacing.arrival_seconds, tokens, 1 + target.wanted)
 
-    def _commit(self, target: TargetSequence, result: Result) -> None:
+    def _commit(self, target: TargetSequence, result: Result) -> int:
+        """Returns the number of committed tokens."""
         sequence, start, taken = target.sequence, target.committed, target.taken
         proposed = sequence.token_ids[start:]
         token_ids: list[int] = []
@@ -179,6 +196,7 @@ class TargetRole:
         target.done = finish is not None
         self._learn(target, num_drafted, num_accepted)
         self._outbox.put(target.emit, committed)
+        return len(token_ids)
 
     def _learn(self, target: TargetSequence, num_drafted: int, num_accepted: int) -> None:
         taken = target.taken

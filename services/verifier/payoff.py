@@ -1,0 +1,83 @@
+"""Whether speculation pays at all at a load: measured, not only computed.
+
+What speculation costs beside rows (a draft on the same cores, messages, waits) shows in no step time. So at loads where
+the governor's own estimate is not clear, stretches with and without speculation are measured in turns, and the faster
+way is gone. Loads are counted in powers of two of the number of sequences.
+"""
+
+from dataclasses import dataclass, field
+
+TRIAL_ROUNDS = 12
+"""Rounds of one stretch that count."""
+SETTLING_ROUNDS = 3
+"""Rounds at its beginning that do not: proposals are still on their way, or still about."""
+_FIRST_INTERVAL = 48
+_MAX_INTERVAL = 768
+_UNCLEAR = 0.75, 1.6
+"""Estimated gains between which the two ways are compared."""
+_MARGIN = 1.03
+"""Speculation has to be this much faster to be gone on with."""
+_SMOOTHING = 0.5
+
+
+@dataclass(slots=True)
+class _Load:
+    """What was measured at one load."""
+
+    rates: dict[bool, float] = field(default_factory=dict)
+    """Committed tokens a second, with and without speculation."""
+    speculating: bool = True
+    rounds: int = 0
+    """Of the present stretch."""
+    tokens: int = 0
+    seconds: float = 0.0
+    interval: int = _FIRST_INTERVAL
+    since_trial: int = 0
+
+
+class Payoff:
+    """Decides before every round of the batch and learns after it."""
+
+    def __init__(self) -> None:
+        self._loads: dict[int, _Load] = {}
+
+    def decide(self, num_sequences: int, gain: float) -> bool:
+        """Whether to speculate. `gain` is the governor's estimate: tokens a second with speculation / without."""
+        load = self._loads.setdefault(num_sequences.bit_length(), _Load())
+        low, high = _UNCLEAR
+        if not low < gain < high:
+            self._go(load, speculating=gain > 1)
+            return load.speculating
+        if load.rounds < SETTLING_ROUNDS + TRIAL_ROUNDS:
+            return load.speculating
+        other = not load.speculating
+        if other not in load.rates or load.since_trial >= load.interval:
+            load.since_trial = 0
+            self._go(load, speculating=other)
+        elif len(load.rates) == 2 and load.speculating != (better := load.rates[True] > _MARGIN * load.rates[False]):
+            load.interval = min(_MAX_INTERVAL, 2 * load.interval)
+            self._go(load, speculating=better)
+        return load.speculating
+
+    def record(self, num_sequences: int, tokens: int, seconds: float) -> None:
+        """A round of the batch committed so many tokens, so long after the round before."""
+        load = self._loads.get(num_sequences.bit_length())
+        if load is None:
+            return
+        load.rounds += 1
+        load.since_trial += 1
+        if load.rounds <= SETTLING_ROUNDS:
+            return
+        load.tokens += tokens
+        load.seconds += seconds
+        if (load.rounds - SETTLING_ROUNDS) % TRIAL_ROUNDS == 0 and load.seconds > 0:
+            rate = load.tokens / load.seconds
+            old = load.rates.get(load.speculating, rate)
+            load.rates[load.speculating] = old + _SMOOTHING * (rate - old)
+            load.tokens, load.seconds = 0, 0.0
+
+    @staticmethod
+    def _go(load: _Load, *, speculating: bool) -> None:
+        if load.speculating != speculating:
+            load.speculating = speculating
+            load.rounds, load.tokens, load.seconds = 0, 0, 0.0
