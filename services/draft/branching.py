@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from services.draft.confidence import Guess
 
-MIN_PROBABILITY = 0.01
+MIN_PROBABILITY = 0.004
 """Outcomes less likely than this are not prepared."""
 
 

@@ -12,13 +12,13 @@ from services.common.calibration import Calibration
 from services.common.sampling_params import SamplingParams
 from services.engine.sampler import RunnerUp
 
-NUM_RUNNERS_UP = 4
+NUM_RUNNERS_UP = 8
 _MARGINS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _GREEDY = (0.35, 0.51, 0.74, 0.87, 0.985, 0.997)
 _SAMPLED = (0.37, 0.49, 0.59, 0.79, 0.93, 0.985)
 _RANKS = tuple(rank + 0.5 for rank in range(NUM_RUNNERS_UP - 1))
-_GREEDY_RANKS = (0.52, 0.12, 0.06, 0.03)
-_SAMPLED_RANKS = (0.48, 0.20, 0.10, 0.06)
+_GREEDY_RANKS = (0.52, 0.12, 0.06, 0.03, 0.03, 0.02, 0.02, 0.01)
+_SAMPLED_RANKS = (0.48, 0.20, 0.10, 0.06, 0.03, 0.02, 0.02, 0.01)
 _WEIGHT = 30.0
 _MEMORY = 2000.0
 

@@ -79,7 +79,7 @@ class DraftRole:
     """Turns picks into proposals. Runs on the engine's thread."""
 
     def __init__(
-        self, engine: Engine, outbox: Outbox, max_branches: int = 12, confidence: Confidence | None = None
+        self, engine: Engine, outbox: Outbox, max_branches: int = 16, confidence: Confidence | None = None
     ) -> None:
         self.engine = engine
         self.num_branches = 0

@@ -21,7 +21,7 @@ class DraftSettings(EngineSettings):
         True, description="Drafts on while a proposal is being verified. Off where draft and verifier share cores."
     )
     max_branches: int = Field(
-        12, ge=0, description="Most other ways of going on that one step prepares beside the draft's own."
+        16, ge=0, description="Most other ways of going on that one step prepares beside the draft's own."
     )
 
     def engine_config(self) -> EngineConfig:

@@ -135,20 +135,34 @@ class EngineLoop(Generic[R]):
         """
         scheduler = role.engine.scheduler
         while True:
+            if not self._drain(role):
+                return False
             now = time.monotonic()
             role.prepare(now)
             wait = scheduler.seconds_until_runnable(now)
             if stuck and wait is not None:
                 wait = max(wait, _STUCK_SECONDS)
-            try:
-                command = self._inbox.get(block=wait != 0, timeout=wait)
-            except queue.Empty:
+            if wait == 0:
                 return True
+            try:
+                command = self._inbox.get(timeout=wait)
+            except queue.Empty:
+                stuck = False
+                continue
             if command is None:
                 return False
             command(role)
             stuck = False
+
+    def _drain(self, role: R) -> bool:
+        """Runs the commands that are there, and hands over what they emitted. False when told to stop."""
+        try:
+            while (command := self._inbox.get_nowait()) is not None:
+                command(role)
+        except queue.Empty:
             self._outbox.flush()
+            return True
+        return False
 
 
 def _deliver(events: list[_Event]) -> None:

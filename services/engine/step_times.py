@@ -1,11 +1,11 @@
 """The expected time of a step by its number of rows, learnt while it runs.
 
-Known at a few numbers of rows, linear between them and beyond the last. What a step took moves the points beside its number of
-rows, and all points a little: a machine that got slower got slower for every number of rows.
+Known at a few numbers of rows, linear between them and beyond the last. What a step took moves the points beside its
+number of rows, and all points a little: a machine that got slower got slower for every number of rows.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 _LOCAL = 0.15
@@ -17,12 +17,18 @@ _ROW_COST = 0.05
 
 
 class StepTimes:
-    """Times in seconds. Unknown, and so 0, until something was observed. `measured` has some of `ROWS` as keys."""
+    """Times in seconds. Unknown, and so 0, until something was observed."""
 
     def __init__(self, measured: Mapping[int, float] | None = None) -> None:
         self._times: list[float] = []
-        for rows, seconds in sorted((measured or {}).items()):
-            self._begin(rows, seconds) if not self._times else self._set(rows, seconds)
+        if measured:
+            last = max(measured)
+            self._begin(last, measured[last])
+            known = sorted(measured.items())
+            for point, rows in enumerate(ROWS):
+                if rows <= last:
+                    self._times[point] = _between(known, rows)
+            self._settle(0)
 
     def __bool__(self) -> bool:
         return bool(self._times)
@@ -51,14 +57,6 @@ class StepTimes:
         one = seconds / (1 + _ROW_COST * (rows - 1))
         self._times = [one * (1 + _ROW_COST * (point - 1)) for point in ROWS]
 
-    def _set(self, rows: int, seconds: float) -> None:
-        """Takes a measurement as it is; what lies above moves with it."""
-        ratio = seconds / self.seconds(rows)
-        first = ROWS.index(rows)
-        for point in range(first, len(ROWS)):
-            self._times[point] *= ratio
-        self._settle(first)
-
     def _settle(self, around: int) -> None:
         """More rows never take less time: points above are raised, points below lowered."""
         times = self._times
@@ -72,3 +70,11 @@ def _place(rows: int) -> tuple[int, float]:
     """The point below, and how far from it to the next one (above 1 past the last)."""
     low = min(bisect_right(ROWS, rows), len(ROWS) - 1) - 1
     return low, (rows - ROWS[low]) / (ROWS[low + 1] - ROWS[low])
+
+
+def _between(known: Sequence[tuple[int, float]], rows: int) -> float:
+    """Linear between the two entries (rows, seconds) around a number of rows."""
+    above = next(index for index, (at, _) in enumerate(known) if rows <= at)
+    low, high = known[max(0, above - 1)], known[above]
+    share = (rows - low[0]) / (high[0] - low[0]) if high[0] > low[0] else 0.0
+    return low[1] + share * (high[1] - low[1])

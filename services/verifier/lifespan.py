@@ -20,7 +20,7 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
     def build(outbox: Outbox) -> TargetRole:
         engine = Engine(settings.engine_config())
         engine.warm_up()
-        return TargetRole(engine, outbox)
+        return TargetRole(engine, outbox, suffix_drafting=settings.suffix_drafting)
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:

@@ -13,7 +13,8 @@ _MAX_HISTORIES = 64
 class Offers:
     """Looks at every source. Texts are remembered by the root of their block keys: by tenant, model and adapter."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, suffix_drafting: bool) -> None:
+        self._suffix_drafting = suffix_drafting
         self._histories: OrderedDict[bytes, History] = OrderedDict()
 
     def best(self, target: TargetSequence) -> Offer:
@@ -25,7 +26,7 @@ class Offers:
         token_ids = [token_id for token_id, _ in found]
         claims = [claim for _, claim in found]
         drafted = Offer(Origin.DRAFT, token_ids, target.acceptance.of_claims(claims), claims, 0)
-        match = self._match(target, limit)
+        match = self._match(target, limit) if self._suffix_drafting else NO_MATCH
         survival = target.acceptance.of_match(match.length, len(match.token_ids))
         if sum(survival) > sum(drafted.survival):
             return Offer(Origin.SUFFIX, match.token_ids, survival, [], match.length)
@@ -33,6 +34,8 @@ class Offers:
 
     def remember(self, target: TargetSequence) -> None:
         """Keeps what a sequence produced for those to come."""
+        if not self._suffix_drafting or not target.max_draft_tokens:
+            return
         root = target.sequence.root_digest
         history = self._histories.setdefault(root, History(_HISTORY_TOKENS))
         history.add(target.produced())

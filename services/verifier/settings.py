@@ -1,5 +1,6 @@
 """Settings of the verifier process. Environment: PACELINE_VERIFIER_..."""
 
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ServerSettings
@@ -12,3 +13,6 @@ class VerifierSettings(EngineSettings):
     model_config = SettingsConfigDict(env_prefix="PACELINE_VERIFIER_")
 
     server: ServerSettings = ServerSettings(port=7102)
+    suffix_drafting: bool = Field(
+        True, description="Proposes what followed when the last tokens occurred before, in the text or in recent ones."
+    )

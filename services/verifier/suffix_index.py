@@ -52,7 +52,7 @@ class SuffixIndex:
         at = self._last.get(tuple(wanted[-MIN_MATCH:]), 0) if len(wanted) >= MIN_MATCH else 0
         best, length = 0, 0
         for _ in range(_MAX_COMPARED):
-            if own and at == len(text):
+            if at and own and at == len(text):
                 at = self._before[at - 1]
             if not at:
                 break

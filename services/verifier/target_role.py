@@ -27,11 +27,11 @@ _GOOD_ENOUGH = 0.8
 class TargetRole:
     """Turns picks into commits. Runs on the engine's thread."""
 
-    def __init__(self, engine: Engine, outbox: Outbox) -> None:
+    def __init__(self, engine: Engine, outbox: Outbox, *, suffix_drafting: bool = True) -> None:
         self.engine = engine
         self._outbox = outbox
         self._by_sequence: dict[Sequence, TargetSequence] = {}
-        self._offers = Offers()
+        self._offers = Offers(suffix_drafting=suffix_drafting)
         self._payoff = Payoff()
         self._speculates = True
         self._advanced_at = 0.0
