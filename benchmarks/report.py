@@ -28,8 +28,7 @@ def _page(report: Report) -> str:
     lines = [
         "# Speculation on and off, and beside transformers",
         "",
-        f"Written by `make bench` on {datetime.now(UTC):%Y-%m-%d}: {_processor()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}. Everything on this page comes from one run. Greedy, prompts of "
+        f"Written by `make bench`: {machine()}. Everything on this page comes from one run. Greedy, prompts of "
         f"{PROMPT_TOKENS} tokens from held-out files, each seen once, {NUM_TOKENS} tokens produced, prompt processing "
         f"included, all systems in turns, medians of the ratios of {REPEATS} pairs of runs ({BATCH_REPEATS} of "
         f'{NUM_STREAMS} streams). "Off" has no draft process, so that the verifier has every core.',
@@ -69,6 +68,12 @@ def _plot(report: Report, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def machine() -> str:
+    """When and on what a page was measured."""
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {versions}"
 
 
 def _processor() -> str:

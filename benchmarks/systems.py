@@ -27,6 +27,8 @@ class Measured(NamedTuple):
     """Time per token between deliveries; a delivery of several tokens counts as that many equal gaps."""
     num_drafted: int
     num_accepted: int
+    num_rounds: int = 0
+    num_ready_rounds: int = 0
 
 
 async def through_gateway(
@@ -44,6 +46,8 @@ async def through_gateway(
         [gap for r in results for gap in r[2]],
         sum(r[3].num_drafted_tokens for r in results),
         sum(r[3].num_accepted_tokens for r in results),
+        sum(r[3].num_rounds for r in results),
+        sum(r[3].num_ready_rounds for r in results),
     )
 
 

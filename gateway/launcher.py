@@ -99,9 +99,9 @@ class Stack:
         self.settings = settings
         self._on_line = on_line
         self._ports = {
-            "draft": settings.draft_port or _free_port(),
-            "verifier": settings.verifier_port or _free_port(),
-            "gateway": settings.gateway_port or _free_port(),
+            "draft": settings.draft_port or free_port(),
+            "verifier": settings.verifier_port or free_port(),
+            "gateway": settings.gateway_port or free_port(),
         }
         self.processes: dict[str, asyncio.subprocess.Process] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -261,7 +261,8 @@ async def running_stack(
         await stack.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

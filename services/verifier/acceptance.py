@@ -12,7 +12,7 @@ from services.common.calibration import Calibration
 
 _CLAIMS = (0.3, 0.5, 0.7, 0.85, 0.95)
 _CLAIMED = (0.2, 0.4, 0.6, 0.78, 0.9, 0.98)
-_CLAIM_WEIGHT = 8.0
+_CLAIM_WEIGHT = 4.0
 _MATCHES = (4, 6, 8, 12, 16, 24)
 _MATCHED = (0.35, 0.5, 0.6, 0.7, 0.8, 0.88, 0.94)
 _MATCH_WEIGHT = 8.0

@@ -81,8 +81,8 @@ def test_an_end_of_sequence_token_ends_even_inside_an_accepted_block(engine: Eng
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=60)
-def test_dropped_repeated_reordered_and_falsified_proposals_change_no_token(
+@settings(max_examples=1000)
+def test_dropped_repeated_delayed_reordered_truncated_and_falsified_proposals_change_no_token(
     engine: Engine, answer: list[int], seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -100,7 +100,7 @@ def test_dropped_repeated_reordered_and_falsified_proposals_change_no_token(
         waiting.append((start, digest, tokens))
         for _ in range(rng.randint(0, 3)):
             position, digest, tokens = rng.choice(waiting)
-            role.propose(target, position, digest, list(tokens))
+            role.propose(target, position, digest, list(tokens), rng.randbytes(rng.choice([0, len(tokens), 3])))
 
     run(role, propose)
     assert [t for c in commits for t in c.token_ids] == answer
