@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import pyplot as plt
+
 from benchmarks.ahead import DELAY_REPEATS, LOAD_REPEATS, AheadReport
 from benchmarks.recovered import MARGINS, RANKS, Recovered
-from benchmarks.report import machine, plt
+from benchmarks.report import machine
 
 
 def write_ahead(report: AheadReport, folder: Path) -> Path:
@@ -23,8 +25,8 @@ def write_ahead(report: AheadReport, folder: Path) -> Path:
     lines = [
         "# The network hidden, never slower",
         "",
-        f"Written by `make bench`: {machine()}. Measured, greedy, heavy target (see [speculation](speculation.md)), prompts "
-        "of 128 tokens, 128 tokens produced, prompt processing included.",
+        f"Written by `make bench`: {machine()}. Measured, greedy, heavy target (see [speculation](speculation.md)), "
+        "prompts of 128 tokens, 128 tokens produced, prompt processing included.",
         "",
         f"A delay each way between gateway and draft, one stream, a core each for verifier and draft; medians of "
         f"{DELAY_REPEATS} pairs. Floor: 0.9 of the speed without delay.",
@@ -36,8 +38,8 @@ def write_ahead(report: AheadReport, folder: Path) -> Path:
             for d in report.delays
         ),
         "",
-        f"Speculation on / off by load, cores shared as `paceline up` shares them; medians of {LOAD_REPEATS} pairs. Floor: "
-        "0.97 at every point.",
+        f"Speculation on / off by load, cores shared as `paceline up` shares them; medians of {LOAD_REPEATS} pairs. "
+        "Floor: 0.97 at every point.",
         "",
         "| streams | on / off | tokens/s | proposed tokens a round |",
         "|---|---|---|---|",
@@ -61,8 +63,8 @@ def write_recovered(measured: Sequence[Recovered], folder: Path) -> Path:
     lines = [
         "# What the draft's scores say about the target's pick",
         "",
-        "The shipped pair, texts that the target continued itself from held-out files, the draft on the same text. A rejection "
-        "is a position at which the two picks differ. Nothing is timed here.",
+        "The shipped pair, texts that the target continued itself from held-out files, the draft on the same text. "
+        "A rejection is a position at which the two picks differ. Nothing is timed here.",
         "",
         "Share of rejections in which the target's pick is among the draft's first runners-up:",
         "",
