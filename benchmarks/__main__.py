@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import ahead, recovered, speculation
+from benchmarks import ahead, recovered, simulation, speculation
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.report import write
+from benchmarks.simulation_report import write_simulation
 from gateway.launcher import shipped_model
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -41,10 +42,16 @@ def _recovered(target: str, draft: str) -> tuple[Path, bool]:
     return write_recovered(recovered.measure(target, draft, prompts, _RECOVERED_TOKENS), _PAGES), True
 
 
+def _simulation(_target: str, _draft: str) -> tuple[Path, bool]:
+    points = simulation.simulate()
+    return write_simulation(points, _PAGES), all(point.ahead >= _LOAD_FLOOR * point.plain for point in points)
+
+
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
     "recovered": _recovered,
+    "simulation": _simulation,
 }
 
 

@@ -31,7 +31,8 @@ def _page(report: Report) -> str:
         f"Written by `make bench`: {machine()}. Everything on this page comes from one run. Greedy, prompts of "
         f"{PROMPT_TOKENS} tokens from held-out files, each seen once, {NUM_TOKENS} tokens produced, prompt processing "
         f"included, all systems in turns, medians of the ratios of {REPEATS} pairs of runs ({BATCH_REPEATS} of "
-        f'{NUM_STREAMS} streams). "Off" has no draft process, so that the verifier has every core.',
+        f'{NUM_STREAMS} streams). "Off" has no draft process, so that the verifier has every core. '
+        '"On" proposes from the draft, from the text itself and from recent outputs, as it does by default.',
         "",
         "The **heavy target** computes the shipped target's function at the cost of a larger model: more MLP neurons "
         f"whose output weights are zero, and layers that change nothing ({NUM_LAYERS} layers, {INTERMEDIATE_SIZE} "
