@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence as Tokens
 
 from engine.driver import GREEDY
@@ -51,9 +52,9 @@ def generate_speculating(
     expected: Tokens[Tokens[int]],
     draft: str,
     params: SamplingParams = GREEDY,
-) -> tuple[list[list[int]], int]:
+) -> tuple[list[list[int]], Counter[Origin]]:
     """Continues all prompts with a perfect, bad (every third token wrong) or random draft; returns tokens and how
-    many of the draft's were accepted."""
+    many were accepted, by origin."""
     rng = random.Random(3)
     role = TargetRole(engine, Collected())  # type: ignore[arg-type]
     opened = [open_target(role, p, len(e), params) for p, e in zip(prompts, expected, strict=True)]
@@ -78,4 +79,7 @@ def generate_speculating(
     engine.check_integrity()
     assert engine.pool.num_used == 0
     produced = [[t for c in commits for t in c.token_ids] for _, commits in opened]
-    return produced, sum(c.num_accepted for _, commits in opened for c in commits if c.origin is Origin.DRAFT)
+    accepted = Counter[Origin]()
+    for commit in (commit for _, commits in opened for commit in commits):
+        accepted[commit.origin] += commit.num_accepted
+    return produced, accepted

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.driver import generate, make_engine
 from engine.speculating import generate_speculating
+from services.verifier.target_sequence import Origin
 from tiny import ARCHITECTURES, save_tiny
 
 NUM_TOKENS = 24
@@ -68,6 +69,6 @@ def test_with_forced_preemption(architecture: str, prompts: list[list[int]], exp
 @pytest.mark.parametrize("draft", ["perfect", "bad", "random"])
 def test_with_speculation(architecture: str, prompts: list[list[int]], expected: list[list[int]], draft: str) -> None:
     engine = make_engine(architecture, max_step_tokens=64)
-    produced, num_accepted = generate_speculating(engine, prompts, expected, draft)
+    produced, accepted = generate_speculating(engine, prompts, expected, draft)
     assert produced == expected
-    assert (num_accepted > NUM_TOKENS) == (draft != "random")
+    assert (accepted[Origin.DRAFT] > NUM_TOKENS) == (draft != "random")
