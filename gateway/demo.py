@@ -20,9 +20,30 @@ class TemporaryFolder:
 
     def __enter__(self):
 '''
-_SHOWN_TOKENS = 160
-_MEASURED_TOKENS = 128
-_REPEATS = 3
+_MEASURED = (
+    '''import json
+
+
+def read_settings(path, default=None):
+    """Return the settings in a file, or the default when there is none."""
+''',
+    '''class Counter:
+    """Count how often each item was seen."""
+
+    def __init__(self, items=()):
+''',
+    '''import socket
+
+
+def is_open(host, port, timeout=None):
+    """Tell whether somebody listens on a port."""
+''',
+)
+"""Each is asked once with speculation and once without: a text that was seen before would be known by heart."""
+_SHOWN_TOKENS = 96
+_SHOWN_TEMPERATURE = 0.6
+_SHOWN_SEED = 4
+_MEASURED_TOKENS = 64
 
 
 class Run(NamedTuple):
@@ -44,9 +65,9 @@ async def run_demo(settings: StackSettings, console: Console) -> int:
             await _show(client, console)
             runs: dict[bool, list[Run]] = {True: [], False: []}
             with console.status("measuring"):
-                for _ in range(_REPEATS):
+                for prompt in _MEASURED:
                     for speculation in (True, False):
-                        runs[speculation].append(await _measure(client, speculation))
+                        runs[speculation].append(await _measure(client, prompt, speculation))
     finally:
         await stack_context.__aexit__(None, None, None)
     return _report(runs, console)
@@ -54,16 +75,19 @@ async def run_demo(settings: StackSettings, console: Console) -> int:
 
 async def _show(client: Client, console: Console) -> None:
     console.print(PROMPT, end="", style="dim")
-    async for event in client.generate(PROMPT, max_tokens=_SHOWN_TOKENS, temperature=0):
-        console.print(event.delta.text, end="")
+    events = client.generate(
+        PROMPT, max_tokens=_SHOWN_TOKENS, temperature=_SHOWN_TEMPERATURE, seed=_SHOWN_SEED, ignore_eos=True
+    )
+    async for event in events:
+        console.print(event.delta.text, end="", markup=False, highlight=False)
     console.print("\n")
 
 
-async def _measure(client: Client, speculation: bool) -> Run:
+async def _measure(client: Client, prompt: str, speculation: bool) -> Run:
     token_ids: list[int] = []
     usage = None
     events = client.generate(
-        PROMPT, max_tokens=_MEASURED_TOKENS, temperature=0, ignore_eos=True, speculation=speculation
+        prompt, max_tokens=_MEASURED_TOKENS, temperature=0, ignore_eos=True, speculation=speculation
     )
     async for event in events:
         token_ids.extend(event.delta.token_ids)
@@ -79,8 +103,10 @@ def _report(runs: dict[bool, list[Run]], console: Console) -> int:
     on, off = (statistics.median(run.tokens_per_second for run in runs[mode]) for mode in (True, False))
     drafted = sum(run.drafted for run in runs[True])
     accepted = sum(run.accepted for run in runs[True])
-    identical = len({tuple(run.token_ids) for mode in runs for run in runs[mode]}) == 1
-    table = Table(title=f"{_MEASURED_TOKENS} tokens, greedy, median of {_REPEATS}", box=None, title_justify="left")
+    identical = all(a.token_ids == b.token_ids for a, b in zip(runs[True], runs[False], strict=True))
+    table = Table(
+        title=f"{_MEASURED_TOKENS} tokens, greedy, median of {len(_MEASURED)} texts", box=None, title_justify="left"
+    )
     table.add_column("speculation")
     table.add_column("tokens/s", justify="right")
     table.add_row("off", f"{off:.1f}")

@@ -12,7 +12,8 @@ from services.engine.sequence import Sequence
 from services.engine.step_times import ROWS, StepTimes
 
 _WARM_UP_REPEATS = 2
-_WARM_UP_SECONDS = 2.0
+_WARM_UP_ROWS = 64
+_WARM_UP_SECONDS = 1.0
 
 
 class Engine:
@@ -63,7 +64,7 @@ class Engine:
         measured: dict[int, float] = {}
         give_up = time.perf_counter() + _WARM_UP_SECONDS
         for rows in ROWS:
-            if rows > self.config.max_step_tokens or time.perf_counter() > give_up:
+            if rows > min(_WARM_UP_ROWS, self.config.max_step_tokens) or time.perf_counter() > give_up:
                 break
             works = [Work(_dummy(), 0, 1) for _ in range(rows)]
             seconds = []
