@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.systems import InProcess
 from services.common.sampling_params import SamplingParams
 from services.engine.config import Device, Dtype, EngineConfig
 from services.engine.engine import Engine
@@ -38,19 +39,20 @@ class Recovered(NamedTuple):
 
 def measure(target: str, draft: str, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[Recovered]:
     """Greedy and at temperature 1."""
-    engines = [Engine(EngineConfig(model, device=Device.CPU, dtype=Dtype.BFLOAT16)) for model in (target, draft)]
-    return [_measure(engines[0], engines[1], prompts, num_tokens, temperature) for temperature in (0.0, 1.0)]
+    configs = [EngineConfig(model, device=Device.CPU, dtype=Dtype.BFLOAT16) for model in (target, draft)]
+    author, reader = InProcess(configs[0]), Engine(configs[1])
+    return [_measure(author, reader, prompts, num_tokens, temperature) for temperature in (0.0, 1.0)]
 
 
 def _measure(
-    target: Engine, draft: Engine, prompts: Sequence[Sequence[int]], num_tokens: int, temperature: float
+    target: InProcess, draft: Engine, prompts: Sequence[Sequence[int]], num_tokens: int, temperature: float
 ) -> Recovered:
     ranks: dict[bool, list[int]] = {True: [], False: []}
     bins = [Counter[bool]() for _ in range(len(MARGINS) + 1)]
-    for index, text in enumerate(_continue(target, prompts, num_tokens, temperature)):
+    for index, continuation in enumerate(target.generate(prompts, num_tokens, temperature).token_ids):
         start = len(prompts[index])
-        logits = _logits(draft, text[:-1])[start - 1 :]
-        picks = torch.tensor(text[start:])
+        logits = _logits(draft, [*prompts[index], *continuation[:-1]])[start - 1 :]
+        picks = torch.tensor(continuation)
         noisy = _noisy(logits, temperature, index, start)
         best = noisy.topk(2, dim=-1)
         margins = best.values[:, 0] - best.values[:, 1]
@@ -66,24 +68,6 @@ def _measure(
     shares = [[sum(rank <= r for rank in ranks[noise]) / max(1, rejected) for r in RANKS] for noise in (True, False)]
     by_margin = [(sum(c.values()), c[True] / max(1, sum(c.values()))) for c in bins]
     return Recovered(temperature, total, rejected, shares[0], shares[1], by_margin)
-
-
-def _continue(engine: Engine, prompts: Sequence[Sequence[int]], num_tokens: int, temperature: float) -> list[list[int]]:
-    """Each prompt with the target's own continuation; the seed is the prompt's index."""
-    sequences = []
-    for seed, prompt in enumerate(prompts):
-        params = SamplingParams(temperature=temperature, seed=seed, ignore_eos=True)
-        sequences.append(EngineSequence(prompt, len(prompt), params))
-        engine.add(sequences[-1])
-    while engine.scheduler:
-        for result in engine.step():
-            sequence = result.sequence
-            sequence.token_ids.append(result.token_ids[-1])
-            sequence.num_settled = len(sequence)
-            sequence.first_logits = len(sequence) - 1
-            if len(sequence) == sequence.num_prompt_tokens + num_tokens:
-                engine.remove(sequence)
-    return [sequence.token_ids for sequence in sequences]
 
 
 @torch.inference_mode()

@@ -12,6 +12,9 @@ from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.draft.branching import affordable_rows, outcomes
 from services.draft.confidence import Guess
 from services.verifier.governor import Choice, Pending, best_start, choose, worth_waiting
@@ -38,6 +41,10 @@ def target_seconds(rows: int) -> float:
 def draft_seconds(rows: int) -> float:
     """8B weights on one GPU: 7 ms to read them, compute-bound beyond some 350 rows."""
     return max(0.007, 0.00002 * rows)
+
+
+def _target_curve(first: int, last: int) -> NDArray[np.float64]:
+    return np.array([target_seconds(rows) for rows in range(first, last + 1)])
 
 
 class Point(NamedTuple):
@@ -102,7 +109,7 @@ def _ahead(round_trip: float, load: int) -> float:
 def _next_step(streams: Sequence[_Stream], now: float, load: int) -> tuple[list[_Stream], Choice, float]:
     """Who steps, with how many proposed tokens, and when: as the verifier's role decides it."""
     typical = sum(c * w for c, w in zip(_CLASSES, _WEIGHTS, strict=True)) / sum(_WEIGHTS)
-    wanted = choose([_survival([typical] * _MAX_TOKENS)] * load, target_seconds)
+    wanted = choose([_survival([typical] * _MAX_TOKENS)] * load, _target_curve)
     tokens = wanted.tokens / load
     worth = worth_waiting(tokens, typical, wanted.seconds) if any(wanted.num_tokens) else 0.0
     waits = [s for s in streams if now < s.arrives <= s.committed_at + worth]
@@ -121,7 +128,7 @@ def _next_step(streams: Sequence[_Stream], now: float, load: int) -> tuple[list[
 
 
 def _choose(streams: Sequence[_Stream], now: float) -> Choice:
-    return choose([_survival(s.claims) if s.arrives <= now else [] for s in streams], target_seconds)
+    return choose([_survival(s.claims) if s.arrives <= now else [] for s in streams], _target_curve)
 
 
 def _prepared(rng: random.Random, claims: Sequence[float], accepted: int, seconds: float, load: int) -> bool:

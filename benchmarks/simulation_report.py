@@ -5,13 +5,18 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
+from benchmarks.page import table, write_page
 from benchmarks.simulation import LOADS, ROUND_TRIPS_MS, SERIAL_TOKENS, Point, draft_seconds, target_seconds
 
 
 def write_simulation(points: Sequence[Point], folder: Path) -> Path:
     """Writes simulation.md and simulation.png into a folder and returns the page's path."""
-    _plot(points, folder / "simulation.png")
     by_place = {(point.num_streams, point.round_trip_ms): point for point in points}
+    rows: list[Sequence[object]] = []
+    for load in LOADS:
+        row = [by_place[load, ms] for ms in ROUND_TRIPS_MS]
+        rows.append((load, "ahead", *(f"{p.ahead / p.plain:.2f}" for p in row)))
+        rows.append(("", "serial", *(f"{p.serial / p.plain:.2f}" for p in row)))
     lines = [
         "# Large models: simulated",
         "",
@@ -24,23 +29,15 @@ def write_simulation(points: Sequence[Point], folder: Path) -> Path:
         "Tokens a second relative to none, by round trip between draft and verifier. *Ahead* drafts while "
         f"the target verifies, with branches and the governor; *serial* drafts {SERIAL_TOKENS} tokens, sends, waits.",
         "",
-        "| streams | | " + " | ".join(f"{ms} ms" for ms in ROUND_TRIPS_MS) + " |",
-        "|---" * (2 + len(ROUND_TRIPS_MS)) + "|",
-    ]
-    for load in LOADS:
-        row = [by_place[load, ms] for ms in ROUND_TRIPS_MS]
-        lines.append(f"| {load} | ahead | " + " | ".join(f"{p.ahead / p.plain:.2f}" for p in row) + " |")
-        lines.append("| | serial | " + " | ".join(f"{p.serial / p.plain:.2f}" for p in row) + " |")
-    lines += [
-        "",
+        *table(("streams", "", *(f"{ms} ms" for ms in ROUND_TRIPS_MS)), rows),
         "What is left out: attention that grows with the context, prompts, jitter, and that a sequence's acceptance "
         "differs from another's.",
         "",
         "![By round trip](simulation.png)",
         "",
     ]
-    page = folder / "simulation.md"
-    page.write_text("\n".join(lines))
+    page = write_page(folder, "simulation", lines)
+    _plot(points, folder / "simulation.png")
     return page
 
 

@@ -80,11 +80,13 @@ class InProcess:
     def __init__(self, config: EngineConfig) -> None:
         self._engine = Engine(config)
 
-    def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> Measured:
-        """Continues all prompts at once, one pick a step."""
+    def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int, temperature: float = 0.0) -> Measured:
+        """Continues all prompts at once, one pick a step. A prompt's seed is its index."""
         engine = self._engine
-        params = SamplingParams(temperature=0.0, ignore_eos=True)
-        sequences = [EngineSequence(prompt, len(prompt), params) for prompt in prompts]
+        sequences = []
+        for seed, prompt in enumerate(prompts):
+            params = SamplingParams(temperature=temperature, seed=seed, ignore_eos=True)
+            sequences.append(EngineSequence(prompt, len(prompt), params))
         started = time.perf_counter()
         for sequence in sequences:
             engine.add(sequence)

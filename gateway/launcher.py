@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.common.channel import open_channel
 
 LineSink = Callable[[str, str], None]
 """Takes (process name, log line)."""
@@ -135,9 +137,15 @@ class Stack:
         await everything
 
     async def stop(self) -> None:
-        """Sends SIGTERM to all, the gateway first, and kills what does not end in time."""
+        """Ends the gateway, which lets its streams finish, then what served them; kills what does not end in time."""
         self._stopping = True
-        running = [self.processes[name] for name in reversed(self.names) if name in self.processes]
+        for first in (True, False):
+            await self._end([process for name, process in self.processes.items() if (name == "gateway") is first])
+        for task in self._tasks:
+            await task
+
+    @staticmethod
+    async def _end(running: Sequence[asyncio.subprocess.Process]) -> None:
         for process in running:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
@@ -147,8 +155,6 @@ class Stack:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        for task in self._tasks:
-            await task
 
     def kill(self, name: str) -> None:
         """Kills a process at once, as a crash would."""
@@ -235,7 +241,7 @@ class Stack:
 
 async def wait_serving(address: str) -> None:
     """Returns once the server's health says SERVING."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with open_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         while True:
             try:

@@ -20,7 +20,7 @@ def channel_options(max_message_bytes: int = _DEFAULT_MAX_MESSAGE_BYTES) -> list
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_reconnect_backoff_ms", 500),
     ]
 
 

@@ -1,6 +1,7 @@
 """One way that a text may go on: a sequence in the draft's engine with what the draft thinks of each position."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,6 +48,11 @@ class Path:
         """Probability that the text goes along it for so many tokens."""
         acceptances = (self.guesses[at].acceptance for at in range(self.start, length) if at in self.guesses)
         return self.probability * math.prod(acceptances)
+
+    def ends_at_eos(self, length: int, eos_token_ids: Collection[int]) -> bool:
+        """Whether its last token, behind so many others, is one that ends the text."""
+        sequence = self.sequence
+        return len(sequence) > length and not sequence.params.ignore_eos and sequence.token_ids[-1] in eos_token_ids
 
     def agreement(self, position: int, token_ids: list[int]) -> int:
         """How many of the tokens that follow a position are its own, the pending one included."""

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 
 from paceline.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
 from services.common.errors import InvalidArgumentError
-from services.draft.draft_role import DraftRole, DraftSequence
+from services.draft.draft_role import DraftRole
+from services.draft.draft_sequence import DraftSequence
 from services.draft.metrics import DraftMetrics
 from services.draft.path import Proposed
 from services.engine.engine_loop import EngineLoop

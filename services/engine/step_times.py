@@ -7,6 +7,9 @@ number of rows, and all points a little: a machine that got slower got slower fo
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 _LOCAL = 0.15
 _GLOBAL = 0.05
@@ -39,6 +42,13 @@ class StepTimes:
             return 0.0
         low, share = _place(rows)
         return self._times[low] + share * (self._times[low + 1] - self._times[low])
+
+    def curve(self, first: int, last: int) -> NDArray[np.float64]:
+        """Expected times [last - first + 1] of steps of `first`, ..., `last` rows."""
+        if not self._times:
+            return np.zeros(last - first + 1)
+        end = max(last, ROWS[-1] + 1)
+        return np.interp(np.arange(first, last + 1), [*ROWS, end], [*self._times, self.seconds(end)])
 
     def observe(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""

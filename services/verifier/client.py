@@ -1,5 +1,7 @@
 """The other end of VerifierService."""
 
+import asyncio
+
 import grpc
 
 from paceline.v1 import model_pb2, sampling_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
@@ -37,6 +39,7 @@ class VerifyStream:
         self._client = client
         self._call = call
         self._speculates = False
+        self._writing = asyncio.Lock()
 
     async def __aenter__(self) -> "VerifyStream":
         self._client.num_streams += 1
@@ -49,11 +52,11 @@ class VerifyStream:
     async def open(self, message: speculation_pb2.Open) -> None:
         """Opens the sequence."""
         self._speculates = message.max_draft_tokens > 0
-        await self._call.write(verifier_pb2.VerifyRequest(open=message))
+        await self._write(verifier_pb2.VerifyRequest(open=message))
 
     async def propose(self, proposal: speculation_pb2.Proposal) -> None:
-        """Passes a proposal on."""
-        await self._call.write(verifier_pb2.VerifyRequest(proposal=proposal))
+        """Passes a proposal on. A caller that is cancelled meanwhile does not take the stream with it."""
+        await asyncio.shield(self._write(verifier_pb2.VerifyRequest(proposal=proposal)))
 
     async def next_commit(self) -> speculation_pb2.Commit | None:
         """The next commit, or None at the end of the stream. Raises grpc.aio.AioRpcError."""
@@ -64,3 +67,8 @@ class VerifyStream:
         if self._speculates and commit.finish_reason == sampling_pb2.FINISH_REASON_UNSPECIFIED:
             self._client.wants_proposals = commit.num_wanted > 0
         return commit
+
+    async def _write(self, request: verifier_pb2.VerifyRequest) -> None:
+        """gRPC takes one write at a time, and ends the call when a task that is writing is cancelled."""
+        async with self._writing:
+            await self._call.write(request)

@@ -6,10 +6,16 @@ draws its curves with the same code.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 StepSeconds = Callable[[int], float]
 """Expected time of a step by its number of rows, in seconds."""
+StepCurve = Callable[[int, int], NDArray[np.float64]]
+"""The same for all numbers of rows from the first to the last, both included."""
 
 
 class Choice(NamedTuple):
@@ -33,25 +39,22 @@ class Pending(NamedTuple):
     """Rows of a round with it."""
 
 
-def choose(offers: Sequence[Sequence[float]], step_seconds: StepSeconds, other_rows: int = 0) -> Choice:
+def choose(offers: Sequence[Sequence[float]], step_curve: StepCurve, other_rows: int = 0) -> Choice:
     """Takes the likeliest proposed tokens of all sequences as long as that raises expected tokens a second.
 
     `offers[i][j]` is the probability that the first j + 1 proposed tokens of sequence i are all accepted: it never
     rises with j. Every sequence gives one token beside. `other_rows` are in the step anyway.
     """
-    rows, tokens = len(offers) + other_rows, float(len(offers))
-    seconds = step_seconds(rows)
-    best, best_seconds, best_tokens = 0, seconds, tokens
-    ranked = sorted(((value, index) for index, offer in enumerate(offers) for value in offer), reverse=True)
-    for count, (value, _) in enumerate(ranked, 1):
-        tokens += value
-        seconds = step_seconds(rows + count)
-        if tokens * best_seconds > best_tokens * seconds:
-            best, best_seconds, best_tokens = count, seconds, tokens
-    num_tokens = [0] * len(offers)
-    for _, index in ranked[:best]:
-        num_tokens[index] += 1
-    return Choice(num_tokens, best_tokens, best_seconds)
+    sizes = [len(offer) for offer in offers]
+    values = np.fromiter(chain.from_iterable(offers), float, sum(sizes))
+    ranked = np.argsort(-values, kind="stable")
+    tokens = len(offers) + np.concatenate(([0.0], np.cumsum(values[ranked])))
+    rows = len(offers) + other_rows
+    seconds = step_curve(rows, rows + len(values))
+    best = int(np.argmax(tokens / seconds)) if seconds[0] > 0 else 0
+    owners = np.repeat(np.arange(len(offers)), sizes)[ranked[:best]]
+    num_tokens = np.bincount(owners, minlength=len(offers))
+    return Choice(num_tokens.tolist(), float(tokens[best]), float(seconds[best]))
 
 
 def best_start(now: float, ready: Choice, rows: int, pending: Sequence[Pending], step_seconds: StepSeconds) -> float:

@@ -1,5 +1,10 @@
 """What the verifier measures of itself."""
 
+from collections.abc import Iterable
+from functools import partial
+
+from opentelemetry.metrics import CallbackOptions, Observation
+
 from services.common.telemetry import meter
 from services.engine.engine_loop import EngineLoop
 from services.engine.metrics import observe_engine
@@ -25,14 +30,53 @@ class VerifierMetrics:
             explicit_bucket_boundaries_advisory=_WANTED_BUCKETS,
         )
         self._committed = instruments.create_counter("paceline.committed_tokens", "{token}", "Tokens decided.")
+        instruments.create_observable_counter(
+            "paceline.governor_decisions",
+            [partial(_decisions, engine_loop)],
+            "{step}",
+            "Steps by whether the next round speculates, and why.",
+        )
+        instruments.create_observable_gauge(
+            "paceline.governor_gain",
+            [partial(_gain, engine_loop)],
+            "1",
+            "Estimated tokens a second with speculation, relative to without.",
+        )
+        instruments.create_observable_gauge(
+            "paceline.governor_rate",
+            [partial(_rates, engine_loop)],
+            "{token}/s",
+            "Measured tokens a second of the batch by load, with and without speculation.",
+        )
         observe_engine(instruments, engine_loop, open_streams)
 
     def record(self, committed: Committed) -> None:
         """Counts one round."""
         origin = {"origin": committed.origin.value}
-        self._rounds.add(1, {**origin, "ready": committed.was_ready})
+        self._rounds.add(1, {**origin, "ready": committed.was_ready, "waited": committed.waited})
         self._committed.add(len(committed.token_ids))
         if committed.num_drafted:
             self._drafted.add(committed.num_drafted, origin)
             self._accepted.add(committed.num_accepted, origin)
         self._wanted.record(committed.num_wanted)
+
+
+def _decisions(engine_loop: EngineLoop[TargetRole], _: CallbackOptions) -> Iterable[Observation]:
+    if not engine_loop.is_ready:
+        return ()
+    counts = engine_loop.role.planner.decisions.copy()
+    return [
+        Observation(count, {"speculates": decision.speculate, "reason": decision.reason.value})
+        for decision, count in counts.items()
+    ]
+
+
+def _gain(engine_loop: EngineLoop[TargetRole], _: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(engine_loop.role.planner.gain)] if engine_loop.is_ready else ()
+
+
+def _rates(engine_loop: EngineLoop[TargetRole], _: CallbackOptions) -> Iterable[Observation]:
+    if not engine_loop.is_ready:
+        return ()
+    rates = engine_loop.role.planner.payoff.rates()
+    return [Observation(rate, {"sequences": at, "speculates": way}) for (at, way), rate in rates.items()]

@@ -37,8 +37,9 @@ class Offers:
         if not self._suffix_drafting or not target.max_draft_tokens:
             return
         root = target.sequence.root_digest
-        history = self._histories.setdefault(root, History(_HISTORY_TOKENS))
-        history.add(target.produced())
+        if root not in self._histories:
+            self._histories[root] = History(_HISTORY_TOKENS)
+        self._histories[root].add(target.produced())
         self._histories.move_to_end(root)
         while len(self._histories) > _MAX_HISTORIES:
             self._histories.popitem(last=False)

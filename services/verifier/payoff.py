@@ -2,15 +2,18 @@
 
 What speculation costs beside rows (a draft on the same cores, messages, waits) shows in no step time. So at loads where
 the governor's own estimate is not clear, stretches with and without speculation are measured in turns, and the faster
-way is gone. Loads are counted in powers of two of the number of sequences.
+way is taken. Loads are counted in powers of two of the number of sequences.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
 
 TRIAL_ROUNDS = 12
 """Rounds of one stretch that count."""
 SETTLING_ROUNDS = 3
 """Rounds at its beginning that do not: proposals are still on their way, or still about."""
+_STRETCH_ROUNDS = SETTLING_ROUNDS + TRIAL_ROUNDS
 _FIRST_INTERVAL = 48
 _MAX_INTERVAL = 768
 _UNCLEAR = 0.75, 1.6
@@ -18,6 +21,24 @@ _UNCLEAR = 0.75, 1.6
 _MARGIN = 1.03
 """Speculation has to be this much faster to be gone on with."""
 _SMOOTHING = 0.5
+
+
+class Reason(StrEnum):
+    """Why speculation is on or off."""
+
+    ESTIMATED = "estimated"
+    """The governor's estimate is clear."""
+    TRIAL = "trial"
+    """The way is being measured."""
+    MEASURED = "measured"
+    """The way was measured to be the faster one."""
+
+
+class Decision(NamedTuple):
+    """Whether to speculate in the next round of the batch."""
+
+    speculate: bool
+    reason: Reason
 
 
 @dataclass(slots=True)
@@ -41,23 +62,24 @@ class Payoff:
     def __init__(self) -> None:
         self._loads: dict[int, _Load] = {}
 
-    def decide(self, num_sequences: int, gain: float) -> bool:
+    def rates(self) -> dict[tuple[int, bool], float]:
+        """Measured tokens a second by (smallest number of sequences of the load, whether with speculation)."""
+        return {
+            (1 << bits >> 1, way): rate
+            for bits, load in list(self._loads.items())
+            for way, rate in list(load.rates.items())
+        }
+
+    def decide(self, num_sequences: int, gain: float) -> Decision:
         """Whether to speculate. `gain` is the governor's estimate: tokens a second with speculation / without."""
         load = self._loads.setdefault(num_sequences.bit_length(), _Load())
         low, high = _UNCLEAR
         if not low < gain < high:
             self._go(load, speculating=gain > 1)
-            return load.speculating
-        if load.rounds < SETTLING_ROUNDS + TRIAL_ROUNDS:
-            return load.speculating
-        other = not load.speculating
-        if other not in load.rates or load.since_trial >= load.interval:
-            load.since_trial = 0
-            self._go(load, speculating=other)
-        elif len(load.rates) == 2 and load.speculating != (better := load.rates[True] > _MARGIN * load.rates[False]):
-            load.interval = min(_MAX_INTERVAL, 2 * load.interval)
-            self._go(load, speculating=better)
-        return load.speculating
+            return Decision(load.speculating, Reason.ESTIMATED)
+        if load.rounds >= _STRETCH_ROUNDS:
+            self._turn(load)
+        return Decision(load.speculating, Reason.TRIAL if load.rounds < _STRETCH_ROUNDS else Reason.MEASURED)
 
     def record(self, num_sequences: int, tokens: int, seconds: float) -> None:
         """A round of the batch committed so many tokens, so long after the round before."""
@@ -75,6 +97,16 @@ class Payoff:
             old = load.rates.get(load.speculating, rate)
             load.rates[load.speculating] = old + _SMOOTHING * (rate - old)
             load.tokens, load.seconds = 0, 0.0
+
+    def _turn(self, load: _Load) -> None:
+        """After a stretch: measures the other way when it is time, or else goes the faster one."""
+        other = not load.speculating
+        if other not in load.rates or load.since_trial >= load.interval:
+            load.since_trial = 0
+            self._go(load, speculating=other)
+        elif len(load.rates) == 2 and load.speculating != (better := load.rates[True] > _MARGIN * load.rates[False]):
+            load.interval = min(_MAX_INTERVAL, 2 * load.interval)
+            self._go(load, speculating=better)
 
     @staticmethod
     def _go(load: _Load, *, speculating: bool) -> None:

@@ -26,7 +26,9 @@ NO_MATCH = Match(0, [])
 class SuffixIndex:
     """A text and where its runs of MIN_MATCH tokens end. Memory grows with the text: 100 bytes a token or so."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = 0) -> None:
+        """`start` is where its text begins in that of a sequence."""
+        self.start = start
         self._text: list[int] = []
         self._last: dict[tuple[int, ...], int] = {}
         self._before: list[int] = []

@@ -14,9 +14,9 @@ from services.engine.engine_loop import Outbox
 from services.engine.model_runner import Result
 from services.engine.sequence import Sequence
 from services.verifier.acceptance import DEFAULT_TYPICAL, Acceptance
-from services.verifier.governor import Choice, Pending, best_start, choose, worth_waiting
+from services.verifier.governor import Pending, best_start, choose
 from services.verifier.offers import Offers
-from services.verifier.payoff import Payoff
+from services.verifier.planner import Planner
 from services.verifier.target_sequence import NO_OFFER, Committed, Finish, Offer, Origin, TargetSequence
 
 _SMOOTHING = 0.02
@@ -32,11 +32,7 @@ class TargetRole:
         self._outbox = outbox
         self._by_sequence: dict[Sequence, TargetSequence] = {}
         self._offers = Offers(suffix_drafting=suffix_drafting)
-        self._payoff = Payoff()
-        self._speculates = True
-        self._advanced_at = 0.0
-        self._mixed = True
-        """Whether prompts were computed, or nothing at all, since the last round."""
+        self.planner = Planner()
         self._typical = DEFAULT_TYPICAL
         """Acceptance over all sequences, with which new ones begin."""
         self._eos = frozenset(engine.description.eos_token_ids)
@@ -48,7 +44,8 @@ class TargetRole:
         target.committed = len(sequence)
         target.digest = extend_digest(EMPTY_DIGEST, sequence.token_ids)
         target.acceptance = Acceptance(self._typical)
-        self._mixed = self._mixed or not self._by_sequence
+        if not self._by_sequence:
+            self.planner.mix()
         self._by_sequence[sequence] = target
         self.engine.add(sequence)
 
@@ -84,22 +81,24 @@ class TargetRole:
                 target.take(NO_OFFER)
                 target.sequence.hold_until = 0.0
                 continue
-            offer = self._offers.best(target) if self._speculates else NO_OFFER
+            offer = self._offers.best(target) if self.planner.speculates else NO_OFFER
             if target.undecided:
                 target.undecided, target.was_ready = False, bool(offer.token_ids)
                 if offer.origin is Origin.DRAFT:
                     target.pacing.waiting_since = None
             if self._waits(target, offer, now):
                 waiting.append(target)
+                target.waited = True
                 target.sequence.hold_until = target.waiting_until
             else:
                 ready.append((target, offer))
         if not ready:
             return
         seconds = self.engine.step_times.seconds
-        self._mixed = self._mixed or other_rows > 0
+        if other_rows:
+            self.planner.mix()
         other_rows = min(other_rows, most_rows)
-        choice = choose([offer.survival for _, offer in ready], seconds, other_rows)
+        choice = choose([offer.survival for _, offer in ready], self.engine.step_times.curve, other_rows)
         start = now
         if waiting and not other_rows:
             rows = len(ready) + sum(choice.num_tokens)
@@ -110,51 +109,35 @@ class TargetRole:
 
     def advance(self, results: list[Result]) -> None:
         """Commits what the step decided and lets each sequence wait for its proposal as long as that may pay."""
-        plan = self._plan()
+        if not results:
+            return
+        choice = self.planner.plan(self._by_sequence.values(), self.engine.step_times)
         now = time.monotonic()
-        committed = 0
+        num_committed = 0
         for result in results:
             target = self._by_sequence[result.sequence]
-            committed += self._commit(target, result)
+            num_committed += self._commit(target, result)
             if target.done:
                 self.close(target)
                 continue
             target.undecided = True
-            tokens = 1 + sum(target.acceptance.of_next(target.wanted))
-            worth = worth_waiting(tokens, target.acceptance.typical, plan.seconds) if target.wanted else 0.0
-            target.waiting_until = target.pacing.wait_until(now, worth)
-        if not self._mixed:
-            self._payoff.record(len(results), committed, now - self._advanced_at)
-        self._advanced_at, self._mixed = now, False
+            self.planner.wait(target, choice, now)
+        self.planner.record(len(results), num_committed)
 
     def fail(self, error: BaseException) -> None:
         """Ends every sequence with the error."""
         for target in self._by_sequence.values():
             self._outbox.put(target.emit, error)
 
-    def _plan(self) -> Choice:
-        """What a step would take if every sequence had as many proposed tokens as it may; notes it as wanted."""
-        targets = [target for target in self._by_sequence.values() if target.num_due <= 1]
-        offers = [target.acceptance.of_next(target.room) for target in targets]
-        seconds = self.engine.step_times.seconds
-        plan = choose(offers, seconds)
-        plain = len(targets) / max(seconds(len(targets)), 1e-9)
-        gain = plan.tokens / max(plan.seconds, 1e-9) / plain if targets else 1.0
-        self._speculates = not any(offers) or self._payoff.decide(len(targets), gain)
-        for target, count in zip(targets, plan.num_tokens, strict=True):
-            target.wanted = count if self._speculates else 0
-        return plan
-
     def _waits(self, target: TargetSequence, offer: Offer, now: float) -> bool:
         """Whether a sequence waits for its draft rather than going on with what is on offer."""
         if target.waiting_until <= now or offer.origin is Origin.DRAFT:
             return False
-        return sum(offer.survival) < _GOOD_ENOUGH * sum(target.acceptance.of_next(target.wanted))
+        return sum(offer.survival) < _GOOD_ENOUGH * (target.expected_tokens - 1)
 
     def _pending(self, target: TargetSequence) -> Pending:
         since = target.pacing.waiting_since or 0.0
-        tokens = 1 + sum(target.acceptance.of_next(target.wanted))
-        return Pending(since + target.pacing.arrival_seconds, tokens, 1 + target.wanted)
+        return Pending(since + target.pacing.arrival_seconds, target.expected_tokens, 1 + target.wanted)
 
     def _commit(self, target: TargetSequence, result: Result) -> int:
         """Returns the number of committed tokens."""
@@ -186,7 +169,9 @@ class TargetRole:
             target.wanted,
             taken.origin,
             target.was_ready and num_drafted > 0,
+            target.waited,
         )
+        target.waited = False
         sequence.truncate(start + num_accepted)
         sequence.token_ids.extend(token_ids[num_accepted:])
         target.committed = sequence.num_settled = len(sequence)

@@ -14,6 +14,9 @@ from services.verifier.pacing import Pacing
 from services.verifier.proposals import ProposalIndex
 from services.verifier.suffix_index import SuffixIndex
 
+_MAX_INDEXED_TOKENS = 32_768
+"""Tokens of a text in which its end is looked for; the older half is forgotten at once."""
+
 
 class Origin(StrEnum):
     """Where the proposed tokens of a round came from."""
@@ -65,6 +68,8 @@ class Committed(NamedTuple):
     origin: Origin
     was_ready: bool
     """Whether its proposal was there when the round could begin."""
+    waited: bool
+    """Whether the round was put off for a proposal."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +96,7 @@ class TargetSequence:
     undecided: bool = True
     """Whether nothing was prepared yet since the last commit."""
     was_ready: bool = False
+    waited: bool = False
     done: bool = False
 
     @property
@@ -103,6 +109,11 @@ class TargetSequence:
         """Most proposed tokens that its next round may verify."""
         return max(0, min(self.max_draft_tokens, self.end - self.committed - 1))
 
+    @property
+    def expected_tokens(self) -> float:
+        """Tokens that a round with as many proposed tokens as it wants is expected to commit."""
+        return 1 + sum(self.acceptance.of_next(self.wanted))
+
     def take(self, offer: Offer) -> None:
         """Puts proposed tokens behind the committed ones, in place of those that were there."""
         self.sequence.truncate(self.committed)
@@ -110,11 +121,13 @@ class TargetSequence:
         self.taken = offer
 
     def catch_up(self, most: int) -> bool:
-        """Indexes committed tokens, at most so many at once. True when all are."""
-        done = len(self.suffixes)
+        """Indexes committed tokens, at most so many at once. True when all are that are remembered."""
+        if self.committed - self.suffixes.start > _MAX_INDEXED_TOKENS:
+            self.suffixes = SuffixIndex(self.committed - _MAX_INDEXED_TOKENS // 2)
+        done = self.suffixes.start + len(self.suffixes)
         if done < self.committed:
             self.suffixes.extend(self.sequence.token_ids[done : min(self.committed, done + most)])
-        return len(self.suffixes) == self.committed
+        return self.committed <= done + most
 
     def produced(self) -> Tokens[int]:
         """The tokens behind the prompt."""

@@ -13,7 +13,8 @@ from engine.speculating import Collected
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.sampling_params import SamplingParams
 from services.draft.confidence import Confidence, Guess
-from services.draft.draft_role import DraftRole, DraftSequence
+from services.draft.draft_role import DraftRole
+from services.draft.draft_sequence import DraftSequence
 from services.draft.path import Proposed
 from services.engine.engine import Engine
 from services.engine.sequence import Sequence
@@ -100,7 +101,7 @@ def test_a_commit_that_agrees_lets_it_go_on_with_nothing_computed_twice(engine: 
         run(role)
         role.commit(draft, len(PROMPT) + at, answer[at : at + 5], 4)
         at += 5
-        assert draft.sequence.num_uncomputed <= 1
+        assert draft.path.sequence.num_uncomputed <= 1
     run(role)
     assert path(proposals) == answer[: 50 + draft.max_ahead]
     role.close(draft)
@@ -155,10 +156,10 @@ def test_whatever_is_committed_it_proposes_what_follows(engine: Engine, seed: in
         decided = [*keep, rng.randrange(256)] if rng.random() < 0.4 or not keep else keep
         role.commit(draft, len(text), decided, rng.randint(0, 6))
         text += decided
-        assert draft.sequence.token_ids[: len(text)] == text
+        assert draft.path.sequence.token_ids[: len(text)] == text
         assert draft.root == len(text)
         assert draft.root_digest == extend_digest(EMPTY_DIGEST, text)
-        assert len(draft.sequence) <= draft.root + 2 * 6 + 2
+        assert len(draft.path.sequence) <= draft.root + 2 * 6 + 2
         assert all(path.sequence.token_ids[: len(text)] == text for path in draft.branches.values())
         engine.check_integrity()
     run(role)

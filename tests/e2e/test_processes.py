@@ -76,6 +76,20 @@ async def test_sigterm_ends_every_process_cleanly_and_lets_streams_finish(stack:
     assert {name: process.returncode for name, process in stack.processes.items()} == dict.fromkeys(stack.names, 0)
 
 
+async def test_a_verifier_told_to_stop_finishes_its_streams(settings: StackSettings) -> None:
+    lines: list[str] = []
+    async with running_stack(settings, lambda name, line: lines.append(f"{name} {line}")) as stack:
+        async with Client(stack.address()) as client:
+            stream = client.generate("def f(", **{**REQUEST, "max_tokens": 60})
+            await anext(stream)
+            for name in ("draft", "verifier"):
+                stack.processes[name].send_signal(signal.SIGTERM)
+            assert await _count(stream) == 60
+            for name in ("draft", "verifier"):
+                assert await stack.processes[name].wait() == 0
+    assert not [line for line in lines if "lost" in line]
+
+
 async def _count(stream: AsyncIterator[object]) -> int:
     return sum([len(event.delta.token_ids) async for event in stream])  # type: ignore[attr-defined]
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence as Tokens
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.common.sampling_params import SamplingParams
 from services.engine.config import Device, Dtype, EngineConfig
 from services.engine.engine import Engine
@@ -16,6 +19,9 @@ class FlatStepTimes(StepTimes):
 
     def seconds(self, rows: int) -> float:
         return 0.25
+
+    def curve(self, first: int, last: int) -> NDArray[np.float64]:
+        return np.full(last - first + 1, 0.25)
 
     def observe(self, rows: int, seconds: float) -> None:
         pass

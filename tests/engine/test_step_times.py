@@ -1,5 +1,6 @@
 """Step times are learnt, never fall with rows, and follow a machine that changes its speed."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,3 +46,10 @@ def test_never_falls_with_rows(observations: list[tuple[int, float]]) -> None:
         times.observe(rows, seconds)
     curve = [times.seconds(rows) for rows in range(1, 700)]
     assert curve == sorted(curve)
+
+
+def test_a_curve_holds_the_same_times() -> None:
+    times = StepTimes({1: 0.010, 8: 0.020, 64: 0.1})
+    for first, last in ((1, 1), (1, 40), (300, 900)):
+        assert times.curve(first, last).tolist() == pytest.approx([times.seconds(n) for n in range(first, last + 1)])
+    assert StepTimes().curve(1, 3).tolist() == [0, 0, 0]

@@ -3,7 +3,9 @@
 import random
 from itertools import count
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from engine.driver import make_engine
 from engine.speculating import Collected, open_target, run
@@ -26,6 +28,9 @@ class CostlyRows(StepTimes):
 
     def seconds(self, rows: int) -> float:
         return 0.01 + 0.002 * rows
+
+    def curve(self, first: int, last: int) -> NDArray[np.float64]:
+        return 0.01 + 0.002 * np.arange(first, last + 1)
 
     def observe(self, rows: int, seconds: float) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Speculation is compared with none where it is not clear which is faster, and the faster way is gone."""
+"""Speculation is compared with none where it is not clear which is faster, and the faster way is taken."""
 
 from services.verifier.payoff import Payoff
 
@@ -7,7 +7,7 @@ def run(payoff: Payoff, gain: float, rates: dict[bool, float], rounds: int, sequ
     """Decides and records so many rounds; a round takes a second and gives what its way gives."""
     ways = []
     for _ in range(rounds):
-        way = payoff.decide(sequences, gain)
+        way = payoff.decide(sequences, gain).speculate
         payoff.record(sequences, int(100 * rates[way]), 1.0)
         ways.append(way)
     return ways
@@ -36,5 +36,5 @@ def test_a_change_is_noticed() -> None:
 def test_loads_are_told_apart() -> None:
     payoff = Payoff()
     run(payoff, 1.1, {True: 1.0, False: 2.0}, 500, sequences=16)
-    assert payoff.decide(16, 1.1) is False
-    assert payoff.decide(2, 1.1) is True
+    assert not payoff.decide(16, 1.1).speculate
+    assert payoff.decide(2, 1.1).speculate
