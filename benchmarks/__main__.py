@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import ahead, recovered, simulation, speculation
+from benchmarks import ahead, recovered, repetition, simulation, speculation
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.report import write
 from benchmarks.simulation_report import write_simulation
@@ -37,6 +37,11 @@ def _ahead(target: str, draft: str) -> tuple[Path, bool]:
     return write_ahead(report, _PAGES), held and report.delays[0].ready >= _READY_FLOOR
 
 
+def _repetition(target: str, draft: str) -> tuple[Path, bool]:
+    report = repetition.run(target, draft, _WORK_DIR)
+    return repetition.write_repetition(report, _PAGES), repetition.holds(report)
+
+
 def _recovered(target: str, draft: str) -> tuple[Path, bool]:
     prompts = speculation.held_out_prompts(target, _RECOVERED_PROMPTS)
     return write_recovered(recovered.measure(target, draft, prompts, _RECOVERED_TOKENS), _PAGES), True
@@ -50,6 +55,7 @@ def _simulation(_target: str, _draft: str) -> tuple[Path, bool]:
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
+    "repetition": _repetition,
     "recovered": _recovered,
     "simulation": _simulation,
 }
