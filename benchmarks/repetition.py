@@ -77,8 +77,8 @@ def write_repetition(report: Report, folder: Path) -> Path:
         f"and the file's first {_BEGUN_TOKENS} again; {_NUM_TOKENS} tokens produced, prompt processing included; "
         f"{_NUM_PROMPTS} prompts, all systems in turns. Floor for both, relative to the draft alone: {FLOOR:g}.",
         "",
-        "The target is **set by hand to copy** (`benchmarks/copyist.py`), at the heavy target's cost: the shipped target "
-        f"is too small to copy. {report.copied:.0%} of its answers' tokens are those of the prompt at the same place. "
+        "The target is **set by hand to copy** (`benchmarks/copyist.py`), at the cost of the heavy target: the shipped "
+        f"one is too small to copy. {report.copied:.0%} of its answers' tokens are those of the prompt at their place. "
         "The draft is the shipped one, which does not copy either; one that does would leave less to gain.",
         "",
         *table(
