@@ -15,6 +15,8 @@ from gateway.client import ChatResponse, Client, GenerateResponse, Options, erro
 from gateway.launcher import LaunchError, StackSettings, shipped_model
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+cache = typer.Typer(no_args_is_help=True, help="Your share of the prefix cache.")
+app.add_typer(cache, name="cache")
 _out = Console(highlight=False, soft_wrap=True, markup=False)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 _INTERRUPTED = 130
@@ -43,11 +45,14 @@ def up(
     gateway_port: Annotated[int, typer.Option(help="Port of the gateway.")] = 7100,
     draft_port: Annotated[int, typer.Option(help="Port of the draft.")] = 7101,
     verifier_port: Annotated[int, typer.Option(help="Port of the verifier.")] = 7102,
+    no_prefix_cache: Annotated[bool, typer.Option("--no-prefix-cache", help="Starts no prefix cache.")] = False,
+    prefix_cache_port: Annotated[int, typer.Option(help="Port of the prefix cache.")] = 7103,
+    cache_folder: Annotated[str | None, typer.Option(help="Keeps computed prompts in this folder too.")] = None,
     threads_verifier: Annotated[int | None, typer.Option(help="CPU threads; default: divided by the launcher.")] = None,
     threads_draft: Annotated[int | None, typer.Option(help="CPU threads; default: divided by the launcher.")] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
 ) -> None:
-    """Keeps draft, verifier and gateway running in this terminal until Ctrl-C."""
+    """Keeps draft, verifier, prefix cache and gateway running in this terminal until Ctrl-C."""
     from gateway.up import keep_running
 
     if draft_model is None and model is None and not no_draft:
@@ -59,6 +64,9 @@ def up(
         gateway_port=gateway_port,
         draft_port=draft_port,
         verifier_port=verifier_port,
+        prefix_cache=not no_prefix_cache,
+        prefix_cache_port=prefix_cache_port,
+        cache_folder=cache_folder,
         device=device,
         dtype=dtype,
         verifier_threads=threads_verifier,
@@ -165,6 +173,43 @@ def models(address: Address = DEFAULT_ADDRESS) -> None:
                             info.device,
                         )
             _out.print(table)
+
+    _run(run)
+
+
+@cache.command()
+def stats(address: Address = DEFAULT_ADDRESS) -> None:
+    """Shows what is kept of your prompts, and how much of it was of use."""
+
+    async def run() -> None:
+        async with Client(address) as client:
+            found = await client.cache_statistics()
+        table = Table("tier", "blocks", "MB", "of", "hits", "evicted", "corrupt", box=None)
+        for tier in found.tiers:
+            table.add_row(
+                tier.tier,
+                str(tier.num_blocks),
+                f"{tier.num_bytes / 1e6:.1f}",
+                f"{found.quota_bytes / 1e6:.0f}",
+                str(tier.num_hits),
+                str(tier.num_evictions),
+                str(tier.num_corrupt),
+            )
+        _out.print(table)
+        asked = found.num_misses + sum(tier.num_hits for tier in found.tiers)
+        rate = f"{1 - found.num_misses / asked:.0%}" if asked else "none asked for"
+        _out.print(f"hit rate {rate}, misses {found.num_misses}")
+
+    _run(run)
+
+
+@cache.command()
+def clear(address: Address = DEFAULT_ADDRESS) -> None:
+    """Deletes everything that is kept of your prompts."""
+
+    async def run() -> None:
+        async with Client(address) as client:
+            _out.print(f"{await client.clear_cache()} blocks deleted")
 
     _run(run)
 

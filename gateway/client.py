@@ -14,7 +14,15 @@ from typing import Any, Self, TypedDict, Unpack
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from paceline.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, sampling_pb2
+from paceline.v1 import (
+    cache_pb2,
+    cache_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    sampling_pb2,
+)
 from services.common.channel import channel_options, open_channel
 
 GenerateResponse = inference_pb2.GenerateResponse
@@ -56,6 +64,7 @@ class Client:
         self._channel = open_channel(address)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,6 +101,14 @@ class Client:
         """Text of token ids."""
         request = inference_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
         return (await self._inference.Detokenize(request)).text
+
+    async def cache_statistics(self) -> cache_pb2.GetCacheStatisticsResponse:
+        """What the prefix cache keeps for this caller."""
+        return await self._cache.GetCacheStatistics(cache_pb2.GetCacheStatisticsRequest())
+
+    async def clear_cache(self) -> int:
+        """Deletes what the prefix cache keeps for this caller; returns how many blocks."""
+        return (await self._cache.ClearCache(cache_pb2.ClearCacheRequest())).num_deleted
 
 
 class SyncClient:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.cache_token import new_signing_key, public_key
 from services.common.channel import open_channel
 
 LineSink = Callable[[str, str], None]
@@ -63,6 +64,11 @@ class StackSettings:
     log_level: str = "INFO"
     restart: bool = False
     """Whether a process that dies is started again, a few times."""
+    prefix_cache: bool = False
+    """Whether to start a prefix cache."""
+    prefix_cache_port: int = 0
+    cache_folder: str | None = None
+    """Where the prefix cache keeps blocks on disk; none: in memory alone."""
     ready_seconds: float = 600.0
     draft_addresses: tuple[str, ...] = ()
     """Where the gateway finds drafts; default: the one that is started."""
@@ -95,7 +101,7 @@ def divide_threads(num_cores: int, *, with_draft: bool) -> Threads:
 
 
 class Stack:
-    """The processes of one system, by name: "draft" (unless there is none), "verifier", "gateway"."""
+    """The processes of one system, by name: "prefix_cache" and "draft" (where wanted), "verifier", "gateway"."""
 
     def __init__(self, settings: StackSettings, on_line: LineSink | None = None) -> None:
         self.settings = settings
@@ -104,7 +110,9 @@ class Stack:
             "draft": settings.draft_port or free_port(),
             "verifier": settings.verifier_port or free_port(),
             "gateway": settings.gateway_port or free_port(),
+            "prefix_cache": settings.prefix_cache_port or free_port(),
         }
+        self._signing_key = new_signing_key()
         self.processes: dict[str, asyncio.subprocess.Process] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -114,7 +122,8 @@ class Stack:
     @property
     def names(self) -> list[str]:
         """Processes in order of start."""
-        return ["verifier", *(["draft"] if self.settings.draft_model else []), "gateway"]
+        cache = ["prefix_cache"] if self.settings.prefix_cache else []
+        return [*cache, "verifier", *(["draft"] if self.settings.draft_model else []), "gateway"]
 
     def address(self, name: str = "gateway") -> str:
         """host:port of a process."""
@@ -165,6 +174,8 @@ class Stack:
         environment = {"GOMP_SPINCOUNT": str(spin), **os.environ, "PYTHONUNBUFFERED": "1"}
         paths = [str(_ROOT), str(_ROOT / "protos"), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        if name == "gateway" and self.settings.prefix_cache:
+            environment["PACELINE_GATEWAY_CACHE_SIGNING_KEY"] = self._signing_key
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -187,6 +198,13 @@ class Stack:
             f"--telemetry.log-level={settings.log_level}",
             "--telemetry.log-format=text",
         ]
+        if name == "prefix_cache":
+            arguments.append(f"--token-keys={json.dumps([public_key(self._signing_key)])}")
+            if settings.cache_folder is not None:
+                arguments.append(f"--disk-folder={settings.cache_folder}")
+            return [*arguments, *settings.extra.get(name, ())]
+        if settings.prefix_cache:
+            arguments.append(f"--prefix-cache={self.address('prefix_cache')}")
         if name == "gateway":
             own = [self.address("draft")] if settings.draft_model else []
             drafts = list(settings.draft_addresses) or own

@@ -6,13 +6,18 @@ from contextlib import asynccontextmanager
 import grpc
 
 from gateway.admission import Admission
+from gateway.cache_grants import CacheGrants
+from gateway.cache_servicer import CacheServicer
 from gateway.model_servicer import ModelServicer
 from gateway.pool import ServicePool
 from gateway.servicer import InferenceServicer
 from gateway.settings import GatewaySettings
 from gateway.tokenizer import ModelTokenizer
-from paceline.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from paceline.v1 import cache_pb2, cache_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from services.common.cache_token import TokenMint
+from services.common.channel import open_channel
 from services.common.server import Lifespan, Served
+from services.prefix_cache.client import PrefixCacheClient
 
 
 def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
@@ -23,17 +28,37 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
         tokenizer = ModelTokenizer(settings.tokenizer)
         admission = Admission(settings.max_active_requests, settings.max_queued_requests)
         pool = ServicePool(settings.verifiers, settings.drafts)
+        grants = await _grants(settings, tokenizer)
+        target = settings.prefix_cache
+        cache = PrefixCacheClient(target, open_channel(target)) if target else None
         try:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-                InferenceServicer(settings, pool, tokenizer, admission), server
+                InferenceServicer(settings, pool, tokenizer, admission, grants), server
             )
+            cache_pb2_grpc.add_CacheServiceServicer_to_server(CacheServicer(cache, grants), server)
             model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(pool, tokenizer), server)
             names = (
                 inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+                cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
                 model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
             )
             yield Served(names, pool.ready())
         finally:
             await pool.close()
+            if cache is not None:
+                await cache.close()
 
     return lifespan
+
+
+async def _grants(settings: GatewaySettings, tokenizer: ModelTokenizer) -> CacheGrants:
+    key = settings.cache_signing_key
+    mint = TokenMint(key.get_secret_value(), settings.cache_token_seconds) if key is not None else None
+    public = [await tokenizer.encode(prefix) for prefix in settings.public_prefixes]
+    # What comes after the system message, here an empty user message, is left out when prompts are compared.
+    chats = [
+        [{"role": "system", "content": message}, {"role": "user", "content": ""}]
+        for message in settings.public_system_messages
+    ]
+    public += [await tokenizer.encode_chat(chat) for chat in chats]
+    return CacheGrants(mint, settings.tenant_header, public)

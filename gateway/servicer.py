@@ -7,6 +7,7 @@ from typing import NamedTuple
 import grpc
 
 from gateway.admission import Admission
+from gateway.cache_grants import CacheGrants
 from gateway.choice import Choice
 from gateway.merge import merge
 from gateway.metrics import GatewayMetrics, RequestClock
@@ -30,18 +31,25 @@ class _Job(NamedTuple):
     checked: Checked
     model: str
     prompt_ids: Sequence[int]
+    cache: speculation_pb2.CacheAccess
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Serves one model. Stateless: nothing outlives a call."""
 
     def __init__(
-        self, settings: GatewaySettings, pool: ServicePool, tokenizer: ModelTokenizer, admission: Admission
+        self,
+        settings: GatewaySettings,
+        pool: ServicePool,
+        tokenizer: ModelTokenizer,
+        admission: Admission,
+        grants: CacheGrants,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._tokenizer = tokenizer
         self._admission = admission
+        self._grants = grants
         self._metrics = GatewayMetrics(admission)
 
     async def Generate(
@@ -66,7 +74,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         check_prompt_tokens(
             len(prompt_ids), max(prompt_ids, default=0), info.vocab_size, info.max_context_tokens, field
         )
-        async for event in self._run(_Job(checked, info.id, prompt_ids), context.time_remaining):
+        async for event in self._run(
+            _Job(checked, info.id, prompt_ids, self._grants.grant(context, prompt_ids)), context.time_remaining
+        ):
             yield _generate_response(event)
 
     async def Chat(
@@ -87,7 +97,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         check_prompt_tokens(
             len(prompt_ids), max(prompt_ids, default=0), info.vocab_size, info.max_context_tokens, "messages"
         )
-        async for event in self._run(_Job(checked, info.id, prompt_ids), context.time_remaining):
+        async for event in self._run(
+            _Job(checked, info.id, prompt_ids, self._grants.grant(context, prompt_ids)), context.time_remaining
+        ):
             yield _chat_response(event)
 
     async def Tokenize(self, request: inference_pb2.TokenizeRequest, context: object) -> inference_pb2.TokenizeResponse:
@@ -134,6 +146,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             sampling=checked.sampling,
             max_draft_tokens=checked.max_draft_tokens,
             priority=checked.priority,
+            cache=job.cache,
         )
         opening.sampling.seed = derive_seed(checked.sampling.seed, index)
         stops = opening.sampling.stop[:]

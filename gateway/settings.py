@@ -1,6 +1,6 @@
 """Settings of the gateway process. Environment: PACELINE_GATEWAY_..."""
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ProcessSettings, ServerSettings
@@ -18,6 +18,16 @@ class GatewaySettings(ProcessSettings):
     draft_tokens: int = Field(
         16, ge=1, le=64, description="Most proposed tokens a round verifies where a request does not say."
     )
+    prefix_cache: str | None = Field(None, description="gRPC target of the prefix cache, for callers' questions to it.")
+    cache_signing_key: SecretStr | None = Field(
+        None, description="Ed25519 private key (64 hexadecimal digits) of tokens for the prefix cache; none: no tokens."
+    )
+    cache_token_seconds: float = Field(600.0, gt=0, description="Life of such a token.")
+    tenant_header: str | None = Field(
+        None, description="Metadata entry in which the proxy in front names the caller; none: all callers are one."
+    )
+    public_prefixes: tuple[str, ...] = Field((), description="Beginnings of prompts that all callers share.")
+    public_system_messages: tuple[str, ...] = Field((), description="System messages of chats that all callers share.")
     max_prompt_bytes: int = Field(4 << 20, ge=1, description="Longest prompt or conversation, in bytes of UTF-8.")
     max_active_requests: int = Field(128, ge=1, description="Requests served at once; more wait.")
     max_queued_requests: int = Field(512, ge=0, description="Requests that wait; more are refused.")

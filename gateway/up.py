@@ -12,7 +12,7 @@ from rich.text import Text
 from gateway.launcher import LaunchError, Stack, StackSettings
 
 _LOADED = re.compile(r"loading weights: (\d+) %")
-_COLOURS = {"draft": "yellow", "verifier": "green", "gateway": "cyan", "paceline": "bold"}
+_COLOURS = {"prefix_cache": "magenta", "draft": "yellow", "verifier": "green", "gateway": "cyan", "paceline": "bold"}
 
 
 async def keep_running(settings: StackSettings, console: Console) -> int:
@@ -28,7 +28,7 @@ async def keep_running(settings: StackSettings, console: Console) -> int:
         if (loaded := _LOADED.search(line)) and name in tasks:
             bars.update(tasks[name], completed=int(loaded[1]))
             return
-        console.print(Text(f"{name:>8} ", _COLOURS[name]) + Text(line))
+        console.print(Text(f"{name:>12} ", _COLOURS[name]) + Text(line))
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

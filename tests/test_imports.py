@@ -38,7 +38,8 @@ def violations(path: str, source: str) -> list[str]:
     elif part == "services.engine":
         forbidden += under(PROTOS, "gateway", "services.wire", "grpc", *(f"services.{name}" for name in SERVICES))
     elif part == "services.wire":
-        forbidden += under("gateway", *(f"services.{name}" for name in SERVICES))
+        forbidden += under("gateway")
+        forbidden += [name for name in under(*(f"services.{name}" for name in SERVICES)) if not _is_client(name)]
     elif part.startswith("services."):
         others = [f"services.{name}" for name in SERVICES if f"services.{name}" != part]
         forbidden += under("gateway")

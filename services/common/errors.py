@@ -32,6 +32,14 @@ class NotFoundError(PacelineError):
         super().__init__(f"{resource_type} {resource_name!r} not found" + (f": {description}" if description else ""))
 
 
+class UnauthenticatedError(PacelineError):
+    """The caller did not say who it is, or not in a way that holds. UNAUTHENTICATED."""
+
+
+class PermissionDeniedError(PacelineError):
+    """The caller may not do this. PERMISSION_DENIED."""
+
+
 class ResourceExhaustedError(PacelineError):
     """A bound is reached; later it may work. RESOURCE_EXHAUSTED with RetryInfo."""
 

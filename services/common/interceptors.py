@@ -16,7 +16,9 @@ from services.common.errors import (
     InvalidArgumentError,
     NotFoundError,
     PacelineError,
+    PermissionDeniedError,
     ResourceExhaustedError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -29,6 +31,8 @@ _CODES: dict[type[PacelineError], grpc.StatusCode] = {
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     InternalError: grpc.StatusCode.INTERNAL,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
 }
 _DETAILS_KEY = "grpc-status-details-bin"
 

@@ -29,6 +29,9 @@ from services.common.telemetry import setup_telemetry
 _log = logging.getLogger(__name__)
 _MAX_PENDING_RPCS = 100_000
 _MAX_PENDING_SECONDS = 300
+_MIN_PING_INTERVAL_MS = 5_000
+"""How often peers may ask whether the connection lives, in streams that wait for a long time; by default gRPC ends
+connections that ask more than thrice in five minutes."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -104,7 +107,7 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
             ("grpc.server.max_pending_requests", _MAX_PENDING_RPCS),
             ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_RPCS),
             ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
             ("grpc.keepalive_permit_without_calls", 1),
         ],
         maximum_concurrent_rpcs=settings.max_concurrent_rpcs,

@@ -12,6 +12,7 @@ from services.draft.servicer import DraftServicer
 from services.draft.settings import DraftSettings
 from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop, Outbox
+from services.wire.prefix_tier import PrefixTier
 
 
 def draft_lifespan(settings: DraftSettings) -> Lifespan:
@@ -25,9 +26,11 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         engine_loop = EngineLoop(build, "draft-engine")
+        prefixes = PrefixTier.connect(engine_loop, settings.prefix_cache, settings.max_unpublished_bytes)
         try:
             servicer = DraftServicer(
                 engine_loop,
+                prefixes,
                 settings.public_model_id,
                 settings.max_open_sequences,
                 settings.max_proposal_tokens,
@@ -37,6 +40,7 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
             name = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
             yield Served((name,), engine_loop.ready(), engine_loop.stopped)
         finally:
+            await prefixes.close()
             await engine_loop.stop()
 
     return lifespan

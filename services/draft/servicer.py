@@ -12,6 +12,7 @@ from services.draft.path import Proposed
 from services.engine.engine_loop import EngineLoop
 from services.engine.streams import EventStream, OpenStreams
 from services.wire.opening import to_model_info, to_sequence
+from services.wire.prefix_tier import PrefixTier
 
 
 class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
@@ -20,6 +21,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     def __init__(
         self,
         engine_loop: EngineLoop[DraftRole],
+        prefixes: PrefixTier,
         model_id: str,
         max_open_sequences: int,
         max_proposal_tokens: int,
@@ -27,6 +29,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         ahead: bool,
     ) -> None:
         self._engine_loop = engine_loop
+        self._prefixes = prefixes
         self._model_id = model_id
         self._open_streams = OpenStreams(max_open_sequences)
         self._max_proposal_tokens = max_proposal_tokens
@@ -46,6 +49,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             # The stream names the target; whether this draft suits it is for whoever configured the pair.
             first.open.model = ""
             sequence, end = to_sequence(first.open, self._engine_loop.role.engine, self._model_id)
+            await self._prefixes.fetch(sequence, first.open.cache.token)
             stream = EventStream(self._engine_loop)
             length = min(first.open.max_draft_tokens, self._max_proposal_tokens)
             draft = DraftSequence(sequence, stream.emit, length, end, self._ahead)

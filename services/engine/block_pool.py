@@ -60,6 +60,10 @@ class BlockPool:
         self._references[block] += 1
         return block
 
+    def find(self, digest: bytes) -> int | None:
+        """The block of this content, without a reference: good until the next `allocate`."""
+        return self._by_digest.get(digest)
+
     def share(self, block: int) -> None:
         """Adds a reference to a used block."""
         if block == NULL_BLOCK or self._references[block] < 1:

@@ -6,6 +6,7 @@ Nothing is trusted because of a name: a model is taken only when its modules are
 tokens agree with those of its own forward. Every other model runs through its own forward.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,7 @@ class FusedDecoder:
         self.width = 2 * body.layers[0].mlp.down_proj.in_features
         """Elements of the widest row that an element-wise operation sees."""
         self._num_heads = model.config.num_attention_heads
-        self._rotary = body.rotary_emb
+        self._rotary = copy.deepcopy(body.rotary_emb)  # The model is let go of; longer texts need more angles.
         self._cos, self._sin = self._angles(0, 1024)
 
     def forward(self, plan: RowPlan, kv_cache: KVCache, token_ids: list[int], wanted: list[int]) -> torch.Tensor:

@@ -1,10 +1,14 @@
 """The engine: schedule, run, hand over. Token ids in, token ids out."""
 
 import time
+from collections.abc import Iterable, Mapping
+
+import torch
 
 from services.common.sampling_params import SamplingParams
 from services.engine.block_pool import NULL_BLOCK, BlockPool
 from services.engine.config import EngineConfig
+from services.engine.kv_cache import Buffer
 from services.engine.model import ModelDescription
 from services.engine.model_runner import ModelRunner, Result
 from services.engine.scheduler import Scheduler, Work
@@ -58,6 +62,45 @@ class Engine:
         self.num_steps += 1
         self.step_times.observe(sum(work.num_tokens for work in works), time.perf_counter() - started)
         return results
+
+    @property
+    def kv_identity(self) -> str:
+        """What has to be the same for another engine's KV to be what this one would compute, bit by bit."""
+        runner = self.runner
+        forward = "fused" if runner.is_fused else "small" if runner.is_small else "own"
+        place = runner.loaded.device.type
+        if place == "cpu":
+            place = torch.backends.cpu.get_cpu_capability()
+        return f"{runner.kv_cache.layout}; {forward} forward; {place}; torch {torch.__version__}"
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block over all layers."""
+        return self.runner.kv_cache.block_bytes
+
+    def adopt(self, blocks: Mapping[bytes, Buffer]) -> int:
+        """Takes in blocks by digest that another engine computed, as far as there is room; returns how many."""
+        taken: dict[int, Buffer] = {}
+        for digest, content in blocks.items():
+            if self.pool.find(digest) is not None:
+                continue
+            block = self.pool.allocate()
+            if block is None:
+                break
+            self.pool.name(block, digest)
+            taken[block] = content
+        if taken:
+            self.runner.kv_cache.write_blocks(list(taken), list(taken.values()))
+            for block in taken:
+                self.pool.release(block)
+        return len(taken)
+
+    def read(self, digests: Iterable[bytes]) -> dict[bytes, memoryview]:
+        """Contents of those of the blocks that are here."""
+        found = {digest: block for digest in digests if (block := self.pool.find(digest)) is not None}
+        if not found:
+            return {}
+        return dict(zip(found, self.runner.kv_cache.read_blocks(list(found.values())), strict=True))
 
     def warm_up(self) -> None:
         """Measures steps of growing size for some time, so that their times are known from the first request on."""

@@ -72,6 +72,8 @@ class EngineLoop(Generic[R]):
         self._ready: asyncio.Future[R] = loop.create_future()
         self.stopped: asyncio.Future[None] = loop.create_future()
         """Done when the thread has ended; carries the error that ended it."""
+        self.background: Callable[[Engine], bool] = lambda _: False
+        """Run on the thread between steps, and again while nothing else is to do and it says that more is."""
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -127,6 +129,7 @@ class EngineLoop(Generic[R]):
             stuck = engine.num_steps == num_steps
             role.advance(results)
             self._outbox.flush()
+            self.background(engine)
 
     def _take_commands(self, role: R, *, stuck: bool) -> bool:
         """Runs all commands there are; waits for one while nothing is runnable. False when told to stop.
@@ -144,6 +147,8 @@ class EngineLoop(Generic[R]):
                 wait = max(wait, _STUCK_SECONDS)
             if wait == 0:
                 return True
+            if self.background(role.engine):
+                continue
             try:
                 command = self._inbox.get(timeout=wait)
             except queue.Empty:

@@ -1,5 +1,6 @@
 """KV of all sequences: one pair of tensors a layer, cut into blocks of `block_size` token slots."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from services.engine.block_pool import NULL_BLOCK
 
 _ROOM = 128
+Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,41 @@ class KVCache:
         sources, destinations = torch.tensor(copies, device=self.keys[0].device).unbind(dim=1)
         for blocks in (*self._key_blocks, *self._value_blocks):
             blocks.index_copy_(0, destinations, blocks.index_select(0, sources))
+
+    def read_blocks(self, blocks: list[int]) -> list[memoryview]:
+        """The content of blocks as bytes, keys of every layer before its values: one gather, one transfer."""
+        index = torch.tensor(blocks, device=self.keys[0].device)
+        parts = [part.index_select(0, index) for part in self._parts()]
+        rows = torch.cat([part.view(torch.uint8) for part in parts], dim=1).cpu().numpy()
+        return [memoryview(row) for row in rows]
+
+    def write_blocks(self, blocks: list[int], contents: Sequence[Buffer]) -> None:
+        """Puts contents that `read_blocks` gave into blocks: one transfer, one scatter."""
+        rows = np.stack([np.frombuffer(content, np.uint8) for content in contents])
+        device = self.keys[0].device
+        index, data = torch.tensor(blocks, device=device), torch.from_numpy(rows).to(device)
+        start = 0
+        for part in self._parts():
+            size = part.shape[1] * part.itemsize
+            part.index_copy_(0, index, data[:, start : start + size].contiguous().view(part.dtype))
+            start += size
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers."""
+        return sum(part.shape[1] * part.itemsize for part in self._parts())
+
+    @property
+    def layout(self) -> str:
+        """What has to be the same for blocks to be exchanged: shapes and data type of every layer."""
+        shapes = [tuple(part.shape[1:]) for part in (*self.keys, *self.values)]
+        return f"{self.keys[0].dtype} {shapes}"
+
+    def _parts(self) -> Iterator[torch.Tensor]:
+        """Keys, then values, of each layer as [blocks, elements]."""
+        for keys, values in zip(self._key_blocks, self._value_blocks, strict=True):
+            yield keys
+            yield values
 
     def arrays(self, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Keys and values of a layer as numpy arrays: float32, on the CPU."""

@@ -6,11 +6,14 @@ computed anew later (preemption by recomputation).
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from services.engine.block_pool import NULL_BLOCK, BlockPool
 from services.engine.sequence import Sequence
+
+_MAX_NAMED = 8192
 
 
 class Work(NamedTuple):
@@ -37,6 +40,8 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.max_sequences = max_sequences
         self.num_preemptions = 0
+        self.named: deque[tuple[str, bytes]] = deque(maxlen=_MAX_NAMED)
+        """Blocks that became known, as (namespace, digest), for whoever keeps them elsewhere; the oldest fall out."""
         self._arrivals = 0
         self._sequences: list[Sequence] = []
 
@@ -125,7 +130,10 @@ class Scheduler:
         full = min(sequence.num_computed, sequence.num_settled) // size
         while sequence.num_named < full:
             index = sequence.num_named
-            self.pool.name(sequence.block_table[index], sequence.digest_of_block(index, size))
+            digest = sequence.digest_of_block(index, size)
+            self.pool.name(sequence.block_table[index], digest)
+            if namespace := sequence.namespace_of_block(index):
+                self.named.append((namespace, digest))
             sequence.num_named += 1
 
     def check_integrity(self) -> None:

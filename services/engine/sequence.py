@@ -6,7 +6,8 @@ is the last token and the proposed ones; rejecting is truncating; eviction is "n
 
 from collections.abc import Sequence as Tokens
 
-from services.common.digest import block_digest
+from services.common.cache_token import PUBLIC_NAMESPACE
+from services.common.digest import block_digest, identity_digest
 from services.common.sampling_params import SamplingParams
 
 
@@ -19,14 +20,17 @@ class Sequence:
         "block_table",
         "first_logits",
         "hold_until",
+        "namespace",
         "num_cached",
         "num_computed",
         "num_named",
         "num_prompt_tokens",
+        "num_public_blocks",
         "num_runners_up",
         "num_settled",
         "params",
         "priority",
+        "public_root_digest",
         "root_digest",
         "token_ids",
     )
@@ -61,6 +65,12 @@ class Sequence:
         self.num_named = 0
         """Blocks of the table whose content is known to the pool."""
         self.root_digest = root_digest
+        """Stands for whose the sequence is and what computes it. Equal blocks under another root are others."""
+        self.public_root_digest = b""
+        self.num_public_blocks = 0
+        """Leading blocks that are under the public root instead, and so shared by all."""
+        self.namespace = ""
+        """Under which its blocks may be kept elsewhere; empty: they may not."""
         self.block_digests: list[bytes] = []
 
     def __len__(self) -> int:
@@ -82,6 +92,8 @@ class Sequence:
             num_runners_up=self.num_runners_up,
         )
         other.num_settled = min(self.num_settled, length)
+        other.public_root_digest, other.num_public_blocks = self.public_root_digest, self.num_public_blocks
+        other.namespace = self.namespace
         return other
 
     def truncate(self, length: int) -> None:
@@ -93,6 +105,15 @@ class Sequence:
         """Digest of the index-th block and all before it; its tokens must be settled."""
         while len(self.block_digests) <= index:
             start = len(self.block_digests) * block_size
-            parent = self.block_digests[-1] if self.block_digests else self.root_digest
+            parent = self.block_digests[-1] if self.block_digests else self._first_parent()
+            if start == self.num_public_blocks * block_size and start:
+                parent = identity_digest(root=self.root_digest, parent=parent)
             self.block_digests.append(block_digest(parent, self.token_ids[start : start + block_size]))
         return self.block_digests[index]
+
+    def namespace_of_block(self, index: int) -> str:
+        """Where the index-th block may be kept; empty for nowhere."""
+        return PUBLIC_NAMESPACE if self.namespace and index < self.num_public_blocks else self.namespace
+
+    def _first_parent(self) -> bytes:
+        return self.public_root_digest if self.num_public_blocks else self.root_digest

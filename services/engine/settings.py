@@ -22,6 +22,10 @@ class EngineSettings(ProcessSettings):
     max_open_sequences: int = Field(512, ge=1, description="Most open streams; more are refused.")
     kv_bytes: int = Field(1 << 30, ge=1 << 20, description="Memory for KV blocks, in bytes.")
     block_size: int = Field(16, ge=1, description="Tokens of one KV block; must divide 128.")
+    prefix_cache: str | None = Field(None, description="gRPC target of a prefix cache; none: own blocks only.")
+    max_unpublished_bytes: int = Field(
+        256 << 20, ge=0, description="Computed blocks on their way to the prefix cache; more are not published."
+    )
     trust_remote_code: bool = Field(False, description="Runs code that comes with a model. Only for models you trust.")
 
     @property

@@ -12,6 +12,7 @@ from services.engine.engine_loop import EngineLoop, Outbox
 from services.verifier.servicer import VerifierServicer
 from services.verifier.settings import VerifierSettings
 from services.verifier.target_role import TargetRole
+from services.wire.prefix_tier import PrefixTier
 
 
 def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
@@ -25,12 +26,14 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         engine_loop = EngineLoop(build, "verifier-engine")
+        prefixes = PrefixTier.connect(engine_loop, settings.prefix_cache, settings.max_unpublished_bytes)
         try:
-            servicer = VerifierServicer(engine_loop, settings.public_model_id, settings.max_open_sequences)
+            servicer = VerifierServicer(engine_loop, prefixes, settings.public_model_id, settings.max_open_sequences)
             verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
             name = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
             yield Served((name,), engine_loop.ready(), engine_loop.stopped)
         finally:
+            await prefixes.close()
             await engine_loop.stop()
 
     return lifespan

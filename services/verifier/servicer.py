@@ -12,13 +12,21 @@ from services.verifier.metrics import VerifierMetrics
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, TargetSequence
 from services.wire.opening import to_model_info, to_sequence
+from services.wire.prefix_tier import PrefixTier
+
+_PARTING_SECONDS = 5.0
+"""How long a finished stream waits for the other end to close it. To gRPC's asyncio client a stream that the server
+has ended is broken, unread commits and all, as soon as one more proposal is written to it."""
 
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     """Serves one target model."""
 
-    def __init__(self, engine_loop: EngineLoop[TargetRole], model_id: str, max_open_sequences: int) -> None:
+    def __init__(
+        self, engine_loop: EngineLoop[TargetRole], prefixes: PrefixTier, model_id: str, max_open_sequences: int
+    ) -> None:
         self._engine_loop = engine_loop
+        self._prefixes = prefixes
         self._model_id = model_id
         self._open_streams = OpenStreams(max_open_sequences)
         self._metrics = VerifierMetrics(engine_loop, self._open_streams)
@@ -32,6 +40,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             raise InvalidArgumentError("open", "the first message must open the sequence")
         with self._open_streams:
             sequence, end = to_sequence(first.open, self._engine_loop.role.engine, self._model_id)
+            await self._prefixes.fetch(sequence, first.open.cache.token)
             stream = EventStream(self._engine_loop)
             target = TargetSequence(sequence, stream.emit, first.open.max_draft_tokens, end)
             stream.submit(lambda role: role.open(target))
@@ -42,6 +51,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
                     self._metrics.record(committed)
                     yield verifier_pb2.VerifyResponse(commit=_to_commit(committed))
                     if committed.finish is not None:
+                        await asyncio.wait([reader], timeout=_PARTING_SECONDS)
                         return
             finally:
                 reader.cancel()

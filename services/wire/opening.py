@@ -1,8 +1,10 @@
 """From messages to what an engine takes, for every service that runs one. Checks all that a caller may get wrong."""
 
+import os
 from collections.abc import Sequence as Tokens
 
 from paceline.v1 import model_pb2, sampling_pb2, speculation_pb2
+from services.common.cache_token import PUBLIC_NAMESPACE
 from services.common.digest import identity_digest
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.common.sampling_params import SamplingParams
@@ -34,9 +36,34 @@ def to_sequence(message: speculation_pb2.Open, engine: Engine, model_id: str) ->
     end = min(context, message.num_prompt_tokens + params.max_tokens)
     if len(token_ids) >= end:
         raise InvalidArgumentError("open.sampling.max_tokens", "all of its tokens have been produced already")
-    root = identity_digest(model=engine.description.revision_digest, adapter=message.adapter_digest)
-    sequence = Sequence(token_ids, message.num_prompt_tokens, params, priority=message.priority, root_digest=root)
+    sequence = Sequence(token_ids, message.num_prompt_tokens, params, priority=message.priority)
+    _identify(sequence, message, engine)
     return sequence, end
+
+
+def _identify(sequence: Sequence, message: speculation_pb2.Open, engine: Engine) -> None:
+    """Says whose the sequence's blocks are. Nobody's are never found again."""
+    cache = message.cache
+    if not cache.namespace:
+        sequence.root_digest = os.urandom(32)
+        return
+    if cache.num_public_tokens > message.num_prompt_tokens:
+        raise InvalidArgumentError("open.cache.num_public_tokens", "there are more than tokens of the prompt")
+
+    def root(namespace: str) -> bytes:
+        return identity_digest(
+            namespace=namespace,
+            model=engine.description.revision_digest,
+            adapter=message.adapter_digest,
+            kv=engine.kv_identity,
+            block_size=engine.config.block_size,
+            first_position=0,
+        )
+
+    sequence.namespace = cache.namespace
+    sequence.root_digest = root(cache.namespace)
+    sequence.public_root_digest = root(PUBLIC_NAMESPACE)
+    sequence.num_public_blocks = cache.num_public_tokens // engine.config.block_size
 
 
 def check_token_ids(token_ids: Tokens[int], vocab_size: int, field: str) -> None:

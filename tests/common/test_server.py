@@ -76,3 +76,23 @@ async def test_reflection_lists_and_describes_with_no_proto_files_at_hand(system
     files = [FileDescriptorProto.FromString(f) for f in described.file_descriptor_response.file_descriptor_proto]
     methods = {method.name for file in files for service in file.service for method in service.method}
     assert {"Generate", "Chat", "Tokenize", "Detokenize"} <= methods
+
+
+async def test_peers_may_ask_whether_a_silent_stream_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream without data outlives many keepalive pings; gRPC's default is to end it after the third."""
+    monkeypatch.setattr("services.common.server._MIN_PING_INTERVAL_MS", 50)
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        yield Served(())
+
+    options = [("grpc.keepalive_time_ms", 1_000), ("grpc.http2.max_pings_without_data", 0)]
+    async with (
+        running_server(SERVER, lifespan) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}", options=options) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asyncio.create_task(watch.read())), 4.5)
+        watch.cancel()

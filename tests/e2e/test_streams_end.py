@@ -11,7 +11,9 @@ import pytest
 import services.draft.lifespan
 import services.verifier.lifespan
 from fakes import FakeDraft, serve_fakes
+from paceline.v1 import speculation_pb2
 from services.engine.engine_loop import EngineLoop
+from services.verifier.client import VerifierClient
 from system import StartGateway, System, start_system
 
 ENDLESS = {"seed": 3, "ignore_eos": True, "max_tokens": 480}
@@ -114,3 +116,24 @@ async def test_a_draft_that_breaks_or_misleads_changes_nothing(
         async with start_gateway([alone.verifier], ["127.0.0.1:1"]) as system:
             assert (await system.generate("def f(", **options)).token_ids == expected.token_ids
         await engines.settled()
+
+
+async def test_proposals_that_come_too_late_lose_no_commit(watched: System) -> None:
+    """The verifier has finished long before the other end reads its commits, and is sent proposals meanwhile."""
+    opening = speculation_pb2.Open(
+        token_ids=[5, 6, 7], num_prompt_tokens=3, sampling={"seed": 1, "max_tokens": 40, "ignore_eos": True},
+        max_draft_tokens=4,
+    )  # fmt: skip
+    async with grpc.aio.insecure_channel(watched.verifier) as channel:
+        client = VerifierClient(watched.verifier, channel)
+        async with client.verify(timeout=30) as stream:
+            await stream.open(opening)
+            num_tokens = 0
+            while commit := await stream.next_commit():
+                num_tokens += len(commit.token_ids)
+                for _ in range(20):
+                    await asyncio.sleep(0.001)
+                    await stream.propose(speculation_pb2.Proposal(anchor=commit.anchor, token_ids=[1, 2]))
+                if commit.finish_reason:
+                    break
+    assert num_tokens == 40

@@ -1,6 +1,7 @@
 """Greedy tokens equal `transformers.generate` for real architectures, however the work is cut into steps."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,3 +73,15 @@ def test_with_speculation(architecture: str, prompts: list[list[int]], expected:
     produced, accepted = generate_speculating(engine, prompts, expected, draft)
     assert produced == expected
     assert (accepted[Origin.DRAFT] > NUM_TOKENS) == (draft != "random")
+
+
+def test_long_texts(tmp_path: Path) -> None:
+    """Longer than what is prepared when a model is loaded; prefilled in many steps."""
+    model = save_tiny(tmp_path, "llama", max_position_embeddings=4096)
+    rng = random.Random(2)
+    prompt = [rng.randrange(3, 256) for _ in range(2500)]
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    out = reference.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None)
+    engine = make_engine(model, max_step_tokens=256)
+    assert engine.runner.is_fused
+    assert generate(engine, [prompt], 8)[0] == out[0, len(prompt) :].tolist()

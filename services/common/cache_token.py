@@ -1,0 +1,84 @@
+"""Short-lived tokens that say which namespaces of the prefix cache a caller may use.
+
+JSON Web Tokens (RFC 7519) signed with Ed25519 (RFC 8037): the gateway holds the private key, the cache the public ones.
+A key is named by its digest ("kid"), so that keys can be changed while both are about.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import jwt
+from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from services.common.errors import UnauthenticatedError
+
+PUBLIC_NAMESPACE = "public"
+"""Of the prefixes that a model's owner declared public. No caller's own namespace."""
+_ALGORITHM = "EdDSA"
+_AUDIENCE = "paceline.prefix-cache"
+_LEEWAY_SECONDS = 5.0
+
+
+def new_signing_key() -> str:
+    """A new private key: 64 hexadecimal digits."""
+    raw = Ed25519PrivateKey.generate().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+    return raw.hex()
+
+
+def public_key(signing_key: str) -> str:
+    """The public key of a private one: 64 hexadecimal digits."""
+    private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(signing_key))
+    return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
+
+
+class TokenMint:
+    """Signs tokens. One is handed out again until half of its life is over."""
+
+    def __init__(self, signing_key: str, seconds: float, clock: Callable[[], float] = time.time) -> None:
+        self._private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(signing_key))
+        self._headers = {"kid": _key_id(public_key(signing_key))}
+        self._seconds = seconds
+        self._clock = clock
+        self._minted: dict[str, tuple[float, str]] = {}
+
+    def token(self, namespace: str) -> str:
+        """A token for a namespace, which may read and extend the public one too."""
+        now = self._clock()
+        renew, token = self._minted.get(namespace, (0.0, ""))
+        if now >= renew:
+            self._minted = {name: entry for name, entry in self._minted.items() if now < entry[0]}
+            claims = {"aud": _AUDIENCE, "exp": now + self._seconds, "namespaces": [namespace, PUBLIC_NAMESPACE]}
+            token = jwt.encode(claims, self._private, _ALGORITHM, self._headers)
+            self._minted[namespace] = now + self._seconds / 2, token
+        return token
+
+
+class TokenVerifier:
+    """Checks tokens against public keys, any of which may have signed."""
+
+    def __init__(self, public_keys: Sequence[str]) -> None:
+        self._keys = {_key_id(key): Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)) for key in public_keys}
+
+    def namespaces(self, token: str) -> frozenset[str]:
+        """What a token allows. Raises UnauthenticatedError when it does not hold."""
+        try:
+            key = self._keys[jwt.get_unverified_header(token)["kid"]]
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[_ALGORITHM],
+                audience=_AUDIENCE,
+                leeway=_LEEWAY_SECONDS,
+                options={"require": ["exp", "aud"]},
+            )
+            return frozenset(str(name) for name in claims["namespaces"])
+        except KeyError as error:
+            raise UnauthenticatedError("the token names no key that is known here, or no namespaces") from error
+        except (jwt.InvalidTokenError, TypeError) as error:
+            raise UnauthenticatedError(f"the token does not hold: {error}") from error
+
+
+def _key_id(key: str) -> str:
+    return blake3(bytes.fromhex(key)).hexdigest(8)

@@ -1,0 +1,9 @@
+"""Runs the prefix cache: `python -m services.prefix_cache --token-keys '["..."]'`."""
+
+from services.common.server import serve
+from services.prefix_cache.lifespan import prefix_cache_lifespan
+from services.prefix_cache.settings import PrefixCacheSettings
+
+if __name__ == "__main__":
+    settings = PrefixCacheSettings.load()
+    serve("prefix-cache", settings, prefix_cache_lifespan(settings))

@@ -1,0 +1,33 @@
+"""Who may use which namespace: read from the token that comes with every call, and checked here."""
+
+from collections import OrderedDict
+from typing import Any
+
+from services.common.cache_token import TokenVerifier
+from services.common.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
+
+_SCHEME = "Bearer "
+_MAX_NAMESPACE_BYTES = 256
+
+
+class Access:
+    """Lets a call through to a namespace, or raises."""
+
+    def __init__(self, verifier: TokenVerifier) -> None:
+        self._verifier = verifier
+
+    def check(self, context: Any, namespace: str) -> None:
+        """Raises UnauthenticatedError without a token that holds, PermissionDeniedError for another's namespace."""
+        if not namespace or len(namespace.encode()) > _MAX_NAMESPACE_BYTES:
+            raise InvalidArgumentError("namespace", f"must be 1 to {_MAX_NAMESPACE_BYTES} bytes long")
+        metadata: dict[str, Any] = OrderedDict(context.invocation_metadata() or ())
+        header = str(metadata.get("authorization", ""))
+        if not header.startswith(_SCHEME):
+            raise UnauthenticatedError("a bearer token is needed")
+        if namespace not in self._verifier.namespaces(header.removeprefix(_SCHEME)):
+            raise PermissionDeniedError(f"the token is not for namespace {namespace!r}")
+
+
+def credentials(token: str) -> tuple[tuple[str, str], ...]:
+    """Metadata that carries a token."""
+    return (("authorization", _SCHEME + token),)

@@ -1,0 +1,75 @@
+"""The other end of PrefixCacheService."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import grpc
+
+from paceline.v1 import prefix_cache_pb2 as pb
+from paceline.v1 import prefix_cache_pb2_grpc
+from services.common.errors import InvalidArgumentError
+from services.prefix_cache.access import credentials
+from services.prefix_cache.block import Data, sealed
+from services.prefix_cache.pieces import assembled, to_pieces
+
+
+class PrefixCacheClient:
+    """One prefix cache. Every method raises grpc.aio.AioRpcError; timeouts are in seconds."""
+
+    def __init__(self, target: str, channel: grpc.aio.Channel) -> None:
+        self.target = target
+        self._channel = channel
+        self._stub = prefix_cache_pb2_grpc.PrefixCacheServiceStub(channel)
+
+    async def match(self, token: str, namespace: str, keys: Sequence[bytes], timeout: float) -> int:
+        """How many of the blocks, from the first on, are there."""
+        request = pb.MatchBlocksRequest(namespace=namespace, keys=keys)
+        response = await self._stub.MatchBlocks(request, timeout=timeout, metadata=credentials(token))
+        return response.num_leading
+
+    async def fetch(
+        self, token: str, namespace: str, keys: Sequence[bytes], block_bytes: int, timeout: float
+    ) -> AsyncIterator[tuple[bytes, Data]]:
+        """Yields (key, data) of blocks in order, each the one asked for, of the right size and intact.
+
+        Ends at the first that is not.
+        """
+        request = pb.FetchBlocksRequest(namespace=namespace, keys=keys)
+        call = self._stub.FetchBlocks(request, timeout=timeout, metadata=credentials(token))
+        wanted = iter(keys)
+        try:
+            async for block in assembled(call, lambda response: response.piece, block_bytes):
+                if block.key != next(wanted, None) or block.num_bytes != block_bytes or not block.is_intact:
+                    return
+                yield block.key, block.data
+        except InvalidArgumentError:
+            return
+        finally:
+            call.cancel()
+
+    async def store(self, token: str, namespace: str, blocks: Iterable[tuple[bytes, Data]], timeout: float) -> int:
+        """Has blocks, (key, data) each, kept; returns how many were."""
+
+        async def requests() -> AsyncIterator[pb.StoreBlocksRequest]:
+            first = namespace
+            for key, data in blocks:
+                for piece in to_pieces(sealed(key, data)):
+                    yield pb.StoreBlocksRequest(namespace=first, piece=piece)
+                    first = ""
+
+        response = await self._stub.StoreBlocks(requests(), timeout=timeout, metadata=credentials(token))
+        return response.num_stored
+
+    async def statistics(self, token: str, namespace: str, timeout: float) -> pb.GetNamespaceStatisticsResponse:
+        """What the namespace holds, and how it fared."""
+        request = pb.GetNamespaceStatisticsRequest(namespace=namespace)
+        return await self._stub.GetNamespaceStatistics(request, timeout=timeout, metadata=credentials(token))
+
+    async def delete(self, token: str, namespace: str, timeout: float) -> int:
+        """Deletes the namespace's blocks; returns how many there were."""
+        request = pb.DeleteNamespaceRequest(namespace=namespace)
+        response = await self._stub.DeleteNamespace(request, timeout=timeout, metadata=credentials(token))
+        return response.num_deleted
+
+    async def close(self) -> None:
+        """Ends the channel."""
+        await self._channel.close()

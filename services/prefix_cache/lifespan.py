@@ -1,0 +1,57 @@
+"""Builds the tiers of a prefix cache, serves them, and tears them down."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+
+from paceline.v1 import prefix_cache_pb2, prefix_cache_pb2_grpc
+from services.common.cache_token import TokenVerifier
+from services.common.server import Lifespan, Served
+from services.prefix_cache.access import Access
+from services.prefix_cache.disk_store import DiskStore
+from services.prefix_cache.memory_store import MemoryStore
+from services.prefix_cache.metrics import CacheMetrics
+from services.prefix_cache.redis_store import RedisStore
+from services.prefix_cache.servicer import PrefixCacheServicer
+from services.prefix_cache.settings import PrefixCacheSettings
+from services.prefix_cache.store import Store
+from services.prefix_cache.tiers import Tiers
+
+
+def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
+    """The life of a prefix cache with these settings."""
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        access = Access(TokenVerifier(settings.token_keys))
+        tiers = Tiers(await _stores(settings), settings.max_pending_bytes)
+        try:
+            servicer = PrefixCacheServicer(
+                tiers, access, CacheMetrics(), settings.quota_bytes, settings.max_block_bytes
+            )
+            prefix_cache_pb2_grpc.add_PrefixCacheServiceServicer_to_server(servicer, server)
+            yield Served((prefix_cache_pb2.DESCRIPTOR.services_by_name["PrefixCacheService"].full_name,))
+        finally:
+            await tiers.close()
+
+    return lifespan
+
+
+async def _stores(settings: PrefixCacheSettings) -> list[Store]:
+    """The tiers, nearest first."""
+    stores: list[Store] = [MemoryStore(settings.memory_bytes, settings.quota_bytes)]
+    if settings.disk_folder is not None:
+        disk = DiskStore(settings.disk_folder, settings.disk_bytes, settings.quota_bytes)
+        await disk.open()
+        stores.append(disk)
+    if settings.redis_url is not None:
+        stores.append(
+            RedisStore(
+                settings.redis_url,
+                cluster=settings.redis_cluster,
+                quota_bytes=settings.quota_bytes,
+                timeout_seconds=settings.redis_timeout_seconds,
+            )
+        )
+    return stores

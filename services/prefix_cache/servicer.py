@@ -1,0 +1,103 @@
+"""PrefixCacheService over gRPC."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from paceline.v1 import prefix_cache_pb2 as pb
+from paceline.v1 import prefix_cache_pb2_grpc
+from services.common.errors import InvalidArgumentError
+from services.prefix_cache.access import Access
+from services.prefix_cache.block import KEY_BYTES
+from services.prefix_cache.metrics import CacheMetrics
+from services.prefix_cache.pieces import assembled, to_pieces
+from services.prefix_cache.tiers import Tiers
+
+_MAX_KEYS = 65_536
+
+
+class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
+    """Serves the blocks of all tiers to those whose tokens allow it."""
+
+    def __init__(self, tiers: Tiers, access: Access, metrics: CacheMetrics, quota_bytes: int, max_block_bytes: int):
+        self._tiers = tiers
+        self._access = access
+        self._metrics = metrics
+        self._quota_bytes = quota_bytes
+        self._max_block_bytes = max_block_bytes
+
+    async def MatchBlocks(self, request: pb.MatchBlocksRequest, context: Any) -> pb.MatchBlocksResponse:
+        """See prefix_cache.proto."""
+        self._access.check(context, request.namespace)
+        _check_keys(request.keys)
+        return pb.MatchBlocksResponse(num_leading=await self._tiers.num_leading(request.namespace, request.keys))
+
+    async def FetchBlocks(self, request: pb.FetchBlocksRequest, context: Any) -> AsyncIterator[pb.FetchBlocksResponse]:
+        """See prefix_cache.proto."""
+        self._access.check(context, request.namespace)
+        _check_keys(request.keys)
+        with self._metrics.fetching() as fetched:
+            for key in request.keys:
+                block = await self._tiers.get(request.namespace, key)
+                if block is None:
+                    return
+                fetched.add(block.num_bytes)
+                for piece in to_pieces(block):
+                    yield pb.FetchBlocksResponse(piece=piece)
+
+    async def StoreBlocks(
+        self, request_iterator: AsyncIterator[pb.StoreBlocksRequest], context: Any
+    ) -> pb.StoreBlocksResponse:
+        """See prefix_cache.proto."""
+        response = pb.StoreBlocksResponse()
+        namespace = ""
+
+        async def checked() -> AsyncIterator[pb.StoreBlocksRequest]:
+            nonlocal namespace
+            async for request in request_iterator:
+                if not namespace:
+                    self._access.check(context, request.namespace)
+                    namespace = request.namespace
+                yield request
+
+        with self._metrics.storing() as stored:
+            async for block in assembled(checked(), lambda request: request.piece, self._max_block_bytes):
+                if block.is_intact and await self._tiers.put(namespace, block):
+                    response.num_stored += 1
+                    stored.add(block.num_bytes)
+                else:
+                    response.num_refused += 1
+        return response
+
+    async def GetNamespaceStatistics(
+        self, request: pb.GetNamespaceStatisticsRequest, context: Any
+    ) -> pb.GetNamespaceStatisticsResponse:
+        """See prefix_cache.proto."""
+        self._access.check(context, request.namespace)
+        return pb.GetNamespaceStatisticsResponse(
+            num_misses=self._tiers.misses[request.namespace],
+            quota_bytes=self._quota_bytes,
+            tiers=[
+                pb.TierStatistics(
+                    tier=name,
+                    num_blocks=usage.num_blocks,
+                    num_bytes=usage.num_bytes,
+                    num_hits=usage.num_hits,
+                    num_evictions=usage.num_evictions,
+                    num_corrupt=usage.num_corrupt,
+                )
+                for name, usage in await self._tiers.usage(request.namespace)
+            ],
+        )
+
+    async def DeleteNamespace(self, request: pb.DeleteNamespaceRequest, context: Any) -> pb.DeleteNamespaceResponse:
+        """See prefix_cache.proto."""
+        self._access.check(context, request.namespace)
+        return pb.DeleteNamespaceResponse(num_deleted=await self._tiers.clear(request.namespace))
+
+
+def _check_keys(keys: Sequence[bytes]) -> None:
+    if len(keys) > _MAX_KEYS:
+        raise InvalidArgumentError("keys", f"at most {_MAX_KEYS}, got {len(keys)}")
+    for index, key in enumerate(keys):
+        if len(key) != KEY_BYTES:
+            raise InvalidArgumentError(f"keys[{index}]", f"must be {KEY_BYTES} bytes, got {len(key)}")
