@@ -6,13 +6,20 @@ Two packings, chosen by the dtype of the weights:
 - bfloat16 and float16: half-precision weights in FBGEMM's layout, float32 activations and sums. A step reads two bytes
   a weight, needs no bfloat16 instructions, and costs at 8 rows about what it costs at one. bfloat16 weights survive the
   change to float16 exactly from 2^-14 up; below, they are rounded to a multiple of 2^-24; a layer with a weight that
-  does not fit into float16 keeps float32.
+  does not fit into float16 keeps float32. FBGEMM divides rows among kernels of up to 14 rows with AVX-512 and of up to
+  6 with AVX2, where those of one and two rows round otherwise than the larger ones: numbers of rows that come to such a
+  kernel are filled up to one that does not.
 """
+
+from functools import cache
 
 import torch
 from torch import nn
 
 _FLOAT16_MAX = torch.finfo(torch.float16).max
+_FBGEMM_ROWS = 120
+"""Rows that FBGEMM divides among its kernels at once."""
+_MOST_FILLING = 4
 
 
 class PackedFloat32(nn.Module):
@@ -43,8 +50,13 @@ class PackedHalf(nn.Module):
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _fbgemm_linear(x, self._packed)
-        return out
+        rows = x.reshape(-1, self.in_features)
+        count = rows.shape[0]
+        filling = _filling()[count % _FBGEMM_ROWS]
+        if filling:
+            rows = torch.cat([rows, rows.new_zeros(filling, self.in_features)])
+        out: torch.Tensor = _fbgemm_linear(rows, self._packed)
+        return out[:count].view(*x.shape[:-1], self.out_features)
 
 
 def pack_linears(model: nn.Module, dtype: torch.dtype) -> None:
@@ -63,9 +75,26 @@ def pack_linears(model: nn.Module, dtype: torch.dtype) -> None:
 def pack(weight: torch.Tensor, bias: torch.Tensor | None, *, half: bool) -> nn.Module:
     """A packed layer for a weight [out_features, in_features]."""
     with torch.no_grad():
-        if half and bool(weight.abs().max() <= _FLOAT16_MAX):
+        if half and _filling() and bool(weight.abs().max() <= _FLOAT16_MAX):
             return PackedHalf(weight, bias)
         return PackedFloat32(weight, bias)
+
+
+@cache
+def _filling() -> tuple[int, ...]:
+    """By number of rows: how many more make FBGEMM give every row the bits that it has among many, on this CPU.
+
+    Empty when a number of rows needs too many more.
+    """
+    features = 64
+    generator = torch.Generator().manual_seed(0)
+    weight, row = torch.randn(features, features, generator=generator), torch.randn(features, generator=generator)
+    packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
+    same = row.expand(_FBGEMM_ROWS + _MOST_FILLING, features).contiguous()
+    usual = _fbgemm_linear(same[:_FBGEMM_ROWS], packed)[0]
+    steady = [torch.equal(_fbgemm_linear(same[:n], packed), usual.expand(n, -1)) for n in range(1, len(same) + 1)]
+    choices = [[more for more in range(_MOST_FILLING) if steady[n + more - 1]] for n in range(1, _FBGEMM_ROWS)]
+    return (0, *(min(fitting) for fitting in choices)) if all(choices) else ()
 
 
 def _onednn_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
