@@ -21,8 +21,8 @@ from services.engine.config import Device, Dtype, EngineConfig
 
 NUM_TOKENS = 128
 PROMPT_TOKENS = 128
-REPEATS = 4
-BATCH_REPEATS = 2
+REPEATS = 7
+BATCH_REPEATS = 3
 NUM_STREAMS = 8
 
 
