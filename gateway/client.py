@@ -29,6 +29,8 @@ GenerateResponse = inference_pb2.GenerateResponse
 ChatResponse = inference_pb2.ChatResponse
 Message = tuple[str, str]
 """(role, content), for example ("user", "Hello")."""
+Metadata = Sequence[tuple[str, str]]
+"""gRPC metadata: (name, value) each, names in lower case."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -60,8 +62,10 @@ class Options(TypedDict, total=False):
 class Client:
     """Asynchronous client. Calls raise grpc.aio.AioRpcError; `error_details` reads what comes with it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, metadata: Metadata = ()) -> None:
+        """`metadata` goes with every call, for a proxy in front that says by it who calls."""
         self._channel = open_channel(address)
+        self._metadata = tuple(metadata)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
@@ -80,41 +84,44 @@ class Client:
         self, prompt: str | Sequence[int], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncIterator[GenerateResponse]:
         """Continues a prompt (text or token ids). Stopping the iteration early cancels the request."""
-        return _cancelling(self._inference.Generate(generate_request(prompt, options), timeout=timeout))
+        return _cancelling(self._inference.Generate(generate_request(prompt, options), timeout=timeout, metadata=self._metadata))
 
     def chat(
         self, messages: Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncIterator[ChatResponse]:
         """Answers a conversation. Stopping the iteration early cancels the request."""
-        return _cancelling(self._inference.Chat(chat_request(messages, options), timeout=timeout))
+        return _cancelling(self._inference.Chat(chat_request(messages, options), timeout=timeout, metadata=self._metadata))
 
     async def list_models(self) -> list[model_pb2.Model]:
         """The models that can be asked for."""
-        return list((await self._models.ListModels(model_pb2.ListModelsRequest())).models)
+        return list((await self._models.ListModels(model_pb2.ListModelsRequest(), metadata=self._metadata)).models)
 
     async def tokenize(self, text: str, model: str = "") -> list[int]:
         """Token ids of a text."""
         request = inference_pb2.TokenizeRequest(model=model, text=text)
-        return list((await self._inference.Tokenize(request)).token_ids)
+        return list((await self._inference.Tokenize(request, metadata=self._metadata)).token_ids)
 
     async def detokenize(self, token_ids: Sequence[int], model: str = "") -> str:
         """Text of token ids."""
         request = inference_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
-        return (await self._inference.Detokenize(request)).text
+        return (await self._inference.Detokenize(request, metadata=self._metadata)).text
 
     async def cache_statistics(self) -> cache_pb2.GetCacheStatisticsResponse:
         """What the prefix cache keeps for this caller."""
-        return await self._cache.GetCacheStatistics(cache_pb2.GetCacheStatisticsRequest())
+        return await self._cache.GetCacheStatistics(cache_pb2.GetCacheStatisticsRequest(), metadata=self._metadata)
 
     async def clear_cache(self) -> int:
         """Deletes what the prefix cache keeps for this caller; returns how many blocks."""
-        return (await self._cache.ClearCache(cache_pb2.ClearCacheRequest())).num_deleted
+        request = cache_pb2.ClearCacheRequest()
+        return (await self._cache.ClearCache(request, metadata=self._metadata)).num_deleted
 
 
 class SyncClient:
     """Blocking client. Calls raise grpc.RpcError; `error_details` reads what comes with it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, metadata: Metadata = ()) -> None:
+        """`metadata` goes with every call, for a proxy in front that says by it who calls."""
+        self._metadata = tuple(metadata)
         self._channel = grpc.insecure_channel(address, options=channel_options())
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
@@ -133,7 +140,7 @@ class SyncClient:
         self, prompt: str | Sequence[int], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Iterator[GenerateResponse]:
         """Continues a prompt (text or token ids). Stopping the iteration early cancels the request."""
-        call = self._inference.Generate(generate_request(prompt, options), timeout=timeout)
+        call = self._inference.Generate(generate_request(prompt, options), timeout=timeout, metadata=self._metadata)
         try:
             yield from call
         finally:
@@ -143,7 +150,7 @@ class SyncClient:
         self, messages: Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Iterator[ChatResponse]:
         """Answers a conversation. Stopping the iteration early cancels the request."""
-        call = self._inference.Chat(chat_request(messages, options), timeout=timeout)
+        call = self._inference.Chat(chat_request(messages, options), timeout=timeout, metadata=self._metadata)
         try:
             yield from call
         finally:
@@ -151,11 +158,12 @@ class SyncClient:
 
     def list_models(self) -> list[model_pb2.Model]:
         """The models that can be asked for."""
-        return list(self._models.ListModels(model_pb2.ListModelsRequest()).models)
+        return list(self._models.ListModels(model_pb2.ListModelsRequest(), metadata=self._metadata).models)
 
     def tokenize(self, text: str, model: str = "") -> list[int]:
         """Token ids of a text."""
-        return list(self._inference.Tokenize(inference_pb2.TokenizeRequest(model=model, text=text)).token_ids)
+        request = inference_pb2.TokenizeRequest(model=model, text=text)
+        return list(self._inference.Tokenize(request, metadata=self._metadata).token_ids)
 
 
 def generate_request(prompt: str | Sequence[int], options: Options) -> inference_pb2.GenerateRequest:

@@ -26,7 +26,7 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         engine_loop = EngineLoop(build, "draft-engine")
-        prefixes = PrefixTier.connect(engine_loop, settings.prefix_cache, settings.max_unpublished_bytes)
+        prefixes = PrefixTier.connect(engine_loop, settings)
         try:
             servicer = DraftServicer(
                 engine_loop,
@@ -40,7 +40,8 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
             name = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
             yield Served((name,), engine_loop.ready(), engine_loop.stopped)
         finally:
-            await prefixes.close()
+            if prefixes is not None:
+                await prefixes.close()
             await engine_loop.stop()
 
     return lifespan

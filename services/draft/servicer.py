@@ -21,7 +21,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     def __init__(
         self,
         engine_loop: EngineLoop[DraftRole],
-        prefixes: PrefixTier,
+        prefixes: PrefixTier | None,
         model_id: str,
         max_open_sequences: int,
         max_proposal_tokens: int,
@@ -49,7 +49,8 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             # The stream names the target; whether this draft suits it is for whoever configured the pair.
             first.open.model = ""
             sequence, end = to_sequence(first.open, self._engine_loop.role.engine, self._model_id)
-            await self._prefixes.fetch(sequence, first.open.cache.token)
+            if self._prefixes is not None:
+                await self._prefixes.fetch(sequence, first.open.cache.token)
             stream = EventStream(self._engine_loop)
             length = min(first.open.max_draft_tokens, self._max_proposal_tokens)
             draft = DraftSequence(sequence, stream.emit, length, end, self._ahead)

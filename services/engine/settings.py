@@ -1,8 +1,9 @@
 """Settings that every process with an engine shares."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, Secret
 
 from services.common.settings import ProcessSettings
 from services.engine.config import Device, Dtype, EngineConfig
@@ -23,10 +24,22 @@ class EngineSettings(ProcessSettings):
     kv_bytes: int = Field(1 << 30, ge=1 << 20, description="Memory for KV blocks, in bytes.")
     block_size: int = Field(16, ge=1, description="Tokens of one KV block; must divide 128.")
     prefix_cache: str | None = Field(None, description="gRPC target of a prefix cache; none: own blocks only.")
+    prefix_cache_seal_key: Secret[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] | None = Field(
+        None,
+        description="Secret (64 hexadecimal digits) by which engines of a model know each other's blocks; none: what a "
+        "prefix cache makes up is believed.",
+    )
     max_unpublished_bytes: int = Field(
         256 << 20, ge=0, description="Computed blocks on their way to the prefix cache; more are not published."
     )
     trust_remote_code: bool = Field(False, description="Runs code that comes with a model. Only for models you trust.")
+
+    @property
+    def seal_key(self) -> bytes | None:
+        """The secret as 32 bytes."""
+        return (
+            None if self.prefix_cache_seal_key is None else bytes.fromhex(self.prefix_cache_seal_key.get_secret_value())
+        )
 
     @property
     def public_model_id(self) -> str:

@@ -26,14 +26,15 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         engine_loop = EngineLoop(build, "verifier-engine")
-        prefixes = PrefixTier.connect(engine_loop, settings.prefix_cache, settings.max_unpublished_bytes)
+        prefixes = PrefixTier.connect(engine_loop, settings)
         try:
             servicer = VerifierServicer(engine_loop, prefixes, settings.public_model_id, settings.max_open_sequences)
             verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
             name = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
             yield Served((name,), engine_loop.ready(), engine_loop.stopped)
         finally:
-            await prefixes.close()
+            if prefixes is not None:
+                await prefixes.close()
             await engine_loop.stop()
 
     return lifespan

@@ -23,7 +23,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     """Serves one target model."""
 
     def __init__(
-        self, engine_loop: EngineLoop[TargetRole], prefixes: PrefixTier, model_id: str, max_open_sequences: int
+        self, engine_loop: EngineLoop[TargetRole], prefixes: PrefixTier | None, model_id: str, max_open_sequences: int
     ) -> None:
         self._engine_loop = engine_loop
         self._prefixes = prefixes
@@ -40,7 +40,8 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             raise InvalidArgumentError("open", "the first message must open the sequence")
         with self._open_streams:
             sequence, end = to_sequence(first.open, self._engine_loop.role.engine, self._model_id)
-            await self._prefixes.fetch(sequence, first.open.cache.token)
+            if self._prefixes is not None:
+                await self._prefixes.fetch(sequence, first.open.cache.token)
             stream = EventStream(self._engine_loop)
             target = TargetSequence(sequence, stream.emit, first.open.max_draft_tokens, end)
             stream.submit(lambda role: role.open(target))
