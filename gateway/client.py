@@ -84,13 +84,15 @@ class Client:
         self, prompt: str | Sequence[int], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncIterator[GenerateResponse]:
         """Continues a prompt (text or token ids). Stopping the iteration early cancels the request."""
-        return _cancelling(self._inference.Generate(generate_request(prompt, options), timeout=timeout, metadata=self._metadata))
+        request = generate_request(prompt, options)
+        return _cancelling(self._inference.Generate(request, timeout=timeout, metadata=self._metadata))
 
     def chat(
         self, messages: Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncIterator[ChatResponse]:
         """Answers a conversation. Stopping the iteration early cancels the request."""
-        return _cancelling(self._inference.Chat(chat_request(messages, options), timeout=timeout, metadata=self._metadata))
+        request = chat_request(messages, options)
+        return _cancelling(self._inference.Chat(request, timeout=timeout, metadata=self._metadata))
 
     async def list_models(self) -> list[model_pb2.Model]:
         """The models that can be asked for."""
