@@ -21,7 +21,7 @@ from gateway.launcher import StackSettings, free_port, running_stack
 DELAYS_MS = (0, 2, 5, 10)
 DELAY_REPEATS = 6
 LOADS = (1, 2, 4, 8, 16, 32)
-LOAD_REPEATS = 3
+LOAD_REPEATS = 5
 
 
 class Delayed(NamedTuple):
@@ -56,7 +56,7 @@ class AheadReport(NamedTuple):
 
 
 def run(shipped: str, draft: str, work_dir: Path) -> AheadReport:
-    """Measures everything. Takes some twenty minutes on two cores."""
+    """Measures everything. Takes some half an hour on two cores."""
     heavy = build_heavy(shipped, work_dir / "heavy")
     count = 1 + DELAY_REPEATS + (1 + LOAD_REPEATS) * sum(LOADS)
     prompts = held_out_prompts(shipped, count)
@@ -112,7 +112,8 @@ async def _loads(
         for load in LOADS:
             for repeat in range(-1, LOAD_REPEATS):
                 chosen = [next(rest) for _ in range(load)]
-                for client, runs, speculation in zip(clients, (on, off), (True, False), strict=True):
+                ways = list(zip(clients, (on, off), (True, False), strict=True))
+                for client, runs, speculation in ways if repeat % 2 else reversed(ways):
                     result = await through_gateway(client, chosen, NUM_TOKENS, speculation=speculation)
                     if repeat >= 0:
                         runs[load].append(result)

@@ -1,6 +1,7 @@
 """The other end of PrefixCacheService."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 
 import grpc
 
@@ -9,7 +10,10 @@ from paceline.v1 import prefix_cache_pb2_grpc
 from services.common.errors import InvalidArgumentError
 from services.prefix_cache.access import credentials
 from services.prefix_cache.block import Data, sealed
+from services.prefix_cache.encoding import read_fetch_response, write_store_request
 from services.prefix_cache.pieces import assembled, to_pieces
+
+SERVICE = pb.DESCRIPTOR.services_by_name["PrefixCacheService"].full_name
 
 
 class PrefixCacheClient:
@@ -19,6 +23,12 @@ class PrefixCacheClient:
         self.target = target
         self._channel = channel
         self._stub = prefix_cache_pb2_grpc.PrefixCacheServiceStub(channel)
+        self._fetch_blocks: Any = channel.unary_stream(
+            f"/{SERVICE}/FetchBlocks", pb.FetchBlocksRequest.SerializeToString
+        )
+        self._store_blocks: Any = channel.stream_unary(
+            f"/{SERVICE}/StoreBlocks", response_deserializer=pb.StoreBlocksResponse.FromString
+        )
 
     async def match(self, token: str, namespace: str, keys: Sequence[bytes], timeout: float) -> int:
         """How many of the blocks, from the first on, are there."""
@@ -34,10 +44,11 @@ class PrefixCacheClient:
         Ends at the first that is not.
         """
         request = pb.FetchBlocksRequest(namespace=namespace, keys=keys)
-        call = self._stub.FetchBlocks(request, timeout=timeout, metadata=credentials(token))
+        call = self._fetch_blocks(request, timeout=timeout, metadata=credentials(token))
+        pieces = (read_fetch_response(message).piece async for message in call)
         wanted = iter(keys)
         try:
-            async for block in assembled(call, lambda response: response.piece, block_bytes):
+            async for block in assembled(pieces, block_bytes):
                 if block.key != next(wanted, None) or block.num_bytes != block_bytes or not block.is_intact:
                     return
                 yield block.key, block.data
@@ -49,15 +60,14 @@ class PrefixCacheClient:
     async def store(self, token: str, namespace: str, blocks: Iterable[tuple[bytes, Data]], timeout: float) -> int:
         """Has blocks, (key, data) each, kept; returns how many were."""
 
-        async def requests() -> AsyncIterator[pb.StoreBlocksRequest]:
-            first = namespace
+        async def requests() -> AsyncIterator[bytes]:
             for key, data in blocks:
                 for piece in to_pieces(sealed(key, data)):
-                    yield pb.StoreBlocksRequest(namespace=first, piece=piece)
-                    first = ""
+                    yield write_store_request(namespace, piece)
 
-        response = await self._stub.StoreBlocks(requests(), timeout=timeout, metadata=credentials(token))
-        return response.num_stored
+        response = await self._store_blocks(requests(), timeout=timeout, metadata=credentials(token))
+        num_stored: int = response.num_stored
+        return num_stored
 
     async def statistics(self, token: str, namespace: str, timeout: float) -> pb.GetNamespaceStatisticsResponse:
         """What the namespace holds, and how it fared."""

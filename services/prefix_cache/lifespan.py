@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from paceline.v1 import prefix_cache_pb2, prefix_cache_pb2_grpc
 from services.common.cache_token import TokenVerifier
 from services.common.server import Lifespan, Served
 from services.prefix_cache.access import Access
+from services.prefix_cache.client import SERVICE
 from services.prefix_cache.disk_store import DiskStore
 from services.prefix_cache.memory_store import MemoryStore
 from services.prefix_cache.metrics import CacheMetrics
@@ -30,8 +30,8 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
             servicer = PrefixCacheServicer(
                 tiers, access, CacheMetrics(), settings.quota_bytes, settings.max_block_bytes
             )
-            prefix_cache_pb2_grpc.add_PrefixCacheServiceServicer_to_server(servicer, server)
-            yield Served((prefix_cache_pb2.DESCRIPTOR.services_by_name["PrefixCacheService"].full_name,))
+            servicer.add_to(server)
+            yield Served((SERVICE,))
         finally:
             await tiers.close()
 

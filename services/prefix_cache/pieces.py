@@ -1,34 +1,32 @@
 """Blocks as pieces of bounded size, and back."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 
-from paceline.v1 import prefix_cache_pb2
 from services.common.errors import InvalidArgumentError
 from services.prefix_cache.block import KEY_BYTES, Block
+from services.prefix_cache.encoding import Piece
 
 PIECE_BYTES = 1 << 20
 """Most bytes of one piece: large enough for messages to cost little, small enough not to hold up others."""
 
 
-def to_pieces(block: Block) -> Iterator[prefix_cache_pb2.BlockPiece]:
-    """The pieces of a block, in order."""
+def to_pieces(block: Block) -> Iterator[Piece]:
+    """The pieces of a block, in order. Key, size and checksum stand on the first alone."""
     view = memoryview(block.data)
-    for start in range(0, max(1, view.nbytes), PIECE_BYTES):
-        piece = prefix_cache_pb2.BlockPiece(data=bytes(view[start : start + PIECE_BYTES]))
-        if start == 0:
-            piece.key, piece.block_bytes, piece.checksum = block.key, view.nbytes, block.checksum
-        yield piece
+    yield Piece(block.key, view.nbytes, block.checksum, view[:PIECE_BYTES])
+    for start in range(PIECE_BYTES, view.nbytes, PIECE_BYTES):
+        yield Piece(b"", 0, 0, view[start : start + PIECE_BYTES])
 
 
 class Assembly:
-    """Puts blocks together from pieces, holding one at a time."""
+    """Puts blocks together from pieces, holding one at a time. A block of one piece is that piece, not copied."""
 
     def __init__(self, max_block_bytes: int) -> None:
         self._max_block_bytes = max_block_bytes
-        self._first: prefix_cache_pb2.BlockPiece | None = None
+        self._first: Piece | None = None
         self._data = bytearray()
 
-    def add(self, piece: prefix_cache_pb2.BlockPiece) -> Block | None:
+    def add(self, piece: Piece) -> Block | None:
         """Takes the next piece; the block that it completes, if it does. Raises InvalidArgumentError."""
         if self._first is None:
             if len(piece.key) != KEY_BYTES:
@@ -37,7 +35,7 @@ class Assembly:
                 raise InvalidArgumentError(
                     "piece.block_bytes", f"must be 1 to {self._max_block_bytes}, got {piece.block_bytes}"
                 )
-            if len(piece.data) == piece.block_bytes:
+            if piece.data.nbytes == piece.block_bytes:
                 return Block(piece.key, piece.data, piece.checksum)
             self._first = piece
         elif piece.key:
@@ -53,12 +51,10 @@ class Assembly:
         return block
 
 
-async def assembled(
-    messages: AsyncIterable[object], piece_of: Callable[..., prefix_cache_pb2.BlockPiece], max_block_bytes: int
-) -> AsyncIterator[Block]:
-    """The blocks of a stream of messages. A block that the stream breaks off is left out."""
+async def assembled(pieces: AsyncIterable[Piece], max_block_bytes: int) -> AsyncIterator[Block]:
+    """The blocks of a stream of pieces. A block that the stream breaks off is left out."""
     assembly = Assembly(max_block_bytes)
-    async for message in messages:
-        block = assembly.add(piece_of(message))
+    async for piece in pieces:
+        block = assembly.add(piece)
         if block is not None:
             yield block

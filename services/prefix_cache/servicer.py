@@ -3,11 +3,15 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import grpc
+
 from paceline.v1 import prefix_cache_pb2 as pb
 from paceline.v1 import prefix_cache_pb2_grpc
 from services.common.errors import InvalidArgumentError
 from services.prefix_cache.access import Access
 from services.prefix_cache.block import KEY_BYTES
+from services.prefix_cache.client import SERVICE
+from services.prefix_cache.encoding import Piece, read_store_request, write_fetch_response
 from services.prefix_cache.metrics import CacheMetrics
 from services.prefix_cache.pieces import assembled, to_pieces
 from services.prefix_cache.tiers import Tiers
@@ -25,13 +29,21 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         self._quota_bytes = quota_bytes
         self._max_block_bytes = max_block_bytes
 
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Has a server serve it. Messages with blocks are read and written here: see encoding.py."""
+        prefix_cache_pb2_grpc.add_PrefixCacheServiceServicer_to_server(self, server)
+        fetch: Any = grpc.unary_stream_rpc_method_handler(self.FetchBlocks, pb.FetchBlocksRequest.FromString)
+        serialize = pb.StoreBlocksResponse.SerializeToString
+        store: Any = grpc.stream_unary_rpc_method_handler(self.StoreBlocks, response_serializer=serialize)
+        server.add_registered_method_handlers(SERVICE, {"FetchBlocks": fetch, "StoreBlocks": store})
+
     async def MatchBlocks(self, request: pb.MatchBlocksRequest, context: Any) -> pb.MatchBlocksResponse:
         """See prefix_cache.proto."""
         self._access.check(context, request.namespace)
         _check_keys(request.keys)
         return pb.MatchBlocksResponse(num_leading=await self._tiers.num_leading(request.namespace, request.keys))
 
-    async def FetchBlocks(self, request: pb.FetchBlocksRequest, context: Any) -> AsyncIterator[pb.FetchBlocksResponse]:
+    async def FetchBlocks(self, request: pb.FetchBlocksRequest, context: Any) -> AsyncIterator[Any]:
         """See prefix_cache.proto."""
         self._access.check(context, request.namespace)
         _check_keys(request.keys)
@@ -42,25 +54,24 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
                     return
                 fetched.add(block.num_bytes)
                 for piece in to_pieces(block):
-                    yield pb.FetchBlocksResponse(piece=piece)
+                    yield write_fetch_response(piece)
 
-    async def StoreBlocks(
-        self, request_iterator: AsyncIterator[pb.StoreBlocksRequest], context: Any
-    ) -> pb.StoreBlocksResponse:
+    async def StoreBlocks(self, request_iterator: AsyncIterator[Any], context: Any) -> pb.StoreBlocksResponse:
         """See prefix_cache.proto."""
         response = pb.StoreBlocksResponse()
         namespace = ""
 
-        async def checked() -> AsyncIterator[pb.StoreBlocksRequest]:
+        async def pieces() -> AsyncIterator[Piece]:
             nonlocal namespace
-            async for request in request_iterator:
+            async for message in request_iterator:
+                request = read_store_request(message)
                 if not namespace:
                     self._access.check(context, request.namespace)
                     namespace = request.namespace
-                yield request
+                yield request.piece
 
         with self._metrics.storing() as stored:
-            async for block in assembled(checked(), lambda request: request.piece, self._max_block_bytes):
+            async for block in assembled(pieces(), self._max_block_bytes):
                 if block.is_intact and await self._tiers.put(namespace, block):
                     response.num_stored += 1
                     stored.add(block.num_bytes)

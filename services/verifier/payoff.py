@@ -14,8 +14,11 @@ TRIAL_ROUNDS = 12
 SETTLING_ROUNDS = 3
 """Rounds at its beginning that do not: proposals are still on their way, or still about."""
 _STRETCH_ROUNDS = SETTLING_ROUNDS + TRIAL_ROUNDS
-_FIRST_INTERVAL = 48
+_FIRST_INTERVAL = 64
+"""Rounds between two trials of the slower way; it grows with every trial that finds it slower still."""
 _MAX_INTERVAL = 768
+_CLEAR = 1.15
+"""A way that is slower by this factor is tried again after four times as many rounds instead of twice."""
 _UNCLEAR = 0.75, 1.6
 """Estimated gains between which the two ways are compared."""
 _MARGIN = 1.03
@@ -101,12 +104,15 @@ class Payoff:
     def _turn(self, load: _Load) -> None:
         """After a stretch: measures the other way when it is time, or else goes the faster one."""
         other = not load.speculating
-        if other not in load.rates or load.since_trial >= load.interval:
+        if len(load.rates) < 2 or load.since_trial >= load.interval:
             load.since_trial = 0
             self._go(load, speculating=other)
-        elif len(load.rates) == 2 and load.speculating != (better := load.rates[True] > _MARGIN * load.rates[False]):
-            load.interval = min(_MAX_INTERVAL, 2 * load.interval)
-            self._go(load, speculating=better)
+            return
+        ratio = load.rates[True] / load.rates[False]
+        if load.speculating != (ratio > _MARGIN):
+            clear = not 1 / _CLEAR < ratio < _CLEAR
+            load.interval = min(_MAX_INTERVAL, load.interval * (4 if clear else 2))
+            self._go(load, speculating=not load.speculating)
 
     @staticmethod
     def _go(load: _Load, *, speculating: bool) -> None:

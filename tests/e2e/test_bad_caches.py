@@ -21,7 +21,6 @@ from paceline.v1 import prefix_cache_pb2 as pb
 from paceline.v1 import prefix_cache_pb2_grpc
 from services.common.server import Served
 from services.prefix_cache.block import sealed
-from services.prefix_cache.pieces import to_pieces
 from services.wire.seal import Seal
 from system import served, start_system
 
@@ -71,9 +70,9 @@ class FakeCache(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         for key in request.keys:
             given, data = self.lie(key, self.known[key], self.known)
             # The checksum is right for whatever is given out.
-            for piece in to_pieces(sealed(given, data)):
-                await asyncio.sleep(len(data) / self.bytes_per_second)
-                yield pb.FetchBlocksResponse(piece=piece)
+            piece = pb.BlockPiece(key=given, block_bytes=len(data), checksum=sealed(given, data).checksum, data=data)
+            await asyncio.sleep(len(data) / self.bytes_per_second)
+            yield pb.FetchBlocksResponse(piece=piece)
 
     async def StoreBlocks(
         self, request_iterator: AsyncIterator[pb.StoreBlocksRequest], context: Any

@@ -1,0 +1,142 @@
+"""How fast blocks come out of the prefix cache, beside a plain gRPC stream of bytes, both on loopback.
+
+`python -m benchmarks.transfer PORT` is the plain stream's server, a process of its own as the cache is.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import grpc
+
+from gateway.launcher import free_port, wait_serving
+from services.common.cache_token import TokenMint, new_signing_key, public_key
+from services.common.channel import open_channel
+from services.common.server import Served, running_server
+from services.common.settings import ServerSettings
+from services.prefix_cache.client import PrefixCacheClient
+
+BLOCK_BYTES = 1 << 20
+NUM_BLOCKS = 256
+REPEATS = 7
+_METHOD = "/paceline.benchmarks.Bytes/Stream"
+_NAMESPACE = "tenant/benchmark"
+
+
+class Transfer(NamedTuple):
+    """Medians, in bytes a second, and the median of ratios of neighbouring runs."""
+
+    fetched: float
+    raw: float
+    ratio: float
+
+
+class CacheProcess(NamedTuple):
+    """A prefix cache that runs, and what it takes to use it."""
+
+    client: PrefixCacheClient
+    token: str
+    namespace: str
+    keys: list[bytes]
+    data: bytes
+
+    async def store(self) -> None:
+        """Stores all blocks."""
+        blocks = ((key, self.data) for key in self.keys)
+        await self.client.store(self.token, self.namespace, blocks, 120)
+
+    async def fetch(self) -> int:
+        """Fetches all blocks; returns how many bytes came."""
+        blocks = self.client.fetch(self.token, self.namespace, self.keys, BLOCK_BYTES, 120)
+        return sum([memoryview(data).nbytes async for _, data in blocks])
+
+
+def measure() -> Transfer:
+    """Both in turns. Takes some ten seconds."""
+    return asyncio.run(_measure())
+
+
+@asynccontextmanager
+async def cache_process(num_blocks: int) -> AsyncIterator[CacheProcess]:
+    """A prefix cache in a process of its own with room for so many blocks, in memory."""
+    key = new_signing_key()
+    capacity = 2 * num_blocks * BLOCK_BYTES
+    port = free_port()
+    arguments = [
+        f"--server.port={port}",
+        f"--token-keys={json.dumps([public_key(key)])}",
+        f"--memory-bytes={capacity}",
+        f"--quota-bytes={capacity}",
+        "--telemetry.log-level=WARNING",
+    ]
+    async with _process(port, "services.prefix_cache", *arguments) as address:
+        client = PrefixCacheClient(address, open_channel(address))
+        keys = [index.to_bytes(32, "little") for index in range(num_blocks)]
+        mint = TokenMint(key, 3600)
+        yield CacheProcess(client, mint.token(_NAMESPACE), _NAMESPACE, keys, os.urandom(BLOCK_BYTES))
+        await client.close()
+
+
+async def _measure() -> Transfer:
+    ours, theirs, port = [], [], free_port()
+    async with (
+        cache_process(NUM_BLOCKS) as cache,
+        _process(port, "benchmarks.transfer", str(port)) as address,
+        open_channel(address) as channel,
+    ):
+        await cache.store()
+        stream: Any = channel.unary_stream(_METHOD)
+        for repeat in range(-1, REPEATS):
+            started = time.perf_counter()
+            assert await cache.fetch() == NUM_BLOCKS * BLOCK_BYTES
+            middle = time.perf_counter()
+            total = 0
+            async for message in stream(b""):
+                total += len(message)
+            assert total == NUM_BLOCKS * BLOCK_BYTES
+            if repeat >= 0:
+                ours.append(total / (middle - started))
+                theirs.append(total / (time.perf_counter() - middle))
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return Transfer(statistics.median(ours), statistics.median(theirs), ratio)
+
+
+@asynccontextmanager
+async def _process(port: int, module: str, *arguments: str) -> AsyncIterator[str]:
+    """Address of a server process, once it serves."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, *arguments)
+    try:
+        await wait_serving(f"127.0.0.1:{port}")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _serve(port: int) -> None:
+    """The plain stream: bytes as they are, messages of a block each."""
+    data = os.urandom(BLOCK_BYTES)
+
+    async def stream(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
+        for _ in range(NUM_BLOCKS):
+            yield data
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        service, method = _METHOD.strip("/").split("/")
+        handlers: dict[str, Any] = {method: grpc.unary_stream_rpc_method_handler(stream)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        yield Served(())
+
+    async with running_server(ServerSettings(port=port), lifespan):
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(int(sys.argv[1])))
