@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import ahead, recovered, repetition, simulation, speculation
+from benchmarks import ahead, recovered, repetition, reuse, simulation, speculation
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.report import write
 from benchmarks.simulation_report import write_simulation
@@ -52,10 +52,16 @@ def _simulation(_target: str, _draft: str) -> tuple[Path, bool]:
     return write_simulation(points, _PAGES), all(point.ahead >= _LOAD_FLOOR * point.plain for point in points)
 
 
+def _reuse(target: str, _draft: str) -> tuple[Path, bool]:
+    measures = reuse.run(target, _WORK_DIR)
+    return reuse.write_reuse(measures, _PAGES), all(measure.holds for measure in measures)
+
+
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
     "repetition": _repetition,
+    "reuse": _reuse,
     "recovered": _recovered,
     "simulation": _simulation,
 }

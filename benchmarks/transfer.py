@@ -1,6 +1,7 @@
 """How fast blocks come out of the prefix cache, beside a plain gRPC stream of bytes, both on loopback.
 
-`python -m benchmarks.transfer PORT` is the plain stream's server, a process of its own as the cache is.
+Run as a module with a port it is the plain stream's server; with a prefix cache's address and a token it stores a
+gigabyte there and fetches it again.
 """
 
 import asyncio
@@ -26,7 +27,10 @@ BLOCK_BYTES = 1 << 20
 NUM_BLOCKS = 256
 REPEATS = 7
 _METHOD = "/paceline.benchmarks.Bytes/Stream"
-_NAMESPACE = "tenant/benchmark"
+NAMESPACE = "tenant/benchmark"
+"""Where blocks are stored."""
+_GIGABYTE_BLOCKS = 1000
+_MOST_SECONDS = 300.0
 
 
 class Transfer(NamedTuple):
@@ -37,24 +41,28 @@ class Transfer(NamedTuple):
     ratio: float
 
 
-class CacheProcess(NamedTuple):
-    """A prefix cache that runs, and what it takes to use it."""
+class Blocks:
+    """Blocks to be stored in a prefix cache, and fetched."""
 
-    client: PrefixCacheClient
-    token: str
-    namespace: str
-    keys: list[bytes]
-    data: bytes
+    def __init__(self, address: str, token: str, num_blocks: int) -> None:
+        self._client = PrefixCacheClient(address, open_channel(address))
+        self._token = token
+        self._keys = [index.to_bytes(32, "little") for index in range(num_blocks)]
+        self._data = os.urandom(BLOCK_BYTES)
 
-    async def store(self) -> None:
-        """Stores all blocks."""
-        blocks = ((key, self.data) for key in self.keys)
-        await self.client.store(self.token, self.namespace, blocks, 120)
+    async def store(self) -> int:
+        """Stores all; returns how many bytes were kept."""
+        blocks = ((key, self._data) for key in self._keys)
+        return BLOCK_BYTES * await self._client.store(self._token, NAMESPACE, blocks, _MOST_SECONDS)
 
     async def fetch(self) -> int:
-        """Fetches all blocks; returns how many bytes came."""
-        blocks = self.client.fetch(self.token, self.namespace, self.keys, BLOCK_BYTES, 120)
+        """Fetches all; returns how many bytes came."""
+        blocks = self._client.fetch(self._token, NAMESPACE, self._keys, BLOCK_BYTES, _MOST_SECONDS)
         return sum([memoryview(data).nbytes async for _, data in blocks])
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        await self._client.close()
 
 
 def measure() -> Transfer:
@@ -63,8 +71,8 @@ def measure() -> Transfer:
 
 
 @asynccontextmanager
-async def cache_process(num_blocks: int) -> AsyncIterator[CacheProcess]:
-    """A prefix cache in a process of its own with room for so many blocks, in memory."""
+async def _cache_process(num_blocks: int) -> AsyncIterator[Blocks]:
+    """A prefix cache in a process of its own, with room for so many blocks in memory."""
     key = new_signing_key()
     capacity = 2 * num_blocks * BLOCK_BYTES
     port = free_port()
@@ -76,21 +84,19 @@ async def cache_process(num_blocks: int) -> AsyncIterator[CacheProcess]:
         "--telemetry.log-level=WARNING",
     ]
     async with _process(port, "services.prefix_cache", *arguments) as address:
-        client = PrefixCacheClient(address, open_channel(address))
-        keys = [index.to_bytes(32, "little") for index in range(num_blocks)]
-        mint = TokenMint(key, 3600)
-        yield CacheProcess(client, mint.token(_NAMESPACE), _NAMESPACE, keys, os.urandom(BLOCK_BYTES))
-        await client.close()
+        blocks = Blocks(address, TokenMint(key, 3600).token(NAMESPACE), num_blocks)
+        yield blocks
+        await blocks.close()
 
 
 async def _measure() -> Transfer:
     ours, theirs, port = [], [], free_port()
     async with (
-        cache_process(NUM_BLOCKS) as cache,
+        _cache_process(NUM_BLOCKS) as cache,
         _process(port, "benchmarks.transfer", str(port)) as address,
         open_channel(address) as channel,
     ):
-        await cache.store()
+        assert await cache.store() == NUM_BLOCKS * BLOCK_BYTES
         stream: Any = channel.unary_stream(_METHOD)
         for repeat in range(-1, REPEATS):
             started = time.perf_counter()
@@ -138,5 +144,15 @@ async def _serve(port: int) -> None:
         await asyncio.Event().wait()
 
 
+async def _move(address: str, token: str) -> None:
+    """A gigabyte in, and out again."""
+    os.nice(10)  # Stands for another machine's engine, which would have cores of its own.
+    blocks = Blocks(address, token, _GIGABYTE_BLOCKS)
+    for moved in (await blocks.store(), await blocks.fetch()):
+        if moved != _GIGABYTE_BLOCKS * BLOCK_BYTES:
+            raise SystemExit(f"only {moved} bytes were moved")
+    await blocks.close()
+
+
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1])))
+    asyncio.run(_serve(int(sys.argv[1])) if len(sys.argv) == 2 else _move(*sys.argv[1:]))

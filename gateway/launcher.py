@@ -30,6 +30,8 @@ _SPIN_COUNT = 20_000
 """Rounds, some 50 ns each, that an idle OpenMP thread spins before it sleeps: through the gaps of a step and between
 two steps that follow each other, not through the wait for a proposal, whose draft wants the core."""
 _SPIN_COUNT_ALONE = 100_000
+_CACHE_NICENESS = 10
+"""Moving blocks gives way to the steps of the models on the same cores."""
 
 
 class Threads(NamedTuple):
@@ -112,7 +114,8 @@ class Stack:
             "gateway": settings.gateway_port or free_port(),
             "prefix_cache": settings.prefix_cache_port or free_port(),
         }
-        self._signing_key = new_signing_key()
+        self.signing_key = new_signing_key()
+        """Signs tokens for the prefix cache."""
         self.processes: dict[str, asyncio.subprocess.Process] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -175,7 +178,7 @@ class Stack:
         paths = [str(_ROOT), str(_ROOT / "protos"), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         if name == "gateway" and self.settings.prefix_cache:
-            environment["PACELINE_GATEWAY_CACHE_SIGNING_KEY"] = self._signing_key
+            environment["PACELINE_GATEWAY_CACHE_SIGNING_KEY"] = self.signing_key
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -199,7 +202,8 @@ class Stack:
             "--telemetry.log-format=text",
         ]
         if name == "prefix_cache":
-            arguments.append(f"--token-keys={json.dumps([public_key(self._signing_key)])}")
+            arguments.append(f"--token-keys={json.dumps([public_key(self.signing_key)])}")
+            arguments.append(f"--niceness={_CACHE_NICENESS}")
             if settings.cache_folder is not None:
                 arguments.append(f"--disk-folder={settings.cache_folder}")
             return [*arguments, *settings.extra.get(name, ())]

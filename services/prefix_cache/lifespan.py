@@ -1,5 +1,6 @@
 """Builds the tiers of a prefix cache, serves them, and tears them down."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -24,6 +25,7 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        os.nice(settings.niceness)
         access = Access(TokenVerifier(settings.token_keys))
         tiers = Tiers(await _stores(settings), settings.max_pending_bytes)
         try:

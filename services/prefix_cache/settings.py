@@ -26,3 +26,4 @@ class PrefixCacheSettings(ProcessSettings):
     quota_bytes: int = Field(1 << 30, ge=1 << 20, description="Most bytes of one namespace in each tier.")
     max_block_bytes: int = Field(64 << 20, ge=1, description="Largest block.")
     max_pending_bytes: int = Field(256 << 20, ge=0, description="Blocks on their way to further tiers; more are not.")
+    niceness: int = Field(0, ge=0, le=19, description="Makes the process give way to models on the same cores.")
