@@ -77,7 +77,7 @@ def write_reuse(measures: Sequence[Measure], folder: Path) -> Path:
         f"Written by `make bench`: {machine()}. Heavy target (see [speculation](speculation.md)), bfloat16, prompts of "
         f"{PREFIX_TOKENS} tokens that are shared and {_SUFFIX_TOKENS} that are not, time to the first token at the "
         f"client; medians of the ratios of {REPEATS} pairs. Blocks of {_BLOCK_TOKENS} tokens take 459 kB. The gigabyte "
-        "is moved by another process in blocks of 1 MB; it gives way to the models as the cache itself does. Medians of "
+        "is moved in blocks of 1 MB by another process, which gives way to the models as the cache does; medians of "
         f"{_MOVES} pairs.",
         "",
         *table(
