@@ -71,7 +71,8 @@ class Engine:
         place = runner.loaded.device.type
         if place == "cpu":
             place = torch.backends.cpu.get_cpu_capability()
-        return f"{runner.kv_cache.layout}; {forward} forward; {place}; torch {torch.__version__}"
+        weights = self.description.dtype
+        return f"{runner.kv_cache.layout}; {weights} weights; {forward} forward; {place}; torch {torch.__version__}"
 
     @property
     def block_bytes(self) -> int:
