@@ -50,12 +50,13 @@ class PackedHalf(nn.Module):
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, self.in_features)
-        count = rows.shape[0]
+        count = x.numel() // self.in_features
         filling = _filling()[count % _FBGEMM_ROWS]
-        if filling:
-            rows = torch.cat([rows, rows.new_zeros(filling, self.in_features)])
-        out: torch.Tensor = _fbgemm_linear(rows, self._packed)
+        if not filling:
+            out: torch.Tensor = _fbgemm_linear(x, self._packed)
+            return out
+        rows = torch.cat([x.reshape(count, self.in_features), x.new_zeros(filling, self.in_features)])
+        out = _fbgemm_linear(rows, self._packed)
         return out[:count].view(*x.shape[:-1], self.out_features)
 
 

@@ -1,6 +1,6 @@
 """The other end of PrefixCacheService."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -38,7 +38,7 @@ class PrefixCacheClient:
 
     async def fetch(
         self, token: str, namespace: str, keys: Sequence[bytes], block_bytes: int, timeout: float
-    ) -> AsyncIterator[tuple[bytes, Data]]:
+    ) -> AsyncGenerator[tuple[bytes, Data], None]:
         """Yields (key, data) of blocks in order, each the one asked for, of the right size and intact.
 
         Ends at the first that is not.

@@ -14,6 +14,8 @@ from services.common.errors import InvalidArgumentError
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
 _MAX_VARINT_BYTES = 10
+_MOST_BESIDE_DATA = 4096
+"""Bytes that a message may have beside the data: who keeps the data keeps the whole message."""
 _Value = int | memoryview
 
 
@@ -47,13 +49,13 @@ def write_store_request(namespace: str, piece: Piece) -> bytes:
 def read_fetch_response(message: bytes) -> PieceMessage:
     """What an encoded FetchBlocksResponse says. Raises InvalidArgumentError."""
     fields = dict(_fields(memoryview(message)))
-    return PieceMessage("", _piece(fields.get(pb.FetchBlocksResponse.PIECE_FIELD_NUMBER)))
+    return PieceMessage("", _piece(message, fields.get(pb.FetchBlocksResponse.PIECE_FIELD_NUMBER)))
 
 
 def read_store_request(message: bytes) -> PieceMessage:
     """What an encoded StoreBlocksRequest says. Raises InvalidArgumentError."""
     fields = dict(_fields(memoryview(message)))
-    piece = _piece(fields.get(pb.StoreBlocksRequest.PIECE_FIELD_NUMBER))
+    piece = _piece(message, fields.get(pb.StoreBlocksRequest.PIECE_FIELD_NUMBER))
     namespace = _bytes(fields.get(pb.StoreBlocksRequest.NAMESPACE_FIELD_NUMBER))
     try:
         return PieceMessage(str(namespace, "utf-8"), piece)
@@ -77,14 +79,17 @@ def _begin(field: int, num_bytes: int) -> bytes:
     return bytes(encoded)
 
 
-def _piece(value: _Value | None) -> Piece:
+def _piece(message: bytes, value: _Value | None) -> Piece:
     fields = dict(_fields(_bytes(value)))
     block_bytes = fields.get(pb.BlockPiece.BLOCK_BYTES_FIELD_NUMBER, 0)
     checksum = fields.get(pb.BlockPiece.CHECKSUM_FIELD_NUMBER, 0)
     if not isinstance(block_bytes, int) or not isinstance(checksum, int):
         raise _malformed()
     key = bytes(_bytes(fields.get(pb.BlockPiece.KEY_FIELD_NUMBER)))
-    return Piece(key, block_bytes, checksum, _bytes(fields.get(pb.BlockPiece.DATA_FIELD_NUMBER)))
+    data = _bytes(fields.get(pb.BlockPiece.DATA_FIELD_NUMBER))
+    if len(message) - data.nbytes > _MOST_BESIDE_DATA:
+        raise InvalidArgumentError("piece", f"the message has more than {_MOST_BESIDE_DATA} bytes beside the data")
+    return Piece(key, block_bytes, checksum, data)
 
 
 def _bytes(value: _Value | None) -> memoryview:

@@ -7,6 +7,7 @@ waits for it longer than computing would take.
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from itertools import groupby
 from typing import Any
 
@@ -93,11 +94,10 @@ class PrefixTier:
         got = 0
         try:
             count = await self._match(token, namespace, keys, min(_MATCH_SECONDS, limit))
-            self._publisher.forget(keys[count:])
             if count and self._pays(engine, count):
                 size = engine.block_bytes + self._seal.num_bytes
-                blocks = self._client.fetch(token, namespace, keys[:count], size, limit)
-                got = await self._receive(blocks, count)
+                async with aclosing(self._client.fetch(token, namespace, keys[:count], size, limit)) as blocks:
+                    got = await self._receive(blocks, count)
         except grpc.aio.AioRpcError as error:
             self._backoff.failed(error)
             return False
@@ -116,6 +116,7 @@ class PrefixTier:
             self._latency = max(self._latency, 2 * limit)
             return 0
         self._latency += _SMOOTHING * (time.monotonic() - started - self._latency)
+        self._publisher.forget(keys[count:])
         return count
 
     async def _receive(self, blocks: AsyncIterator[tuple[bytes, Buffer]], count: int) -> int:

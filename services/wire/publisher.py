@@ -48,7 +48,10 @@ class Publisher:
         """Blocks that the cache has been given, or gave."""
         self._tokens: OrderedDict[str, str] = OrderedDict()
         self._pending: asyncio.Queue[tuple[str, dict[bytes, memoryview]]] = asyncio.Queue()
-        self._pending_bytes = 0
+        self._gathered_bytes = 0
+        """Written by the engine's thread alone."""
+        self._finished_bytes = 0
+        """Written by the event loop alone; what was gathered and is not finished is pending."""
         instruments = meter("paceline.prefix_tier")
         self._published = instruments.create_counter("paceline.published_blocks", "{block}", "Blocks published.")
         self._dropped = instruments.create_counter("paceline.unpublished_blocks", "{block}", "Blocks dropped instead.")
@@ -94,16 +97,16 @@ class Publisher:
             namespace, digest = named.popleft()
             if digest not in self._known:
                 chosen[digest] = namespace
-        if self._pending_bytes + len(chosen) * size > self._max_pending_bytes:
+        if self._gathered_bytes - self._finished_bytes + len(chosen) * size > self._max_pending_bytes:
             self._dropped.add(len(chosen))
             return bool(named)
         for namespace, digests in groupby(chosen, chosen.__getitem__):
             contents = engine.read(digests)
+            self._gathered_bytes += _num_bytes(contents)
             self._loop.call_soon_threadsafe(self._offer, namespace, contents)
         return bool(named)
 
     def _offer(self, namespace: str, contents: dict[bytes, memoryview]) -> None:
-        self._pending_bytes += _num_bytes(contents)
         self.remember(contents)
         self._pending.put_nowait((namespace, contents))
 
@@ -114,7 +117,7 @@ class Publisher:
                 if not await self._store(namespace, contents):
                     self.forget(contents)
             finally:
-                self._pending_bytes -= _num_bytes(contents)
+                self._finished_bytes += _num_bytes(contents)
 
     async def _store(self, namespace: str, contents: dict[bytes, memoryview]) -> bool:
         """Whether the cache took them all."""

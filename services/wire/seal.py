@@ -5,6 +5,8 @@ specification, section 2.6) of the block's key and contents, with a key that the
 never sees: neither a cache nor whoever writes to its stores can make one.
 """
 
+from hmac import compare_digest
+
 from blake3 import blake3
 
 from services.engine.kv_cache import Buffer
@@ -32,7 +34,7 @@ class Seal:
             return sealed
         content = memoryview(sealed)[:-SEAL_BYTES]
         mac = memoryview(sealed)[-SEAL_BYTES:]
-        return content if _mac(self._key, key, content) == mac else None
+        return content if compare_digest(_mac(self._key, key, content), mac) else None
 
 
 def _mac(secret: bytes, key: bytes, content: Buffer) -> bytes:

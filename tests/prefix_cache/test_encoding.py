@@ -52,6 +52,15 @@ def test_a_message_that_breaks_off_is_refused(cut: int) -> None:
         read_fetch_response(message[:-cut])
 
 
+def test_a_message_that_is_mostly_something_else_is_refused() -> None:
+    """Whoever keeps the data would keep all of it, past every bound."""
+    unknown = pb.StoreBlocksRequest(namespace="x" * 10_000).SerializeToString()
+    message = write_store_request("a", next(to_pieces(sealed(b"k" * 32, b"d"))))
+    assert read_store_request(message).piece.data == b"d"
+    with pytest.raises(InvalidArgumentError, match="beside the data"):
+        read_store_request(unknown + message)
+
+
 async def collect(pieces: list[Piece], most: int = 1 << 30) -> list[Block]:
     async def stream() -> AsyncIterator[Piece]:
         for piece in pieces:
