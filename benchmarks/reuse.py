@@ -19,7 +19,7 @@ from benchmarks.transfer import NAMESPACE, Transfer
 from gateway.client import Client
 from gateway.launcher import Stack, StackSettings, running_stack, wait_serving
 from models.corpus import load_corpus
-from services.common.cache_token import TokenMint
+from services.common.tenant_token import TokenMint
 
 PREFIX_TOKENS = 2000
 _SUFFIX_TOKENS = 15

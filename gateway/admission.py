@@ -22,6 +22,11 @@ class Admission:
         self.active = 0
 
     @property
+    def is_full(self) -> bool:
+        """Whether a request that comes now has to wait."""
+        return self.active >= self._max_active
+
+    @property
     def queued(self) -> int:
         """Requests that wait."""
         return sum(1 for *_, turn in self._queue if not turn.done())
@@ -29,7 +34,7 @@ class Admission:
     @asynccontextmanager
     async def place(self, priority: int) -> AsyncIterator[None]:
         """Waits for a place and holds it. Raises ResourceExhaustedError when the queue is full."""
-        if self.active >= self._max_active:
+        if self.is_full:
             await self._wait(priority)
         else:
             self.active += 1

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.cache_grants import CacheGrants
+from gateway.grants import Grants
 from paceline.v1 import cache_pb2, cache_pb2_grpc
 from services.common.errors import FailedPreconditionError
 from services.prefix_cache.client import PrefixCacheClient
@@ -14,7 +14,7 @@ _DELETE_SECONDS = 60.0
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     """Asks the prefix cache in the caller's name."""
 
-    def __init__(self, client: PrefixCacheClient | None, grants: CacheGrants) -> None:
+    def __init__(self, client: PrefixCacheClient | None, grants: Grants) -> None:
         self._client = client
         self._grants = grants
 

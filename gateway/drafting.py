@@ -37,6 +37,8 @@ class Drafting:
         self._failed: DraftClient | None = None
         self._backoff = _FIRST_BACKOFF_SECONDS
         self._not_before = 0.0
+        self._without_adapter = False
+        """Whether a draft failed with its adapter: the next one goes without."""
 
     def start(self) -> None:
         """Opens a draft, if there is one and it is time."""
@@ -45,8 +47,11 @@ class Drafting:
         draft = self._pool.draft(self._failed)
         if draft is None:
             return
+        opening = self._opening()
+        if self._without_adapter:
+            opening.adapter_digest = ""
         self._backlog = Backlog()
-        self._task = asyncio.create_task(self._run(draft, self._opening(), self._backlog))
+        self._task = asyncio.create_task(self._run(draft, opening, self._backlog))
 
     def commit(self, commit: speculation_pb2.Commit) -> None:
         """Tells the draft what the target decided, and opens one when there is none and proposals are wanted."""
@@ -72,6 +77,7 @@ class Drafting:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             _log.info("draft %s failed: %r", draft.target, error)
             draft.forget()
+            self._without_adapter = bool(opening.adapter_digest)
         self._failed = draft
         self._not_before = time.monotonic() + self._backoff
         self._backoff = min(_MAX_BACKOFF_SECONDS, 2 * self._backoff)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.common.cache_token import new_signing_key, public_key
 from services.common.channel import open_channel
+from services.common.tenant_token import new_signing_key, public_key
 
 LineSink = Callable[[str, str], None]
 """Takes (process name, log line)."""
@@ -178,7 +178,7 @@ class Stack:
         paths = [str(_ROOT), str(_ROOT / "protos"), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         if name == "gateway" and self.settings.prefix_cache:
-            environment["PACELINE_GATEWAY_CACHE_SIGNING_KEY"] = self.signing_key
+            environment["PACELINE_GATEWAY_SIGNING_KEY"] = self.signing_key
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

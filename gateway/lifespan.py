@@ -5,18 +5,30 @@ from contextlib import asynccontextmanager
 
 import grpc
 
+from gateway.adapter_servicer import AdapterServicer
+from gateway.adapters import Adapters
 from gateway.admission import Admission
-from gateway.cache_grants import CacheGrants
 from gateway.cache_servicer import CacheServicer
+from gateway.grants import Grants
 from gateway.model_servicer import ModelServicer
 from gateway.pool import ServicePool
 from gateway.servicer import InferenceServicer
 from gateway.settings import GatewaySettings
 from gateway.tokenizer import ModelTokenizer
-from paceline.v1 import cache_pb2, cache_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
-from services.common.cache_token import TokenMint
+from paceline.v1 import (
+    adapter_pb2,
+    adapter_pb2_grpc,
+    cache_pb2,
+    cache_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
+from services.adapter_store.client import AdapterStoreClient
 from services.common.channel import open_channel
 from services.common.server import Lifespan, Served
+from services.common.tenant_token import TokenMint
 from services.prefix_cache.client import PrefixCacheClient
 
 
@@ -31,19 +43,24 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
         grants = await _grants(settings, tokenizer)
         target = settings.prefix_cache
         cache = PrefixCacheClient(target, open_channel(target)) if target else None
+        store = settings.adapter_store
+        adapters = Adapters(AdapterStoreClient(store, open_channel(store)) if store else None, grants, pool)
         try:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-                InferenceServicer(settings, pool, tokenizer, admission, grants), server
+                InferenceServicer(settings, pool, tokenizer, admission, grants, adapters), server
             )
+            adapter_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterServicer(adapters, grants, pool), server)
             cache_pb2_grpc.add_CacheServiceServicer_to_server(CacheServicer(cache, grants), server)
             model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(pool, tokenizer), server)
             names = (
+                adapter_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
                 inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
                 cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
                 model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
             )
             yield Served(names, pool.ready())
         finally:
+            await adapters.close()
             await pool.close()
             if cache is not None:
                 await cache.close()
@@ -51,9 +68,9 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
     return lifespan
 
 
-async def _grants(settings: GatewaySettings, tokenizer: ModelTokenizer) -> CacheGrants:
-    key = settings.cache_signing_key
-    mint = TokenMint(key.get_secret_value(), settings.cache_token_seconds) if key is not None else None
+async def _grants(settings: GatewaySettings, tokenizer: ModelTokenizer) -> Grants:
+    key = settings.signing_key
+    mint = TokenMint(key.get_secret_value(), settings.token_seconds) if key is not None else None
     public = [await tokenizer.encode(prefix) for prefix in settings.public_prefixes]
     # What comes after the system message, here an empty user message, is left out when prompts are compared.
     chats = [
@@ -61,4 +78,4 @@ async def _grants(settings: GatewaySettings, tokenizer: ModelTokenizer) -> Cache
         for message in settings.public_system_messages
     ]
     public += [await tokenizer.encode_chat(chat) for chat in chats]
-    return CacheGrants(mint, settings.tenant_header, public)
+    return Grants(mint, settings.tenant_header, public)

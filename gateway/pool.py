@@ -2,19 +2,21 @@
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import grpc
 
 from paceline.v1 import model_pb2
 from services.common.channel import open_channel
-from services.common.errors import NotFoundError
+from services.common.errors import FailedPreconditionError, NotFoundError
 from services.draft.client import DraftClient
 from services.verifier.client import VerifierClient
 
 _log = logging.getLogger(__name__)
 _ASK_TIMEOUT_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
+_MAX_REMEMBERED = 4096
 
 
 class ServicePool:
@@ -24,6 +26,8 @@ class ServicePool:
         self._verifiers = [VerifierClient(target, open_channel(target)) for target in verifiers]
         self._drafts = [DraftClient(target, open_channel(target)) for target in drafts]
         self._target_info: model_pb2.ModelInfo | None = None
+        self._last_with: OrderedDict[str, VerifierClient] = OrderedDict()
+        """Which verifier a stream with an adapter went to last."""
 
     @property
     def target_info(self) -> model_pb2.ModelInfo:
@@ -67,10 +71,35 @@ class ServicePool:
                 _log.info("draft %s is away: %s", draft.target, error.code().name)
         return None
 
-    def verifier(self, avoid: VerifierClient | None) -> VerifierClient:
-        """The verifier with the fewest streams; another than `avoid` where there is one."""
+    async def target_modules(self) -> list[model_pb2.AdapterModule]:
+        """The target's layers that adapters may change. Raises FailedPreconditionError when there are none."""
+        modules = await self.verifier(None).list_adapter_modules(_ASK_TIMEOUT_SECONDS)
+        if not modules:
+            raise FailedPreconditionError("the verifier takes no adapters")
+        return modules
+
+    async def draft_modules(self) -> tuple[model_pb2.ModelInfo, list[model_pb2.AdapterModule]]:
+        """A draft and its layers that adapters may change. Raises FailedPreconditionError when there are none."""
+        for draft in self._drafts:
+            modules = await draft.list_adapter_modules(_ASK_TIMEOUT_SECONDS)
+            if modules:
+                return await draft.get_model(_ASK_TIMEOUT_SECONDS), modules
+        raise FailedPreconditionError("there is no draft that takes adapters")
+
+    def verifier(self, avoid: VerifierClient | None, adapter: str = "") -> VerifierClient:
+        """The verifier with the fewest streams; another than `avoid` where there is one.
+
+        Among those with equally few, the one that last had the adapter, if there is one.
+        """
         others = [verifier for verifier in self._verifiers if verifier is not avoid]
-        return min(others or self._verifiers, key=lambda verifier: verifier.num_streams)
+        last = self._last_with.get(adapter)
+        chosen = min(others or self._verifiers, key=lambda verifier: (verifier.num_streams, verifier is not last))
+        if adapter:
+            self._last_with[adapter] = chosen
+            self._last_with.move_to_end(adapter)
+            if len(self._last_with) > _MAX_REMEMBERED:
+                self._last_with.popitem(last=False)
+        return chosen
 
     def draft(self, avoid: DraftClient | None) -> DraftClient | None:
         """The draft with the fewest streams; another than `avoid` where there is one. None without drafts."""

@@ -39,11 +39,16 @@ class Relay:
         self,
         pool: ServicePool,
         opening: speculation_pb2.Open,
+        draft_adapter: str,
+        token: Callable[[], str],
         resume_seconds: float,
         time_remaining: Callable[[], float | None],
     ) -> None:
+        """`draft_adapter` is the digest of the draft's adapter, or empty; `token` gives a fresh one of the tenant's."""
         self._pool = pool
         self._opening = opening
+        self._draft_adapter = draft_adapter
+        self._token = token
         self._resume_seconds = resume_seconds
         self._time_remaining = time_remaining
         self._produced: list[int] = []
@@ -56,12 +61,12 @@ class Relay:
         Raises UnavailableError when no verifier could be had for too long, grpc.aio.AioRpcError with the status of a
         verifier that refuses the request.
         """
-        drafting = Drafting(self._pool, self._open_message, self._propose)
+        drafting = Drafting(self._pool, self._draft_message, self._propose)
         avoid: VerifierClient | None = None
         backoff, give_up = _FIRST_BACKOFF_SECONDS, None
         try:
             while True:
-                verifier = self._pool.verifier(avoid)
+                verifier = self._pool.verifier(avoid, self._opening.adapter_digest)
                 try:
                     async for commit in self._run(verifier, drafting):
                         backoff, give_up = _FIRST_BACKOFF_SECONDS, None
@@ -116,4 +121,11 @@ class Relay:
         message = speculation_pb2.Open()
         message.CopyFrom(self._opening)
         message.token_ids.extend(self._produced)
+        message.tenant.token = self._token()
+        return message
+
+    def _draft_message(self) -> speculation_pb2.Open:
+        """The same for a draft, which has adapters of its own."""
+        message = self._open_message()
+        message.adapter_digest = self._draft_adapter
         return message

@@ -2,13 +2,15 @@
 
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import grpc
 
+from gateway.adapters import Adapters, Resolved
 from gateway.admission import Admission
-from gateway.cache_grants import CacheGrants
 from gateway.choice import Choice
+from gateway.grants import Grants
 from gateway.merge import merge
 from gateway.metrics import GatewayMetrics, RequestClock
 from gateway.pool import ServicePool
@@ -31,7 +33,8 @@ class _Job(NamedTuple):
     checked: Checked
     model: str
     prompt_ids: Sequence[int]
-    cache: speculation_pb2.CacheAccess
+    tenant: speculation_pb2.TenantAccess
+    adapter: Resolved
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -43,13 +46,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         pool: ServicePool,
         tokenizer: ModelTokenizer,
         admission: Admission,
-        grants: CacheGrants,
+        grants: Grants,
+        adapters: Adapters,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._tokenizer = tokenizer
         self._admission = admission
         self._grants = grants
+        self._adapters = adapters
         self._metrics = GatewayMetrics(admission)
 
     async def Generate(
@@ -74,9 +79,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         check_prompt_tokens(
             len(prompt_ids), max(prompt_ids, default=0), info.vocab_size, info.max_context_tokens, field
         )
-        async for event in self._run(
-            _Job(checked, info.id, prompt_ids, self._grants.grant(context, prompt_ids)), context.time_remaining
-        ):
+        job = await self._job(request.adapter, checked, info.id, prompt_ids, context)
+        async for event in self._run(job, context.time_remaining):
             yield _generate_response(event)
 
     async def Chat(
@@ -97,9 +101,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         check_prompt_tokens(
             len(prompt_ids), max(prompt_ids, default=0), info.vocab_size, info.max_context_tokens, "messages"
         )
-        async for event in self._run(
-            _Job(checked, info.id, prompt_ids, self._grants.grant(context, prompt_ids)), context.time_remaining
-        ):
+        job = await self._job(request.adapter, checked, info.id, prompt_ids, context)
+        async for event in self._run(job, context.time_remaining):
             yield _chat_response(event)
 
     async def Tokenize(self, request: inference_pb2.TokenizeRequest, context: object) -> inference_pb2.TokenizeResponse:
@@ -119,8 +122,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             )
         return inference_pb2.DetokenizeResponse(text=self._tokenizer.decode(list(request.token_ids)))
 
+    async def _job(self, adapter: str, checked: Checked, model: str, prompt_ids: Sequence[int], context: Any) -> _Job:
+        tenant = self._grants.grant(context, prompt_ids)
+        return _Job(checked, model, prompt_ids, tenant, await self._adapters.resolve(tenant.namespace, adapter))
+
     async def _run(self, job: _Job, time_remaining: _TimeRemaining) -> AsyncIterator[_Event]:
         """Everything that happens to an admitted request, in order."""
+        if job.adapter.target and self._admission.is_full:
+            self._adapters.prefetch(job.adapter.target, job.tenant)
         async with self._admission.place(job.checked.priority):
             clock = self._metrics.clock()
             choices = [self._choice(job, index, time_remaining) for index in range(job.checked.num_choices)]
@@ -135,6 +144,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     yield event
             usage = _total(job, choices, clock)
             self._metrics.record_usage(usage)
+            if job.adapter.target:
+                self._adapters.record(job.tenant.namespace, job.adapter.target, usage)
             yield usage
 
     def _choice(self, job: _Job, index: int, time_remaining: _TimeRemaining) -> Choice:
@@ -146,12 +157,20 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             sampling=checked.sampling,
             max_draft_tokens=checked.max_draft_tokens,
             priority=checked.priority,
-            cache=job.cache,
+            tenant=job.tenant,
+            adapter_digest=job.adapter.target,
         )
         opening.sampling.seed = derive_seed(checked.sampling.seed, index)
         stops = opening.sampling.stop[:]
         del opening.sampling.stop[:]
-        relay = Relay(self._pool, opening, self._settings.resume_seconds, time_remaining)
+        relay = Relay(
+            self._pool,
+            opening,
+            job.adapter.draft,
+            partial(self._grants.token, job.tenant.namespace),
+            self._settings.resume_seconds,
+            time_remaining,
+        )
         return Choice(index, relay, self._tokenizer.detokenizer(), StopStrings(stops), watch=bool(stops))
 
     @staticmethod

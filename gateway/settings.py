@@ -19,10 +19,13 @@ class GatewaySettings(ProcessSettings):
         16, ge=1, le=64, description="Most proposed tokens a round verifies where a request does not say."
     )
     prefix_cache: str | None = Field(None, description="gRPC target of the prefix cache, for callers' questions to it.")
-    cache_signing_key: SecretStr | None = Field(
-        None, description="Ed25519 private key (64 hexadecimal digits) of tokens for the prefix cache; none: no tokens."
+    adapter_store: str | None = Field(None, description="gRPC target of the adapter store; none: no adapters.")
+    signing_key: SecretStr | None = Field(
+        None,
+        description="Ed25519 private key (64 hexadecimal digits) of tokens for prefix cache and adapter store; none: "
+        "no tokens.",
     )
-    cache_token_seconds: float = Field(600.0, gt=0, description="Life of such a token.")
+    token_seconds: float = Field(600.0, gt=0, description="Life of such a token.")
     tenant_header: str | None = Field(
         None, description="Metadata entry in which the proxy in front names the caller; none: all callers are one."
     )

@@ -5,7 +5,7 @@ import secrets
 from typing import NamedTuple
 
 from paceline.v1 import inference_pb2, sampling_pb2
-from services.common.errors import FieldViolation, InvalidArgumentError, NotFoundError
+from services.common.errors import FieldViolation, InvalidArgumentError
 from services.common.sampling_params import InvalidSamplingError, SamplingParams
 
 MAX_CHOICES = 16
@@ -29,7 +29,7 @@ class Checked(NamedTuple):
 
 
 def check_request(request: Request, vocab_size: int, default_draft_tokens: int) -> Checked:
-    """Checks everything but the prompt. Raises InvalidArgumentError or, for an adapter, NotFoundError."""
+    """Checks everything but the prompt and the adapter. Raises InvalidArgumentError."""
     violations = _sampling_violations(request.sampling, vocab_size)
     num_choices = request.n if request.HasField("n") else 1
     if not 1 <= num_choices <= MAX_CHOICES:
@@ -48,8 +48,6 @@ def check_request(request: Request, vocab_size: int, default_draft_tokens: int) 
     if speculation.mode == inference_pb2.Speculation.MODE_OFF:
         draft_tokens = 0
     raise_if_any(violations)
-    if request.adapter:
-        raise NotFoundError("adapter", request.adapter)
     sampling = sampling_pb2.SamplingParams()
     sampling.CopyFrom(request.sampling)
     if not sampling.HasField("seed"):

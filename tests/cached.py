@@ -9,7 +9,7 @@ from typing import Any
 from gateway.client import Client, Options
 from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings
-from services.common.cache_token import new_signing_key, public_key
+from services.common.tenant_token import new_signing_key, public_key
 from services.draft.lifespan import draft_lifespan
 from services.draft.settings import DraftSettings
 from services.prefix_cache.lifespan import prefix_cache_lifespan
@@ -75,7 +75,7 @@ class CachedSystem:
             drafts = (await enter(served(draft_lifespan(DraftSettings(model=self.draft, **more)))),)
         gateway = GatewaySettings(
             tokenizer=self.target, verifiers=verifiers, drafts=drafts, server=SERVER, prefix_cache=self.cache_address,
-            cache_signing_key=self._signing_key, tenant_header=TENANT_HEADER, **self.gateway_settings,
+            signing_key=self._signing_key, tenant_header=TENANT_HEADER, **self.gateway_settings,
         )  # fmt: skip
         self.gateway = await enter(served(gateway_lifespan(gateway)))
 

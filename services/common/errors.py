@@ -10,6 +10,10 @@ class FieldViolation(NamedTuple):
     description: str
 
 
+_MOST_IN_MESSAGE = 3
+"""Violations that the message tells; the details have all, and both travel in one header of a few kilobytes."""
+
+
 class PacelineError(Exception):
     """Root of the tree. The message is shown to the caller."""
 
@@ -19,7 +23,9 @@ class InvalidArgumentError(PacelineError):
 
     def __init__(self, field: str, description: str, *more: FieldViolation) -> None:
         self.violations = (FieldViolation(field, description), *more)
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in self.violations))
+        first = "; ".join(f"{v.field}: {v.description}" for v in self.violations[:_MOST_IN_MESSAGE])
+        rest = len(self.violations) - _MOST_IN_MESSAGE
+        super().__init__(first + (f"; and {rest} more" if rest > 0 else ""))
 
 
 class NotFoundError(PacelineError):
@@ -30,6 +36,18 @@ class NotFoundError(PacelineError):
         self.resource_name = resource_name
         self.description = description
         super().__init__(f"{resource_type} {resource_name!r} not found" + (f": {description}" if description else ""))
+
+
+class AlreadyExistsError(PacelineError):
+    """A name is taken. ALREADY_EXISTS with ResourceInfo."""
+
+    def __init__(self, resource_type: str, resource_name: str, description: str = "") -> None:
+        self.resource_type = resource_type
+        self.resource_name = resource_name
+        self.description = description
+        super().__init__(
+            f"{resource_type} {resource_name!r} exists already" + (f": {description}" if description else "")
+        )
 
 
 class UnauthenticatedError(PacelineError):
@@ -46,6 +64,18 @@ class ResourceExhaustedError(PacelineError):
     def __init__(self, description: str, retry_after_seconds: float) -> None:
         self.retry_after_seconds = retry_after_seconds
         super().__init__(description)
+
+
+class QuotaExceededError(PacelineError):
+    """A caller has as much as it may; waiting does not help. RESOURCE_EXHAUSTED with QuotaFailure."""
+
+    def __init__(self, subject: str, description: str) -> None:
+        self.subject = subject
+        super().__init__(description)
+
+
+class DeadlineExceededError(PacelineError):
+    """Something took longer than it may. DEADLINE_EXCEEDED."""
 
 
 class UnavailableError(PacelineError):

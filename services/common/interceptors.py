@@ -11,12 +11,15 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from services.common.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
     NotFoundError,
     PacelineError,
     PermissionDeniedError,
+    QuotaExceededError,
     ResourceExhaustedError,
     UnauthenticatedError,
     UnavailableError,
@@ -27,7 +30,10 @@ _log = logging.getLogger(__name__)
 _CODES: dict[type[PacelineError], grpc.StatusCode] = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
+    AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    QuotaExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     InternalError: grpc.StatusCode.INTERNAL,
@@ -155,12 +161,16 @@ def _details(error: PacelineError) -> list[Message]:
         for violation in error.violations:
             bad.field_violations.add(field=violation.field, description=violation.description)
         return [bad]
-    if isinstance(error, NotFoundError):
+    if isinstance(error, NotFoundError | AlreadyExistsError):
         return [
             error_details_pb2.ResourceInfo(
                 resource_type=error.resource_type, resource_name=error.resource_name, description=error.description
             )
         ]
+    if isinstance(error, QuotaExceededError):
+        failure = error_details_pb2.QuotaFailure()
+        failure.violations.add(subject=error.subject, description=str(error))
+        return [failure]
     if isinstance(error, ResourceExhaustedError | UnavailableError) and error.retry_after_seconds is not None:
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))

@@ -22,6 +22,11 @@ class DraftClient:
             self._model = response.model_info
         return self._model
 
+    async def list_adapter_modules(self, timeout: float) -> list[model_pb2.AdapterModule]:
+        """The layers that adapters may change. Raises grpc.aio.AioRpcError."""
+        request = draft_pb2.ListDraftAdapterModulesRequest()
+        return list((await self._stub.ListDraftAdapterModules(request, timeout=timeout)).modules)
+
     def forget(self) -> None:
         """Has the model asked for again: the service was lost and may come back with another."""
         self._model = None

@@ -12,6 +12,7 @@ from services.draft.servicer import DraftServicer
 from services.draft.settings import DraftSettings
 from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop, Outbox
+from services.wire.adapter_slots import AdapterSlots
 from services.wire.prefix_tier import PrefixTier
 
 
@@ -27,10 +28,12 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         engine_loop = EngineLoop(build, "draft-engine")
         prefixes = PrefixTier.connect(engine_loop, settings)
+        adapters = AdapterSlots.connect(engine_loop, settings)
         try:
             servicer = DraftServicer(
                 engine_loop,
                 prefixes,
+                adapters,
                 settings.public_model_id,
                 settings.max_open_sequences,
                 settings.max_proposal_tokens,
@@ -40,8 +43,9 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
             name = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
             yield Served((name,), engine_loop.ready(), engine_loop.stopped)
         finally:
-            if prefixes is not None:
-                await prefixes.close()
+            for tier in (prefixes, adapters):
+                if tier is not None:
+                    await tier.close()
             await engine_loop.stop()
 
     return lifespan

@@ -1,7 +1,8 @@
 """DraftService over gRPC: one stream is one sequence; its end, however it comes, frees everything."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from paceline.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
 from services.common.errors import InvalidArgumentError
@@ -11,7 +12,8 @@ from services.draft.metrics import DraftMetrics
 from services.draft.path import Proposed
 from services.engine.engine_loop import EngineLoop
 from services.engine.streams import EventStream, OpenStreams
-from services.wire.opening import to_model_info, to_sequence
+from services.wire.adapter_slots import AdapterSlots
+from services.wire.opening import adapter_slot, to_model_info, to_modules, to_sequence
 from services.wire.prefix_tier import PrefixTier
 
 
@@ -22,6 +24,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self,
         engine_loop: EngineLoop[DraftRole],
         prefixes: PrefixTier | None,
+        adapters: AdapterSlots | None,
         model_id: str,
         max_open_sequences: int,
         max_proposal_tokens: int,
@@ -30,6 +33,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     ) -> None:
         self._engine_loop = engine_loop
         self._prefixes = prefixes
+        self._adapters = adapters
         self._model_id = model_id
         self._open_streams = OpenStreams(max_open_sequences)
         self._max_proposal_tokens = max_proposal_tokens
@@ -45,27 +49,20 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             raise InvalidArgumentError("open", "the first message must open the sequence")
         if not first.open.max_draft_tokens:
             raise InvalidArgumentError("open.max_draft_tokens", "must be at least 1 to be given proposals")
+        opening = first.open
         with self._open_streams:
             # The stream names the target; whether this draft suits it is for whoever configured the pair.
-            first.open.model = ""
-            sequence, end = to_sequence(first.open, self._engine_loop.role.engine, self._model_id)
-            if self._prefixes is not None:
-                await self._prefixes.fetch(sequence, first.open.cache.token)
-            stream = EventStream(self._engine_loop)
-            length = min(first.open.max_draft_tokens, self._max_proposal_tokens)
-            draft = DraftSequence(sequence, stream.emit, length, end, self._ahead)
-            stream.submit(lambda role: role.open(draft))
-            reader = asyncio.create_task(self._read(request_iterator, stream, draft))
-            try:
-                async for event in stream:
-                    if event is None:
-                        return
-                    proposal = _to_proposal(event)
-                    self._metrics.record(len(proposal.token_ids))
-                    yield draft_pb2.ProposeResponse(proposal=proposal)
-            finally:
-                reader.cancel()
-                stream.submit(lambda role: role.close(draft))
+            opening.model = ""
+            sequence, end = to_sequence(opening, self._engine_loop.role.engine, self._model_id)
+            async with adapter_slot(opening, self._adapters) as sequence.adapter_slot:
+                if self._prefixes is not None:
+                    await self._prefixes.fetch(sequence, opening.tenant.token)
+                stream = EventStream(self._engine_loop)
+                length = min(opening.max_draft_tokens, self._max_proposal_tokens)
+                draft = DraftSequence(sequence, stream.emit, length, end, self._ahead)
+                async with aclosing(self._run(request_iterator, stream, draft)) as proposals:
+                    async for proposal in proposals:
+                        yield draft_pb2.ProposeResponse(proposal=proposal)
 
     async def GetDraftModel(
         self, request: draft_pb2.GetDraftModelRequest, context: object
@@ -73,6 +70,29 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         """See draft.proto."""
         info = to_model_info(self._engine_loop.role.engine, self._model_id)
         return draft_pb2.GetDraftModelResponse(model_info=info)
+
+    async def ListDraftAdapterModules(
+        self, request: draft_pb2.ListDraftAdapterModulesRequest, context: object
+    ) -> draft_pb2.ListDraftAdapterModulesResponse:
+        """See draft.proto."""
+        return draft_pb2.ListDraftAdapterModulesResponse(modules=to_modules(self._engine_loop.role.engine))
+
+    async def _run(
+        self, requests: AsyncIterator[draft_pb2.ProposeRequest], stream: EventStream[DraftRole], draft: DraftSequence
+    ) -> AsyncGenerator[speculation_pb2.Proposal, None]:
+        """One sequence from its opening to its end, whatever ends it."""
+        stream.submit(lambda role: role.open(draft))
+        reader = asyncio.create_task(self._read(requests, stream, draft))
+        try:
+            async for event in stream:
+                if event is None:
+                    return
+                proposal = _to_proposal(event)
+                self._metrics.record(len(proposal.token_ids))
+                yield proposal
+        finally:
+            reader.cancel()
+            stream.submit(lambda role: role.close(draft))
 
     @staticmethod
     async def _read(

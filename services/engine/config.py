@@ -44,5 +44,8 @@ class EngineConfig:
     num_blocks: int | None = None
     """Overrides kv_bytes when set."""
     trust_remote_code: bool = False
+    max_adapters: int = 0
+    """Adapter slots: adapters that one step may mix; 0 takes none."""
+    max_adapter_rank: int = 64
     is_draft: bool = False
     """Whether results are guesses that another model checks: speed then goes before exact rounding."""

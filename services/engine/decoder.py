@@ -7,7 +7,9 @@ tokens agree with those of its own forward. Every other model runs through its o
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,12 @@ from torch import nn
 from torch.nn.functional import embedding, silu
 
 from services.engine import kernels
+from services.engine.adapter import Target
 from services.engine.attention import AttentionLayer
 from services.engine.kernels import Floats
 from services.engine.kv_cache import KVCache
 from services.engine.linear import pack
+from services.engine.lora import Lora, Product, product_of
 from services.engine.row_attention import RowAttention
 from services.engine.row_plan import RowPlan
 
@@ -28,6 +32,8 @@ _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_PRODUCTS = 4
+"""Of a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +69,31 @@ class FusedDecoder:
         self._rotary = copy.deepcopy(body.rotary_emb)  # The model is let go of; longer texts need more angles.
         self._cos, self._sin = self._angles(0, 1024)
 
-    def forward(self, plan: RowPlan, kv_cache: KVCache, token_ids: list[int], wanted: list[int]) -> torch.Tensor:
-        """Logits [wanted, vocab] for flat rows of tokens; their KV goes where the plan says."""
+    def forward(
+        self, plan: RowPlan, kv_cache: KVCache, token_ids: list[int], wanted: list[int], lora: Lora | None
+    ) -> torch.Tensor:
+        """Logits [wanted, vocab] for flat rows of tokens; their KV goes where the plan says.
+
+        `lora` adds what the adapters of rows add; None when no row has any.
+        """
         angles = self.angles(int(plan.positions.max()))
         attention = RowAttention(plan, kv_cache, self._num_heads)
         hidden = self.embed(token_ids)
         normed = torch.empty_like(hidden)
         rows = hidden.numpy(), normed.numpy()
         for index, layer in enumerate(self._layers):
+            add = partial(_add, lora, _PRODUCTS * index)
             kernels.rms_norm(rows[0], layer.input_norm, self.eps, rows[1])
             kernels.rotate_and_store(
-                layer.query_key_value(normed).numpy(), layer.query_norm, layer.key_norm, self.eps, *angles,
-                plan.positions, plan.slots, attention.queries, *kv_cache.arrays(index),
+                add(0, normed, layer.query_key_value(normed)).numpy(), layer.query_norm, layer.key_norm, self.eps,
+                *angles, plan.positions, plan.slots, attention.queries, *kv_cache.arrays(index),
             )  # fmt: skip
-            hidden += layer.output(attention.run(index, layer.scaling, layer.window))
+            attended = attention.run(index, layer.scaling, layer.window)
+            hidden += add(1, attended, layer.output(attended))
             kernels.rms_norm(rows[0], layer.mlp_norm, self.eps, rows[1])
-            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
-            hidden += layer.down(silu(gate).mul_(up))
+            gate, up = add(2, normed, layer.gate_up(normed)).chunk(2, dim=-1)
+            active = silu(gate).mul_(up)
+            hidden += add(3, active, layer.down(active))
         last = hidden[wanted]
         normed = torch.empty_like(last)
         kernels.rms_norm(last.numpy(), self.final_norm, self.eps, normed.numpy())
@@ -101,6 +115,26 @@ class FusedDecoder:
         """Cosines and sines [end - start, rotated dimensions] of positions from `start` on."""
         cos, sin = self._rotary(torch.zeros(1), torch.arange(start, end).unsqueeze(0))
         return cos[0].float().contiguous().numpy(), sin[0].float().contiguous().numpy()
+
+
+def fused_products(targets: Mapping[str, Target], num_layers: int) -> list[Product]:
+    """What the fused forward computes as one: four products a layer, in the order in which it adds to them."""
+    products: list[Product] = []
+    for index in range(num_layers):
+        attention, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
+        products += [
+            product_of(*(targets[f"{attention}.{name}_proj"] for name in "qkv")),
+            product_of(targets[f"{attention}.o_proj"]),
+            product_of(targets[f"{mlp}.gate_proj"], targets[f"{mlp}.up_proj"]),
+            product_of(targets[f"{mlp}.down_proj"]),
+        ]
+    return products
+
+
+def _add(lora: Lora | None, first: int, product: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if lora is not None:
+        lora.add(first + product, x, y)
+    return y
 
 
 def fuse(model: Any, weights: torch.dtype, layers: list[AttentionLayer]) -> FusedDecoder | None:

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
 from services.common.sampling_params import SamplingParams
+from services.engine.adapter import AdapterError, Target, read_adapter
 from services.engine.block_pool import NULL_BLOCK, BlockPool
 from services.engine.config import EngineConfig
 from services.engine.kv_cache import Buffer
+from services.engine.lora import Lora
 from services.engine.model import ModelDescription
 from services.engine.model_runner import ModelRunner, Result
 from services.engine.scheduler import Scheduler, Work
@@ -40,6 +43,29 @@ class Engine:
     def max_context_tokens(self) -> int:
         """Most tokens of one sequence: what the model takes and what fits into all blocks."""
         return min(self.description.max_context_tokens, self.scheduler.max_sequence_tokens)
+
+    @property
+    def adapter_targets(self) -> dict[str, Target]:
+        """Layers that adapters may change, by name; none where the engine takes no adapters."""
+        return self.runner.loaded.targets if self.runner.lora is not None else {}
+
+    def read_adapter(self, config: bytes, weights: bytes) -> Any:
+        """An adapter as `install_adapter` takes it, from the files that PEFT wrote. Any thread may call it.
+
+        Raises AdapterError or InvalidArgumentError when it does not fit.
+        """
+        adapter = read_adapter(config, weights, self.adapter_targets, self.config.max_adapter_rank)
+        return self._lora.pack(adapter)
+
+    def install_adapter(self, slot: int, packed: Any) -> None:
+        """Puts an adapter into a slot that no sequence uses."""
+        self._lora.install(slot, packed)
+
+    @property
+    def _lora(self) -> Lora:
+        if self.runner.lora is None:
+            raise AdapterError("this engine takes no adapters")
+        return self.runner.lora
 
     def add(self, sequence: Sequence) -> None:
         """Takes a sequence in; it runs until it has no uncomputed tokens left."""

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
+from services.engine.adapter import Target, find_targets
 from services.engine.attention import IMPLEMENTATION, AttentionLayer, paged_attention
 from services.engine.config import Device, Dtype, EngineConfig
 from services.engine.decoder import FusedDecoder, fuse
@@ -49,6 +50,8 @@ class LoadedModel:
     """A faster forward of the same model, where there is one; still to be compared with the model's own."""
     description: ModelDescription
     layers: list[AttentionLayer]
+    targets: dict[str, Target]
+    """Layers that adapters may change, by name."""
     dtype: torch.dtype
     """Data type of activations and KV."""
     device: torch.device
@@ -76,6 +79,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     activations = torch.float32 if packed else weights
     text_config = hf_config.get_text_config()
     layers = _attention_layers(model, text_config)
+    targets = find_targets(model)
     decoder = fuse(model, weights, layers) if packed else None
     if packed and decoder is None:
         pack_linears(model, weights)
@@ -89,7 +93,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         dtype=str(weights).removeprefix("torch."),
         device=str(device),
     )
-    return LoadedModel(model, decoder, description, layers, activations, device)
+    return LoadedModel(model, decoder, description, layers, targets, activations, device)
 
 
 def revision_digest(model: str, hf_config: Any) -> str:

@@ -11,15 +11,18 @@ from services.common.sampling_params import SamplingParams
 from services.engine import small_decoder
 from services.engine.attention import AttentionPlan
 from services.engine.config import EngineConfig
-from services.engine.decoder import FusedDecoder
+from services.engine.decoder import FusedDecoder, fused_products
 from services.engine.kv_cache import KVCache
 from services.engine.linear import pack_linears
+from services.engine.lora import Lora, single_products, wrap_linears
 from services.engine.model import LoadedModel, load_model
+from services.engine.row_lora import RowLora
 from services.engine.row_plan import RowPlan
 from services.engine.sampler import Picks, Row, RowLogprobs, RunnerUp, sample
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 from services.engine.small_decoder import MAX_ROWS, SmallDecoder
+from services.engine.stacked_lora import StackedLora
 
 _log = logging.getLogger(__name__)
 _PARALLEL_ELEMENTS = 32_768
@@ -57,7 +60,11 @@ class ModelRunner:
         self._row_multiple = max(2, torch.get_num_threads()) if self.loaded.device.type == "cpu" else 1
         self._decoder: FusedDecoder | None = None
         self._small: SmallDecoder | None = None
+        self.lora: Lora | None = None
+        """Adds adapters; None where there are none to add."""
         self._adopt_decoders(is_draft=config.is_draft)
+        if config.max_adapters:
+            self.lora = self._make_lora(config)
 
     @property
     def is_fused(self) -> bool:
@@ -103,18 +110,19 @@ class ModelRunner:
     def forward(self, works: Ints[Work], token_ids: list[int], positions: list[int], wanted: list[int]) -> torch.Tensor:
         """Logits [len(wanted) or 1, vocab] of the wanted rows; stores the KV of all."""
         wanted = wanted or [0]
-        if self._small is not None and len(token_ids) <= MAX_ROWS:
-            return self._small.forward(RowPlan(works, len(token_ids), self.kv_cache), token_ids, wanted)
-        device = self.loaded.device
         # Rows are padded so that every thread's share of an element-wise operation starts at a whole row.
         multiple = self._row_multiple
         if self._decoder is not None and len(token_ids) * self._decoder.width < _PARALLEL_ELEMENTS:
             multiple = 1
         num_rows = -(-len(token_ids) // multiple) * multiple
+        lora = self.lora if self.lora is not None and self.lora.select(works, num_rows) else None
+        if self._small is not None and lora is None and len(token_ids) <= MAX_ROWS:
+            return self._small.forward(RowPlan(works, len(token_ids), self.kv_cache), token_ids, wanted)
+        device = self.loaded.device
         padding = [0] * (num_rows - len(token_ids))
         if self._decoder is not None:
             plan = RowPlan(works, num_rows, self.kv_cache)
-            return self._decoder.forward(plan, self.kv_cache, token_ids + padding, wanted)
+            return self._decoder.forward(plan, self.kv_cache, token_ids + padding, wanted, lora)
         out = self.loaded.model(
             input_ids=torch.tensor([token_ids + padding], device=device),
             position_ids=torch.tensor([positions + padding], device=device),
@@ -146,6 +154,22 @@ class ModelRunner:
                 _log.warning("the forward for small models differs from the model's own and is not used")
                 self._small = None
         nn.Module.to(loaded.model, "meta")
+
+    def _make_lora(self, config: EngineConfig) -> Lora:
+        """What adds adapters to the forward that runs here."""
+        loaded, (num_slots, max_rank) = self.loaded, (config.max_adapters, config.max_adapter_rank)
+        on_cpu = loaded.device.type == "cpu" and loaded.dtype == torch.float32
+        products = single_products(loaded.targets)
+        if self._decoder is not None:
+            products = fused_products(loaded.targets, len(loaded.layers))
+        lora: Lora
+        if on_cpu:
+            lora = RowLora(products, num_slots, max_rank, half=loaded.description.dtype != "float32")
+        else:
+            lora = StackedLora(products, num_slots, max_rank, loaded.dtype, loaded.device)
+        if self._decoder is None:
+            wrap_linears(loaded.model, products, lora)
+        return lora
 
     @torch.inference_mode()
     def _probe(self, count: int) -> torch.Tensor:

@@ -6,15 +6,19 @@ is the last token and the proposed ones; rejecting is truncating; eviction is "n
 
 from collections.abc import Sequence as Tokens
 
-from services.common.cache_token import PUBLIC_NAMESPACE
 from services.common.digest import block_digest, identity_digest
 from services.common.sampling_params import SamplingParams
+from services.common.tenant_token import PUBLIC_NAMESPACE
+
+NO_SLOT = -1
+"""Instead of an adapter slot: the base model."""
 
 
 class Sequence:
     """State of one sequence. Owned by the engine's thread."""
 
     __slots__ = (
+        "adapter_slot",
         "arrival",
         "block_digests",
         "block_table",
@@ -44,6 +48,7 @@ class Sequence:
         priority: int = 0,
         root_digest: bytes = b"",
         num_runners_up: int = 0,
+        adapter_slot: int = NO_SLOT,
     ) -> None:
         self.token_ids = list(token_ids)
         self.num_prompt_tokens = num_prompt_tokens
@@ -51,6 +56,8 @@ class Sequence:
         self.priority = priority
         self.num_runners_up = num_runners_up
         """Next likely tokens that are wanted beside every pick."""
+        self.adapter_slot = adapter_slot
+        """Where the adapter sits with which it is computed."""
         self.arrival = 0
         self.num_computed = 0
         self.num_cached = 0
@@ -90,6 +97,7 @@ class Sequence:
             priority=priority,
             root_digest=self.root_digest,
             num_runners_up=self.num_runners_up,
+            adapter_slot=self.adapter_slot,
         )
         other.num_settled = min(self.num_settled, length)
         other.public_root_digest, other.num_public_blocks = self.public_root_digest, self.num_public_blocks

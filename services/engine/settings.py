@@ -32,6 +32,12 @@ class EngineSettings(ProcessSettings):
     max_unpublished_bytes: int = Field(
         256 << 20, ge=0, description="Computed blocks on their way to the prefix cache; more are not published."
     )
+    adapter_store: str | None = Field(None, description="gRPC target of an adapter store; none: no adapters.")
+    max_adapters: int = Field(8, ge=1, description="Adapter slots: adapters that are in memory, and in use, at once.")
+    adapter_seconds: float = Field(
+        10.0, gt=0, description="How long a stream waits for its adapter, a free slot included."
+    )
+    max_adapter_rank: int = Field(64, ge=1, description="Largest rank of an adapter.")
     trust_remote_code: bool = Field(False, description="Runs code that comes with a model. Only for models you trust.")
 
     @property
@@ -60,4 +66,6 @@ class EngineSettings(ProcessSettings):
             block_size=self.block_size,
             kv_bytes=self.kv_bytes,
             trust_remote_code=self.trust_remote_code,
+            max_adapters=self.max_adapters if self.adapter_store else 0,
+            max_adapter_rank=self.max_adapter_rank,
         )

@@ -7,8 +7,8 @@ import grpc
 
 from paceline.v1 import prefix_cache_pb2 as pb
 from paceline.v1 import prefix_cache_pb2_grpc
+from services.common.access import credentials
 from services.common.errors import InvalidArgumentError
-from services.prefix_cache.access import credentials
 from services.prefix_cache.block import Data, sealed
 from services.prefix_cache.encoding import read_fetch_response, write_store_request
 from services.prefix_cache.pieces import assembled, to_pieces

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from services.common.cache_token import TokenVerifier
+from services.common.access import Access
 from services.common.server import Lifespan, Served
-from services.prefix_cache.access import Access
+from services.common.tenant_token import PREFIX_CACHE, TokenVerifier
 from services.prefix_cache.client import SERVICE
 from services.prefix_cache.disk_store import DiskStore
 from services.prefix_cache.memory_store import MemoryStore
@@ -26,7 +26,7 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         os.nice(settings.niceness)
-        access = Access(TokenVerifier(settings.token_keys))
+        access = Access(TokenVerifier(settings.token_keys, PREFIX_CACHE))
         tiers = Tiers(await _stores(settings), settings.max_pending_bytes)
         try:
             servicer = PrefixCacheServicer(

@@ -7,8 +7,8 @@ import grpc
 
 from paceline.v1 import prefix_cache_pb2 as pb
 from paceline.v1 import prefix_cache_pb2_grpc
+from services.common.access import Access
 from services.common.errors import InvalidArgumentError
-from services.prefix_cache.access import Access
 from services.prefix_cache.block import KEY_BYTES
 from services.prefix_cache.client import SERVICE
 from services.prefix_cache.encoding import Piece, read_store_request, write_fetch_response

@@ -4,6 +4,7 @@ A draft says with each token how sure it is. What it says is believed as far as 
 draft that claims too much is soon taken at its worth, at the cost of its own stream alone.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
@@ -19,6 +20,8 @@ _MATCH_WEIGHT = 8.0
 _MEMORY = 100.0
 _TYPICAL_WEIGHT = 8.0
 DEFAULT_TYPICAL = 0.7
+_SMOOTHING = 0.02
+_MAX_ADAPTERS = 1024
 
 
 class Acceptance:
@@ -59,3 +62,22 @@ class Acceptance:
         """So many of the tokens after a match were accepted."""
         for index in range(min(num_drafted, num_accepted + 1)):
             self._matches.observe(length, success=index < num_accepted)
+
+
+class TypicalAcceptance:
+    """Acceptance over all sequences of an adapter, with which new ones begin. An adapter not met begins as the base."""
+
+    def __init__(self) -> None:
+        self._rates: OrderedDict[str, float] = OrderedDict()
+
+    def of(self, adapter: str) -> float:
+        """Of an adapter by its digest; empty for the base model."""
+        return self._rates.get(adapter, self._rates.get("", DEFAULT_TYPICAL))
+
+    def observe(self, adapter: str, rate: float) -> None:
+        """A sequence's acceptance after another round. The adapters longest unheard of are forgotten."""
+        now = self.of(adapter)
+        self._rates[adapter] = now + _SMOOTHING * (rate - now)
+        self._rates.move_to_end(adapter)
+        while len(self._rates) > _MAX_ADAPTERS:
+            self._rates.popitem(last=False)

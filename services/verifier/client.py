@@ -23,6 +23,16 @@ class VerifierClient:
         response = await self._stub.GetTargetModel(verifier_pb2.GetTargetModelRequest(), timeout=timeout)
         return response.model_info
 
+    async def list_adapter_modules(self, timeout: float) -> list[model_pb2.AdapterModule]:
+        """The layers that adapters may change. Raises grpc.aio.AioRpcError."""
+        request = verifier_pb2.ListTargetAdapterModulesRequest()
+        return list((await self._stub.ListTargetAdapterModules(request, timeout=timeout)).modules)
+
+    async def prefetch_adapter(self, digest: str, tenant: speculation_pb2.TenantAccess, timeout: float) -> None:
+        """Has an adapter loaded that will be needed soon. Raises grpc.aio.AioRpcError."""
+        request = verifier_pb2.PrefetchAdapterRequest(adapter_digest=digest, tenant=tenant)
+        await self._stub.PrefetchAdapter(request, timeout=timeout)
+
     def verify(self, timeout: float | None) -> "VerifyStream":
         """A stream for one sequence; `timeout` in seconds."""
         return VerifyStream(self, self._stub.Verify(timeout=timeout))

@@ -12,6 +12,7 @@ from services.engine.engine_loop import EngineLoop, Outbox
 from services.verifier.servicer import VerifierServicer
 from services.verifier.settings import VerifierSettings
 from services.verifier.target_role import TargetRole
+from services.wire.adapter_slots import AdapterSlots
 from services.wire.prefix_tier import PrefixTier
 
 
@@ -27,14 +28,18 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         engine_loop = EngineLoop(build, "verifier-engine")
         prefixes = PrefixTier.connect(engine_loop, settings)
+        adapters = AdapterSlots.connect(engine_loop, settings)
         try:
-            servicer = VerifierServicer(engine_loop, prefixes, settings.public_model_id, settings.max_open_sequences)
+            servicer = VerifierServicer(
+                engine_loop, prefixes, adapters, settings.public_model_id, settings.max_open_sequences
+            )
             verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
             name = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
             yield Served((name,), engine_loop.ready(), engine_loop.stopped)
         finally:
-            if prefixes is not None:
-                await prefixes.close()
+            for tier in (prefixes, adapters):
+                if tier is not None:
+                    await tier.close()
             await engine_loop.stop()
 
     return lifespan

@@ -1,17 +1,19 @@
 """VerifierService over gRPC: one stream is one sequence; its end, however it comes, frees everything."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from paceline.v1 import sampling_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
-from services.common.errors import InvalidArgumentError
+from services.common.errors import InvalidArgumentError, NotFoundError
 from services.engine.engine_loop import EngineLoop
 from services.engine.sampler import RowLogprobs
 from services.engine.streams import EventStream, OpenStreams
 from services.verifier.metrics import VerifierMetrics
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, TargetSequence
-from services.wire.opening import to_model_info, to_sequence
+from services.wire.adapter_slots import AdapterSlots
+from services.wire.opening import adapter_slot, to_model_info, to_modules, to_sequence
 from services.wire.prefix_tier import PrefixTier
 
 _PARTING_SECONDS = 5.0
@@ -23,10 +25,16 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     """Serves one target model."""
 
     def __init__(
-        self, engine_loop: EngineLoop[TargetRole], prefixes: PrefixTier | None, model_id: str, max_open_sequences: int
+        self,
+        engine_loop: EngineLoop[TargetRole],
+        prefixes: PrefixTier | None,
+        adapters: AdapterSlots | None,
+        model_id: str,
+        max_open_sequences: int,
     ) -> None:
         self._engine_loop = engine_loop
         self._prefixes = prefixes
+        self._adapters = adapters
         self._model_id = model_id
         self._open_streams = OpenStreams(max_open_sequences)
         self._metrics = VerifierMetrics(engine_loop, self._open_streams)
@@ -38,25 +46,19 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None or not first.HasField("open"):
             raise InvalidArgumentError("open", "the first message must open the sequence")
+        opening = first.open
         with self._open_streams:
-            sequence, end = to_sequence(first.open, self._engine_loop.role.engine, self._model_id)
-            if self._prefixes is not None:
-                await self._prefixes.fetch(sequence, first.open.cache.token)
-            stream = EventStream(self._engine_loop)
-            target = TargetSequence(sequence, stream.emit, first.open.max_draft_tokens, end)
-            stream.submit(lambda role: role.open(target))
-            reader = asyncio.create_task(self._read(request_iterator, stream, target))
-            try:
-                async for event in stream:
-                    committed = _expect(event)
-                    self._metrics.record(committed)
-                    yield verifier_pb2.VerifyResponse(commit=_to_commit(committed))
-                    if committed.finish is not None:
-                        await asyncio.wait([reader], timeout=_PARTING_SECONDS)
-                        return
-            finally:
-                reader.cancel()
-                stream.submit(lambda role: role.close(target))
+            sequence, end = to_sequence(opening, self._engine_loop.role.engine, self._model_id)
+            async with adapter_slot(opening, self._adapters) as sequence.adapter_slot:
+                if self._prefixes is not None:
+                    await self._prefixes.fetch(sequence, opening.tenant.token)
+                stream = EventStream(self._engine_loop)
+                target = TargetSequence(
+                    sequence, stream.emit, opening.max_draft_tokens, end, adapter=opening.adapter_digest
+                )
+                async with aclosing(self._run(request_iterator, stream, target)) as commits:
+                    async for committed in commits:
+                        yield verifier_pb2.VerifyResponse(commit=_to_commit(committed))
 
     async def GetTargetModel(
         self, request: verifier_pb2.GetTargetModelRequest, context: object
@@ -64,6 +66,43 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         """See verifier.proto."""
         info = to_model_info(self._engine_loop.role.engine, self._model_id)
         return verifier_pb2.GetTargetModelResponse(model_info=info)
+
+    async def ListTargetAdapterModules(
+        self, request: verifier_pb2.ListTargetAdapterModulesRequest, context: object
+    ) -> verifier_pb2.ListTargetAdapterModulesResponse:
+        """See verifier.proto."""
+        modules = to_modules(self._engine_loop.role.engine)
+        return verifier_pb2.ListTargetAdapterModulesResponse(modules=modules)
+
+    async def PrefetchAdapter(
+        self, request: verifier_pb2.PrefetchAdapterRequest, context: object
+    ) -> verifier_pb2.PrefetchAdapterResponse:
+        """See verifier.proto."""
+        if self._adapters is None:
+            raise NotFoundError("adapter", request.adapter_digest, "this service has no adapters")
+        await self._adapters.load(request.adapter_digest, request.tenant)
+        return verifier_pb2.PrefetchAdapterResponse()
+
+    async def _run(
+        self,
+        requests: AsyncIterator[verifier_pb2.VerifyRequest],
+        stream: EventStream[TargetRole],
+        target: TargetSequence,
+    ) -> AsyncGenerator[Committed, None]:
+        """One sequence from its opening to its end, whatever ends it."""
+        stream.submit(lambda role: role.open(target))
+        reader = asyncio.create_task(self._read(requests, stream, target))
+        try:
+            async for event in stream:
+                committed = _expect(event)
+                self._metrics.record(committed)
+                yield committed
+                if committed.finish is not None:
+                    await asyncio.wait([reader], timeout=_PARTING_SECONDS)
+                    return
+        finally:
+            reader.cancel()
+            stream.submit(lambda role: role.close(target))
 
     async def _read(
         self,

@@ -13,13 +13,12 @@ from services.engine.engine import Engine
 from services.engine.engine_loop import Outbox
 from services.engine.model_runner import Result
 from services.engine.sequence import Sequence
-from services.verifier.acceptance import DEFAULT_TYPICAL, Acceptance
+from services.verifier.acceptance import Acceptance, TypicalAcceptance
 from services.verifier.governor import Pending, best_start, choose
 from services.verifier.offers import Offers
 from services.verifier.planner import Planner
 from services.verifier.target_sequence import NO_OFFER, Committed, Finish, Offer, Origin, TargetSequence
 
-_SMOOTHING = 0.02
 _GOOD_ENOUGH = 0.8
 """Share of a draft's expected tokens from which on others are taken without waiting for it."""
 
@@ -33,8 +32,7 @@ class TargetRole:
         self._by_sequence: dict[Sequence, TargetSequence] = {}
         self._offers = Offers(suffix_drafting=suffix_drafting)
         self.planner = Planner()
-        self._typical = DEFAULT_TYPICAL
-        """Acceptance over all sequences, with which new ones begin."""
+        self._typical = TypicalAcceptance()
         self._eos = frozenset(engine.description.eos_token_ids)
         self._vocab_size = engine.description.vocab_size
 
@@ -43,7 +41,7 @@ class TargetRole:
         sequence = target.sequence
         target.committed = len(sequence)
         target.digest = extend_digest(EMPTY_DIGEST, sequence.token_ids)
-        target.acceptance = Acceptance(self._typical)
+        target.acceptance = Acceptance(self._typical.of(target.adapter))
         if not self._by_sequence:
             self.planner.mix()
         self._by_sequence[sequence] = target
@@ -170,6 +168,7 @@ class TargetRole:
             taken.origin,
             target.was_ready and num_drafted > 0,
             target.waited,
+            target.adapter,
         )
         target.waited = False
         sequence.truncate(start + num_accepted)
@@ -187,7 +186,7 @@ class TargetRole:
         taken = target.taken
         if taken.origin is Origin.DRAFT:
             target.acceptance.observe_claims(taken.claims[:num_drafted], num_accepted)
-            self._typical += _SMOOTHING * (target.acceptance.typical - self._typical)
+            self._typical.observe(target.adapter, target.acceptance.typical)
         elif taken.origin is Origin.SUFFIX:
             target.acceptance.observe_match(taken.match_length, num_drafted, num_accepted)
             target.pacing.waiting_since = None

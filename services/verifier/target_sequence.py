@@ -70,6 +70,8 @@ class Committed(NamedTuple):
     """Whether its proposal was there when the round could begin."""
     waited: bool
     """Whether the round was put off for a proposal."""
+    adapter: str = ""
+    """Digest of the adapter, or empty."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +84,8 @@ class TargetSequence:
     max_draft_tokens: int
     end: int
     """Length at which it ends."""
+    adapter: str = ""
+    """Digest of the adapter that it is computed with; empty for the base model."""
     digest: int = EMPTY_DIGEST
     committed: int = 0
     wanted: int = 0

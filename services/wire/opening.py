@@ -1,26 +1,39 @@
 """From messages to what an engine takes, for every service that runs one. Checks all that a caller may get wrong."""
 
 import os
+from collections.abc import AsyncIterator
 from collections.abc import Sequence as Tokens
+from contextlib import asynccontextmanager
 
 from paceline.v1 import model_pb2, sampling_pb2, speculation_pb2
-from services.common.cache_token import PUBLIC_NAMESPACE
 from services.common.digest import identity_digest
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.common.sampling_params import SamplingParams
+from services.common.tenant_token import PUBLIC_NAMESPACE
 from services.engine.engine import Engine
-from services.engine.sequence import Sequence
+from services.engine.sequence import NO_SLOT, Sequence
+from services.wire.adapter_slots import AdapterSlots
+
+
+@asynccontextmanager
+async def adapter_slot(message: speculation_pb2.Open, adapters: AdapterSlots | None) -> AsyncIterator[int]:
+    """Where the adapter of a sequence sits until the block ends; NO_SLOT for the base model. Raises as `use` does."""
+    if not message.adapter_digest:
+        yield NO_SLOT
+        return
+    if adapters is None:
+        raise NotFoundError("adapter", message.adapter_digest, "this service has no adapters")
+    async with adapters.use(message.adapter_digest, message.tenant) as slot:
+        yield slot
 
 
 def to_sequence(message: speculation_pb2.Open, engine: Engine, model_id: str) -> tuple[Sequence, int]:
     """The sequence that a message opens, and the length at which it ends.
 
-    Raises NotFoundError for another model or an adapter, InvalidArgumentError for everything else that does not fit.
+    Raises NotFoundError for another model, InvalidArgumentError for everything else that does not fit.
     """
     if message.model not in ("", model_id):
         raise NotFoundError("model", message.model, f"this service runs {model_id!r}")
-    if message.adapter_digest:
-        raise NotFoundError("adapter", message.adapter_digest, "this service has no adapters")
     token_ids = list(message.token_ids)
     check_token_ids(token_ids, engine.description.vocab_size, "open.token_ids")
     context = engine.max_context_tokens
@@ -43,12 +56,12 @@ def to_sequence(message: speculation_pb2.Open, engine: Engine, model_id: str) ->
 
 def _identify(sequence: Sequence, message: speculation_pb2.Open, engine: Engine) -> None:
     """Says whose the sequence's blocks are. Nobody's are never found again."""
-    cache = message.cache
-    if not cache.namespace:
+    tenant = message.tenant
+    if not tenant.namespace:
         sequence.root_digest = os.urandom(32)
         return
-    if cache.num_public_tokens > message.num_prompt_tokens:
-        raise InvalidArgumentError("open.cache.num_public_tokens", "there are more than tokens of the prompt")
+    if tenant.num_public_tokens > message.num_prompt_tokens:
+        raise InvalidArgumentError("open.tenant.num_public_tokens", "there are more than tokens of the prompt")
 
     def root(namespace: str) -> bytes:
         return identity_digest(
@@ -60,10 +73,10 @@ def _identify(sequence: Sequence, message: speculation_pb2.Open, engine: Engine)
             first_position=0,
         )
 
-    sequence.namespace = cache.namespace
-    sequence.root_digest = root(cache.namespace)
+    sequence.namespace = tenant.namespace
+    sequence.root_digest = root(tenant.namespace)
     sequence.public_root_digest = root(PUBLIC_NAMESPACE)
-    sequence.num_public_blocks = cache.num_public_tokens // engine.config.block_size
+    sequence.num_public_blocks = tenant.num_public_tokens // engine.config.block_size
 
 
 def check_token_ids(token_ids: Tokens[int], vocab_size: int, field: str) -> None:
@@ -104,3 +117,11 @@ def to_model_info(engine: Engine, model_id: str) -> model_pb2.ModelInfo:
         dtype=description.dtype,
         device=description.device,
     )
+
+
+def to_modules(engine: Engine) -> list[model_pb2.AdapterModule]:
+    """The messages that describe the layers which adapters may change."""
+    return [
+        model_pb2.AdapterModule(name=name, in_features=in_features, out_features=out_features)
+        for name, in_features, out_features in engine.adapter_targets.values()
+    ]

@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc
 
-from services.common.cache_token import PUBLIC_NAMESPACE
 from services.common.telemetry import meter
+from services.common.tenant_token import PUBLIC_NAMESPACE
 from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop
 from services.prefix_cache.client import PrefixCacheClient

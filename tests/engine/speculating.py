@@ -3,13 +3,14 @@
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 
 from engine.driver import GREEDY
 from services.common.digest import extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.engine import Engine
-from services.engine.sequence import Sequence
+from services.engine.sequence import NO_SLOT, Sequence
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, Origin, TargetSequence
 
@@ -25,11 +26,18 @@ class Collected:
 
 
 def open_target(
-    role: TargetRole, prompt: Tokens[int], num_tokens: int, params: SamplingParams = GREEDY, max_draft_tokens: int = 5
+    role: TargetRole,
+    prompt: Tokens[int],
+    num_tokens: int,
+    params: SamplingParams = GREEDY,
+    max_draft_tokens: int = 5,
+    adapter_slot: int = NO_SLOT,
 ) -> tuple[TargetSequence, list[Committed]]:
     """A sequence opened at the role, and the list in which its commits appear."""
     commits: list[Committed] = []
-    sequence = Sequence(prompt, len(prompt), params)
+    sequence = Sequence(
+        prompt, len(prompt), params, adapter_slot=adapter_slot, root_digest=bytes([adapter_slot + 1]) * 32
+    )
     target = TargetSequence(sequence, commits.append, max_draft_tokens, len(prompt) + num_tokens)
     role.open(target)
     return target, commits
@@ -46,19 +54,16 @@ def run(role: TargetRole, propose: object = None) -> None:
         role.advance(role.engine.step())
 
 
-def generate_speculating(
-    engine: Engine,
+def propose_from(
+    role: TargetRole,
+    opened: Tokens[tuple[TargetSequence, list[Committed]]],
     prompts: Tokens[Tokens[int]],
     expected: Tokens[Tokens[int]],
     draft: str,
-    params: SamplingParams = GREEDY,
-) -> tuple[list[list[int]], Counter[Origin]]:
-    """Continues all prompts with a perfect, bad (every third token wrong) or random draft; returns tokens and how
-    many were accepted, by origin."""
-    rng = random.Random(3)
-    role = TargetRole(engine, Collected())  # type: ignore[arg-type]
-    opened = [open_target(role, p, len(e), params) for p, e in zip(prompts, expected, strict=True)]
-    vocab = engine.description.vocab_size
+    rng: random.Random,
+) -> Callable[[], None]:
+    """Proposes for every sequence as a perfect, bad (every third token wrong) or random draft would."""
+    vocab = role.engine.description.vocab_size
 
     def guess(token: int, at: int) -> int:
         if draft == "perfect" or (draft == "bad" and at % 3):
@@ -75,7 +80,20 @@ def generate_speculating(
                 target, target.committed, extend_digest(0, target.sequence.token_ids[: target.committed]), tokens
             )
 
-    run(role, propose)
+    return propose
+
+
+def generate_speculating(
+    engine: Engine,
+    prompts: Tokens[Tokens[int]],
+    expected: Tokens[Tokens[int]],
+    draft: str,
+    params: SamplingParams = GREEDY,
+) -> tuple[list[list[int]], Counter[Origin]]:
+    """Continues all prompts with a draft of some quality; returns tokens and how many were accepted, by origin."""
+    role = TargetRole(engine, Collected())  # type: ignore[arg-type]
+    opened = [open_target(role, p, len(e), params) for p, e in zip(prompts, expected, strict=True)]
+    run(role, propose_from(role, opened, prompts, expected, draft, random.Random(3)))
     engine.check_integrity()
     assert engine.pool.num_used == 0
     produced = [[t for c in commits for t in c.token_ids] for _, commits in opened]

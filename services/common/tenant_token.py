@@ -1,7 +1,7 @@
-"""Short-lived tokens that say which namespaces of the prefix cache a caller may use.
+"""Short-lived tokens that say which namespaces of prefix cache and adapter store a caller may use.
 
-JSON Web Tokens (RFC 7519) signed with Ed25519 (RFC 8037): the gateway holds the private key, the cache the public ones.
-A key is named by its digest ("kid"), so that keys can be changed while both are about.
+JSON Web Tokens (RFC 7519) signed with Ed25519 (RFC 8037): the gateway holds the private key, the services the public
+ones. A key is named by its digest ("kid"), so that keys can be changed while both are about.
 """
 
 import time
@@ -17,7 +17,9 @@ from services.common.errors import UnauthenticatedError
 PUBLIC_NAMESPACE = "public"
 """Of the prefixes that a model's owner declared public. No caller's own namespace."""
 _ALGORITHM = "EdDSA"
-_AUDIENCE = "paceline.prefix-cache"
+PREFIX_CACHE = "paceline.prefix-cache"
+ADAPTER_STORE = "paceline.adapter-store"
+_AUDIENCES = [PREFIX_CACHE, ADAPTER_STORE]
 _LEEWAY_SECONDS = 5.0
 
 
@@ -44,21 +46,22 @@ class TokenMint:
         self._minted: dict[str, tuple[float, str]] = {}
 
     def token(self, namespace: str) -> str:
-        """A token for a namespace, which may read and extend the public one too."""
+        """A token for a namespace, which may read and extend the public one of the prefix cache too."""
         now = self._clock()
         renew, token = self._minted.get(namespace, (0.0, ""))
         if now >= renew:
             self._minted = {name: entry for name, entry in self._minted.items() if now < entry[0]}
-            claims = {"aud": _AUDIENCE, "exp": now + self._seconds, "namespaces": [namespace, PUBLIC_NAMESPACE]}
+            claims = {"aud": _AUDIENCES, "exp": now + self._seconds, "namespaces": [namespace, PUBLIC_NAMESPACE]}
             token = jwt.encode(claims, self._private, _ALGORITHM, self._headers)
             self._minted[namespace] = now + self._seconds / 2, token
         return token
 
 
 class TokenVerifier:
-    """Checks tokens against public keys, any of which may have signed."""
+    """Checks tokens for one service against public keys, any of which may have signed."""
 
-    def __init__(self, public_keys: Sequence[str]) -> None:
+    def __init__(self, public_keys: Sequence[str], audience: str) -> None:
+        self._audience = audience
         self._keys = {_key_id(key): Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)) for key in public_keys}
 
     def namespaces(self, token: str) -> frozenset[str]:
@@ -69,7 +72,7 @@ class TokenVerifier:
                 token,
                 key,
                 algorithms=[_ALGORITHM],
-                audience=_AUDIENCE,
+                audience=self._audience,
                 leeway=_LEEWAY_SECONDS,
                 options={"require": ["exp", "aud"]},
             )

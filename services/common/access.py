@@ -1,10 +1,10 @@
-"""Who may use which namespace: read from the token that comes with every call, and checked here."""
+"""Who may use which namespace of a service: read from the token that comes with every call, and checked here."""
 
 from collections import OrderedDict
 from typing import Any
 
-from services.common.cache_token import TokenVerifier
 from services.common.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
+from services.common.tenant_token import TokenVerifier
 
 _SCHEME = "Bearer "
 _MAX_NAMESPACE_BYTES = 256

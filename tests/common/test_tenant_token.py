@@ -3,16 +3,28 @@
 import jwt
 import pytest
 
-from services.common.cache_token import PUBLIC_NAMESPACE, TokenMint, TokenVerifier, new_signing_key, public_key
 from services.common.errors import UnauthenticatedError
+from services.common.tenant_token import (
+    ADAPTER_STORE,
+    PREFIX_CACHE,
+    PUBLIC_NAMESPACE,
+    TokenMint,
+    TokenVerifier,
+    new_signing_key,
+    public_key,
+)
 
 KEY = new_signing_key()
-VERIFIER = TokenVerifier([public_key(new_signing_key()), public_key(KEY)])
+KEYS = [public_key(new_signing_key()), public_key(KEY)]
+VERIFIER = TokenVerifier(KEYS, PREFIX_CACHE)
 
 
 def test_a_token_opens_its_namespace_and_the_public_one() -> None:
     token = TokenMint(KEY, 60).token("tenant/a")
-    assert VERIFIER.namespaces(token) == {"tenant/a", PUBLIC_NAMESPACE}
+    for audience in (PREFIX_CACHE, ADAPTER_STORE):
+        assert TokenVerifier(KEYS, audience).namespaces(token) == {"tenant/a", PUBLIC_NAMESPACE}
+    with pytest.raises(UnauthenticatedError):
+        TokenVerifier(KEYS, "another.service").namespaces(token)
 
 
 @pytest.mark.parametrize("token", ["", "x", "a.b.c", jwt.encode({"namespaces": ["a"]}, "0" * 32, "HS256")])

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from paceline.v1 import speculation_pb2
-from services.common.cache_token import TokenMint
 from services.common.errors import UnauthenticatedError
+from services.common.tenant_token import TokenMint
 
 _DEFAULT_TENANT = "default"
 _MAX_TENANT_BYTES = 128
 
 
-class CacheGrants:
+class Grants:
     """Namespaces by caller. Who a caller is says the proxy in front, in a metadata entry that it sets itself."""
 
     def __init__(self, mint: TokenMint | None, tenant_header: str | None, public: Sequence[Sequence[int]]) -> None:
@@ -33,10 +33,10 @@ class CacheGrants:
         """A token for the prefix cache; empty without a key to sign with."""
         return self._mint.token(namespace) if self._mint is not None else ""
 
-    def grant(self, context: Any, prompt_ids: Sequence[int]) -> speculation_pb2.CacheAccess:
+    def grant(self, context: Any, prompt_ids: Sequence[int]) -> speculation_pb2.TenantAccess:
         """What the sequences of a request with this prompt may share."""
         namespace = self.namespace(context)
-        return speculation_pb2.CacheAccess(
+        return speculation_pb2.TenantAccess(
             namespace=namespace,
             num_public_tokens=max((_num_common(prefix, prompt_ids) for prefix in self._public), default=0),
             token=self.token(namespace),

@@ -1,0 +1,138 @@
+"""The other end of AdapterStoreService."""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any
+
+import grpc
+
+from paceline.v1 import adapter_pb2, adapter_store_pb2_grpc
+from paceline.v1 import adapter_store_pb2 as pb
+from services.common.access import credentials
+from services.common.errors import UnavailableError
+from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME
+
+SERVICE = pb.DESCRIPTOR.services_by_name["AdapterStoreService"].full_name
+_MAX_ADAPTER_BYTES = 1 << 30
+
+
+class AdapterStoreClient:
+    """One adapter store. Every method raises grpc.aio.AioRpcError; timeouts are in seconds."""
+
+    def __init__(self, target: str, channel: grpc.aio.Channel, max_adapter_bytes: int = _MAX_ADAPTER_BYTES) -> None:
+        """Adapters of more than `max_adapter_bytes` are not fetched."""
+        self.target = target
+        self._channel = channel
+        self._stub = adapter_store_pb2_grpc.AdapterStoreServiceStub(channel)
+        self._max_adapter_bytes = max_adapter_bytes
+
+    async def store(
+        self, token: str, header: pb.StoreAdapterHeader, data: AsyncIterable[bytes], timeout: float
+    ) -> adapter_pb2.Adapter:
+        """Has an adapter checked and kept; `data` are its files, in the order of the header.
+
+        Whatever `data` raises ends the call and is raised here.
+        """
+        call: Any = self._stub.StoreAdapter(timeout=timeout, metadata=credentials(token))
+        answer = asyncio.ensure_future(_answer(call))
+        writing = asyncio.create_task(_write(call, header, data))
+        try:
+            await asyncio.wait((writing, answer), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done() and not answer.done():
+                writing.result()
+            return (await answer).adapter
+        finally:
+            call.cancel()
+            writing.cancel()
+            await asyncio.gather(writing, answer, return_exceptions=True)
+
+    async def resolve(self, token: str, namespace: str, name: str, timeout: float) -> adapter_pb2.Adapter:
+        """Which adapter a label is on."""
+        request = pb.ResolveAdapterRequest(namespace=namespace, name=name)
+        response = await self._stub.ResolveAdapter(request, timeout=timeout, metadata=credentials(token))
+        return response.adapter
+
+    async def list(self, token: str, namespace: str, timeout: float) -> "list[adapter_pb2.Adapter]":
+        """All labels of a namespace, ordered by name."""
+        request = pb.ListStoredAdaptersRequest(namespace=namespace)
+        response = await self._stub.ListStoredAdapters(request, timeout=timeout, metadata=credentials(token))
+        return list(response.adapters)
+
+    async def remove(self, token: str, namespace: str, name: str, timeout: float) -> None:
+        """Takes a label away."""
+        request = pb.RemoveAdapterRequest(namespace=namespace, name=name)
+        await self._stub.RemoveAdapter(request, timeout=timeout, metadata=credentials(token))
+
+    async def check(self, token: str, namespace: str, digest: str, timeout: float) -> None:
+        """Returns when a namespace may fetch an adapter."""
+        request = pb.FetchAdapterRequest(namespace=namespace, digest=digest)
+        call: Any = self._stub.FetchAdapter(request, timeout=timeout, metadata=credentials(token))
+        try:
+            await self._announced(aiter(call))
+        finally:
+            call.cancel()
+
+    async def fetch(self, token: str, namespace: str, digest: str, timeout: float) -> tuple[bytes, bytes]:
+        """Configuration and weights of an adapter.
+
+        Raises UnavailableError when they are not of the sizes that were announced. Whether they are what the digest
+        says is the caller's to check, with `adapter_digest`.
+        """
+        request = pb.FetchAdapterRequest(namespace=namespace, digest=digest)
+        call: Any = self._stub.FetchAdapter(request, timeout=timeout, metadata=credentials(token))
+        try:
+            messages = aiter(call)
+            sizes = await self._announced(messages)
+            data, num_bytes = bytearray(), sum(sizes.values())
+            async for message in messages:
+                data += message.data
+                if len(data) > num_bytes:
+                    break
+            if len(data) != num_bytes:
+                raise UnavailableError(f"the adapter store announced {num_bytes} bytes and sent {len(data)}")
+        finally:
+            call.cancel()
+        files: dict[str, bytes] = {}
+        view, start = memoryview(data), 0
+        for name, size in sizes.items():
+            files[name] = bytes(view[start : start + size])
+            start += size
+        return files[CONFIG_NAME], files[WEIGHTS_NAME]
+
+    async def close(self) -> None:
+        """Ends the channel."""
+        await self._channel.close()
+
+    async def _announced(self, messages: AsyncIterator[pb.FetchAdapterResponse]) -> dict[str, int]:
+        """Sizes of the files that will come, by name and in order."""
+        first = await anext(messages, None)
+        files = () if first is None else first.files
+        sizes = {file.name: file.num_bytes for file in files}
+        if len(files) != 2 or sizes.keys() != {CONFIG_NAME, WEIGHTS_NAME}:
+            raise UnavailableError(f"the adapter store announced files {list(sizes)}")
+        if sum(sizes.values()) > self._max_adapter_bytes:
+            raise UnavailableError(f"the adapter has more than {self._max_adapter_bytes} bytes")
+        return sizes
+
+
+async def _answer(call: Any) -> pb.StoreAdapterResponse:
+    response: pb.StoreAdapterResponse = await call
+    return response
+
+
+async def _write(call: Any, header: pb.StoreAdapterHeader, data: AsyncIterable[bytes]) -> None:
+    """Sends an upload, as far as it is wanted."""
+    if await _sent(call, pb.StoreAdapterRequest(header=header)):
+        async for piece in data:
+            if not await _sent(call, pb.StoreAdapterRequest(data=piece)):
+                return
+        await _sent(call, None)
+
+
+async def _sent(call: Any, message: pb.StoreAdapterRequest | None) -> bool:
+    """Sends a message, or the end. False when the call is over already: its answer says why."""
+    try:
+        await (call.done_writing() if message is None else call.write(message))
+    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+        return False
+    return True

@@ -1,0 +1,92 @@
+"""A LoRA adapter as an engine takes it: pairs of small matrices by the name of the layer that they change.
+
+A layer's output becomes `W x + scaling * B (A x)` (Hu et al. 2021, arXiv 2106.09685).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+
+from services.common.lora_config import WEIGHTS_NAME, parse_lora_config, tensor_names
+
+
+class AdapterError(ValueError):
+    """An adapter does not fit the model that runs here."""
+
+
+class Target(NamedTuple):
+    """A linear layer of the model that adapters may change."""
+
+    name: str
+    """As the model's own code has it."""
+    in_features: int
+    out_features: int
+
+
+class Pair(NamedTuple):
+    """What an adapter adds to one layer."""
+
+    down: torch.Tensor
+    """A [rank, in_features]."""
+    up: torch.Tensor
+    """B [out_features, rank]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Weights as they were saved. The layers that it does not name stay as they are."""
+
+    rank: int
+    scaling: float
+    pairs: Mapping[str, Pair]
+    """By the name of the layer."""
+
+
+def find_targets(model: Any) -> dict[str, Target]:
+    """The layers of a model, before any is replaced, that adapters may change: all linear ones but the output's."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    targets: dict[str, Target] = {}
+    for name, module in model.named_modules():
+        if module is head:
+            continue
+        if type(module) is nn.Linear:
+            targets[name] = Target(name, module.in_features, module.out_features)
+        elif type(module) is Conv1D:
+            targets[name] = Target(name, *module.weight.shape)
+    return targets
+
+
+def read_adapter(config: bytes, weights: bytes, targets: Mapping[str, Target], max_rank: int) -> Adapter:
+    """The adapter of a pair of files that PEFT wrote. Raises AdapterError, or InvalidArgumentError for the config.
+
+    The store has looked at the files already; what is checked again is that they fit this model.
+    """
+    parsed = parse_lora_config(config, max_rank)
+    try:
+        tensors = load(weights)
+    except SafetensorError as error:
+        raise AdapterError(f"{WEIGHTS_NAME}: {error}") from error
+    pairs: dict[str, Pair] = {}
+    for target in targets.values():
+        down_name, up_name = tensor_names(target.name)
+        down, up = tensors.pop(down_name, None), tensors.pop(up_name, None)
+        if down is None and up is None:
+            continue
+        shapes = [None if part is None else tuple(part.shape) for part in (down, up)]
+        wanted = [(parsed.rank, target.in_features), (target.out_features, parsed.rank)]
+        if down is None or up is None or shapes != wanted:
+            raise AdapterError(
+                f"{WEIGHTS_NAME}: {target.name} needs A {wanted[0]} and B {wanted[1]}, got {shapes[0]} and {shapes[1]}"
+            )
+        pairs[target.name] = Pair(down, up)
+    if tensors or not pairs:
+        unknown = next(iter(tensors), "nothing")
+        raise AdapterError(f"{WEIGHTS_NAME}: the model that runs here has no layer for {unknown}")
+    return Adapter(parsed.rank, parsed.scaling, pairs)

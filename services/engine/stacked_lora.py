@@ -1,0 +1,65 @@
+"""Adapters on a GPU: those of all slots side by side, two products a layer whatever their number.
+
+x @ A.T for all slots at once gives each row the products with every adapter; all but its own are multiplied by zero
+before the second product. Shapes depend on the slots alone and not on which are in use.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from services.engine.adapter import Adapter
+from services.engine.lora import Product, rows_with_adapters
+from services.engine.scheduler import Work
+
+
+class StackedLora:
+    """See Lora. Ranks below the largest are filled up with zeros."""
+
+    def __init__(
+        self, products: Sequence[Product], num_slots: int, max_rank: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._products = products
+        self._rank = max_rank
+        self._zeros = partial(torch.zeros, dtype=dtype, device=device)
+        width = num_slots * max_rank
+        self._down = [self._zeros((width, product.in_features)) for product in products]
+        self._up = [self._zeros((width, product.out_features)) for product in products]
+        self._scalings = self._zeros((num_slots,))
+        self._mask: torch.Tensor | None = None
+        """[rows, slots * max_rank]: a row's own adapter's scaling, else 0; None while no row has one."""
+
+    def pack(self, adapter: Adapter) -> Adapter:
+        """See Lora."""
+        return adapter
+
+    def install(self, slot: int, packed: Adapter) -> None:
+        """See Lora."""
+        lines = slice(slot * self._rank, slot * self._rank + packed.rank)
+        for product, down, up in zip(self._products, self._down, self._up, strict=True):
+            for part in (down, up):
+                part[slot * self._rank : (slot + 1) * self._rank].zero_()
+            (target, _), *_ = product.parts
+            pair = packed.pairs.get(target.name)
+            if pair is not None:
+                down[lines].copy_(pair.down)
+                up[lines].copy_(pair.up.t())
+        self._scalings[slot] = packed.scaling
+
+    def select(self, works: Sequence[Work], num_rows: int) -> bool:
+        """See Lora."""
+        rows, slots = rows_with_adapters(works)
+        self._mask = None
+        if rows:
+            chosen = torch.tensor(slots, device=self._scalings.device)
+            mask = self._zeros((num_rows, len(self._scalings)))
+            mask[torch.tensor(rows, device=chosen.device), chosen] = self._scalings[chosen]
+            self._mask = mask.repeat_interleave(self._rank, dim=1)
+        return bool(rows)
+
+    def add(self, product: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """See Lora."""
+        if self._mask is not None:
+            hidden = x.flatten(0, -2) @ self._down[product].t() * self._mask
+            y.flatten(0, -2).addmm_(hidden, self._up[product])

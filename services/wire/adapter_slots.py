@@ -1,0 +1,203 @@
+"""Which adapters sit in an engine's slots, and who uses them: loaded on demand, kept while in use, let go by last use.
+
+Everything here runs on the event loop. An adapter is put into its slot by a command to the engine's thread that comes
+before the one that opens the sequence, and after the one that closed the last sequence of the slot's former adapter.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from paceline.v1 import speculation_pb2
+from services.adapter_store.client import AdapterStoreClient
+from services.common.channel import open_channel
+from services.common.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    PacelineError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from services.common.lora_config import adapter_digest
+from services.common.telemetry import meter
+from services.engine.adapter import AdapterError
+from services.engine.engine import Engine
+from services.engine.engine_loop import EngineLoop
+from services.engine.sequence import NO_SLOT
+from services.engine.settings import EngineSettings
+
+_log = logging.getLogger(__name__)
+_DIGEST = re.compile("[0-9a-f]{64}")
+_ATTEMPTS = 2
+_RETRY_AFTER_SECONDS = 1.0
+_MAX_FETCHES = 4
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """An adapter that is in a slot, or on its way there."""
+
+    ready: "asyncio.Task[int]"
+    """Its slot, once it is there."""
+    slot: int = NO_SLOT
+    num_uses: int = 0
+    namespaces: set[str] = field(default_factory=set)
+    """Those that the store lets fetch it."""
+
+
+class AdapterSlots:
+    """The slots of one engine."""
+
+    def __init__(
+        self, engine_loop: EngineLoop[Any], client: AdapterStoreClient, num_slots: int, max_seconds: float
+    ) -> None:
+        """Loading an adapter, waiting for a slot included, may take `max_seconds`."""
+        self._engine_loop = engine_loop
+        self._client = client
+        self._max_seconds = max_seconds
+        self._free = list(range(num_slots))
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        """By digest, the longest unused first."""
+        self._changed = asyncio.Condition()
+        self._fetches = asyncio.Semaphore(_MAX_FETCHES)
+        instruments = meter("paceline.adapters")
+        self._loaded = instruments.create_counter("paceline.adapter_loads", "{adapter}", "Adapters put into slots.")
+        self._evicted = instruments.create_counter("paceline.adapter_evictions", "{adapter}", "Adapters let go.")
+        self._damaged = instruments.create_counter("paceline.damaged_adapters", "{adapter}", "Not what was asked for.")
+        self._seconds = instruments.create_histogram("paceline.adapter_load_duration", "s", "Time of loading one.")
+
+    @classmethod
+    def connect(cls, engine_loop: EngineLoop[Any], settings: EngineSettings) -> "AdapterSlots | None":
+        """With the adapter store that settings name; None without one."""
+        if settings.adapter_store is None:
+            return None
+        client = AdapterStoreClient(settings.adapter_store, open_channel(settings.adapter_store))
+        return cls(engine_loop, client, settings.max_adapters, settings.adapter_seconds)
+
+    @asynccontextmanager
+    async def use(self, digest: str, tenant: speculation_pb2.TenantAccess) -> AsyncIterator[int]:
+        """The slot of an adapter, which stays there until the block ends.
+
+        Raises NotFoundError when the tenant has no such adapter, UnavailableError when it could not be had in time,
+        ResourceExhaustedError when all slots are in use.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise InvalidArgumentError("adapter_digest", "must be 64 hexadecimal digits in lower case")
+        entry = await self._entry(digest, tenant)
+        entry.num_uses += 1
+        try:
+            yield await asyncio.shield(entry.ready)
+        finally:
+            entry.num_uses -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def load(self, digest: str, tenant: speculation_pb2.TenantAccess) -> None:
+        """Has an adapter loaded that will be used soon. Raises as `use` does."""
+        async with self.use(digest, tenant):
+            pass
+
+    async def close(self) -> None:
+        """Ends what is being loaded."""
+        for entry in self._entries.values():
+            entry.ready.cancel()
+        await self._client.close()
+
+    async def _entry(self, digest: str, tenant: speculation_pb2.TenantAccess) -> _Entry:
+        """The adapter's entry, once the store has said that the tenant may use it."""
+        while (entry := self._entries.get(digest)) is not None:
+            if tenant.namespace in entry.namespaces:
+                self._entries.move_to_end(digest)
+                return entry
+            try:
+                await self._client.check(tenant.token, tenant.namespace, digest, self._max_seconds)
+            except grpc.aio.AioRpcError as error:
+                raise _refusal(error, digest) from error
+            # What another tenant may not fetch says nothing to this one.
+            await asyncio.wait([entry.ready])
+            entry.namespaces.add(tenant.namespace)
+        entry = _Entry(asyncio.create_task(self._load(digest, tenant)), namespaces={tenant.namespace})
+        entry.ready.add_done_callback(_seen)
+        self._entries[digest] = entry
+        return entry
+
+    async def _load(self, digest: str, tenant: speculation_pb2.TenantAccess) -> int:
+        """Fetches an adapter and puts it into a slot."""
+        started, packed = time.monotonic(), None
+        try:
+            async with asyncio.timeout(self._max_seconds):
+                async with self._fetches:
+                    packed = await self._fetch(digest, tenant)
+                slot = await self._take_slot()
+        except BaseException as error:
+            del self._entries[digest]
+            if not isinstance(error, TimeoutError):
+                raise
+            if packed is not None:
+                raise ResourceExhaustedError("all adapter slots are in use", _RETRY_AFTER_SECONDS) from error
+            description = f"the adapter could not be loaded within {self._max_seconds:g} s"
+            raise UnavailableError(description, _RETRY_AFTER_SECONDS) from error
+        self._entries[digest].slot = slot
+        self._engine_loop.submit(lambda role: role.engine.install_adapter(slot, packed))
+        self._loaded.add(1)
+        self._seconds.record(time.monotonic() - started)
+        return slot
+
+    async def _fetch(self, digest: str, tenant: speculation_pb2.TenantAccess) -> Any:
+        """The adapter as the engine takes it. One that is not as its digest says is fetched once more."""
+        for _ in range(_ATTEMPTS):
+            try:
+                config, weights = await self._client.fetch(tenant.token, tenant.namespace, digest, self._max_seconds)
+                if await asyncio.to_thread(adapter_digest, config, weights) == digest:
+                    return await asyncio.to_thread(self._read, config, weights)
+            except grpc.aio.AioRpcError as error:
+                raise _refusal(error, digest) from error
+            except UnavailableError as error:
+                _log.error("adapter %s: %s", digest, error)
+            self._damaged.add(1)
+            _log.error("adapter %s came from %s with other content", digest, self._client.target)
+        raise UnavailableError("the adapter store sent something else than the adapter", _RETRY_AFTER_SECONDS)
+
+    def _read(self, config: bytes, weights: bytes) -> Any:
+        engine: Engine = self._engine_loop.role.engine
+        try:
+            return engine.read_adapter(config, weights)
+        except (AdapterError, InvalidArgumentError) as error:
+            raise InvalidArgumentError("adapter_digest", f"does not fit the model here: {error}") from error
+
+    async def _take_slot(self) -> int:
+        """A slot that nobody uses; waits for one."""
+        async with self._changed:
+            while not self._free:
+                idle = next((digest for digest, entry in self._entries.items() if self._is_idle(entry)), None)
+                if idle is None:
+                    await self._changed.wait()
+                else:
+                    self._free.append(self._entries.pop(idle).slot)
+                    self._evicted.add(1)
+            return self._free.pop()
+
+    @staticmethod
+    def _is_idle(entry: _Entry) -> bool:
+        return entry.slot != NO_SLOT and not entry.num_uses
+
+
+def _refusal(error: grpc.aio.AioRpcError, digest: str) -> PacelineError:
+    """What a failed call to the store means for a stream."""
+    if error.code() is grpc.StatusCode.NOT_FOUND:
+        return NotFoundError("adapter", digest)
+    return UnavailableError(f"the adapter store failed ({error.code().name}: {error.details()})", _RETRY_AFTER_SECONDS)
+
+
+def _seen(task: "asyncio.Task[int]") -> None:
+    """Whoever awaits it gets its error; when nobody does, none is missed."""
+    if not task.cancelled():
+        task.exception()
