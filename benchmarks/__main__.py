@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import ahead, recovered, repetition, reuse, simulation, speculation
+from benchmarks import adapters, ahead, recovered, repetition, reuse, simulation, speculation
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.report import write
 from benchmarks.simulation_report import write_simulation
-from gateway.launcher import shipped_model
+from gateway.stack_settings import shipped_model
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PAGES = _ROOT / "docs" / "benchmarks"
@@ -57,11 +57,17 @@ def _reuse(target: str, _draft: str) -> tuple[Path, bool]:
     return reuse.write_reuse(measures, _PAGES), all(measure.holds for measure in measures)
 
 
+def _adapters(target: str, _draft: str) -> tuple[Path, bool]:
+    report = adapters.run(target, _WORK_DIR)
+    return adapters.write_adapters(report, _PAGES), report.holds
+
+
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
     "repetition": _repetition,
     "reuse": _reuse,
+    "adapters": _adapters,
     "recovered": _recovered,
     "simulation": _simulation,
 }

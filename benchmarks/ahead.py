@@ -16,7 +16,8 @@ from benchmarks.relay import DelayingRelay
 from benchmarks.speculation import NUM_TOKENS, held_out_prompts
 from benchmarks.systems import Measured, through_gateway
 from gateway.client import Client
-from gateway.launcher import StackSettings, free_port, running_stack
+from gateway.launcher import free_port, running_stack
+from gateway.stack_settings import StackSettings
 
 DELAYS_MS = (0, 2, 5, 10)
 DELAY_REPEATS = 6

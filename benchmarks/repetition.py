@@ -13,7 +13,8 @@ from benchmarks.copyist import build_copyist
 from benchmarks.page import machine, table, write_page
 from benchmarks.systems import Measured, median, through_gateway
 from gateway.client import Client
-from gateway.launcher import StackSettings, running_stack
+from gateway.launcher import running_stack
+from gateway.stack_settings import StackSettings
 from models.corpus import load_corpus
 
 FLOOR = 1.3

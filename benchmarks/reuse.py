@@ -17,7 +17,8 @@ from benchmarks.page import machine, table, write_page
 from benchmarks.systems import through_gateway
 from benchmarks.transfer import NAMESPACE, Transfer
 from gateway.client import Client
-from gateway.launcher import Stack, StackSettings, running_stack, wait_serving
+from gateway.launcher import Stack, running_stack, wait_serving
+from gateway.stack_settings import StackSettings
 from models.corpus import load_corpus
 from services.common.tenant_token import TokenMint
 

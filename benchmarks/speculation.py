@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from benchmarks.heavy import build_heavy
 from benchmarks.systems import InProcess, Measured, Transformers, median, through_gateway
 from gateway.client import Client
-from gateway.launcher import StackSettings, running_stack
+from gateway.launcher import running_stack
+from gateway.stack_settings import StackSettings
 from models.corpus import load_corpus
 from services.engine.config import Device, Dtype, EngineConfig
 

@@ -32,11 +32,19 @@ class Measured(NamedTuple):
 
 
 async def through_gateway(
-    client: Client, prompts: Sequence[Sequence[int]], num_tokens: int, *, speculation: bool
+    client: Client,
+    prompts: Sequence[Sequence[int]],
+    num_tokens: int,
+    *,
+    speculation: bool,
+    adapters: Sequence[str] = (),
 ) -> Measured:
-    """Continues all prompts at once through gateway and gRPC."""
+    """Continues all prompts at once through gateway and gRPC; `adapters` has a name for each, or is empty."""
     started = time.perf_counter()
-    streams = [asyncio.create_task(_stream(client, prompt, num_tokens, speculation)) for prompt in prompts]
+    streams = [
+        asyncio.create_task(_stream(client, prompt, num_tokens, speculation, adapter))
+        for prompt, adapter in zip(prompts, adapters or [""] * len(prompts), strict=True)
+    ]
     results = await asyncio.gather(*streams)
     seconds = time.perf_counter() - started
     return Measured(
@@ -52,13 +60,15 @@ async def through_gateway(
 
 
 async def _stream(
-    client: Client, prompt: Sequence[int], num_tokens: int, speculation: bool
+    client: Client, prompt: Sequence[int], num_tokens: int, speculation: bool, adapter: str
 ) -> tuple[list[int], float, list[float], Any]:
     token_ids: list[int] = []
     gaps: list[float] = []
     started = last = time.perf_counter()
     first, usage = 0.0, None
-    events = client.generate(prompt, max_tokens=num_tokens, temperature=0, ignore_eos=True, speculation=speculation)
+    events = client.generate(
+        prompt, adapter=adapter, max_tokens=num_tokens, temperature=0, ignore_eos=True, speculation=speculation
+    )
     async for event in events:
         count = len(event.delta.token_ids)
         now = time.perf_counter()

@@ -3,26 +3,24 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Annotated, Any, NoReturn, cast
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, cast
 
-import grpc
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from gateway.client import ChatResponse, Client, GenerateResponse, Options, error_details
-from gateway.launcher import LaunchError, StackSettings, shipped_model
+from gateway.cli_adapters import adapters
+from gateway.cli_cache import cache
+from gateway.client import ChatResponse, Client, GenerateResponse, Options
+from gateway.stack_settings import LaunchError, StackSettings, data_folder, shipped_model
+from gateway.terminal import DEFAULT_ADDRESS, Address, err, fail, out
+from gateway.terminal import run as run_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-cache = typer.Typer(no_args_is_help=True, help="Your share of the prefix cache.")
 app.add_typer(cache, name="cache")
-_out = Console(highlight=False, soft_wrap=True, markup=False)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
-_INTERRUPTED = 130
-
-Address = Annotated[str, typer.Option(help="host:port of the gateway.", envvar="PACELINE_ADDRESS")]
+app.add_typer(adapters, name="adapters")
 Model = Annotated[str, typer.Option(help="Id of the model; may be left out where only one is served.")]
+Adapter = Annotated[str, typer.Option(help="Name of one of your adapters; left out: the model as it is.")]
 Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token.")]
 TopP = Annotated[float | None, typer.Option(help="Keeps the likeliest tokens that add up to this probability.")]
 TopK = Annotated[int | None, typer.Option(help="Keeps this many likeliest tokens.")]
@@ -31,7 +29,6 @@ MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to produce.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends the text before this string; may be repeated.")]
 NoSpeculation = Annotated[bool, typer.Option("--no-speculation", help="Leaves the draft out.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Prints speed and acceptance at the end.")]
-DEFAULT_ADDRESS = "127.0.0.1:7100"
 
 
 @app.command()
@@ -48,11 +45,16 @@ def up(
     no_prefix_cache: Annotated[bool, typer.Option("--no-prefix-cache", help="Starts no prefix cache.")] = False,
     prefix_cache_port: Annotated[int, typer.Option(help="Port of the prefix cache.")] = 7103,
     cache_folder: Annotated[str | None, typer.Option(help="Keeps computed prompts in this folder too.")] = None,
+    no_adapters: Annotated[bool, typer.Option("--no-adapters", help="Starts no adapter store.")] = False,
+    adapter_store_port: Annotated[int, typer.Option(help="Port of the adapter store.")] = 7104,
+    adapter_folder: Annotated[
+        str | None, typer.Option(help="Keeps adapters in this folder; default: among your user's data.")
+    ] = None,
     threads_verifier: Annotated[int | None, typer.Option(help="CPU threads; default: divided by the launcher.")] = None,
     threads_draft: Annotated[int | None, typer.Option(help="CPU threads; default: divided by the launcher.")] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
 ) -> None:
-    """Keeps draft, verifier, prefix cache and gateway running in this terminal until Ctrl-C."""
+    """Keeps draft, verifier, prefix cache, adapter store and gateway running in this terminal until Ctrl-C."""
     from gateway.up import keep_running
 
     if draft_model is None and model is None and not no_draft:
@@ -67,6 +69,9 @@ def up(
         prefix_cache=not no_prefix_cache,
         prefix_cache_port=prefix_cache_port,
         cache_folder=cache_folder,
+        adapter_store=not no_adapters,
+        adapter_store_port=adapter_store_port,
+        adapter_folder=adapter_folder or str(data_folder() / "adapters"),
         device=device,
         dtype=dtype,
         verifier_threads=threads_verifier,
@@ -74,7 +79,7 @@ def up(
         log_level=log_level,
         restart=True,
     )
-    raise typer.Exit(asyncio.run(keep_running(settings, _err)))
+    raise typer.Exit(asyncio.run(keep_running(settings, err)))
 
 
 @app.command()
@@ -84,9 +89,9 @@ def demo() -> None:
 
     settings = StackSettings(model=_shipped("target"), draft_model=_shipped("draft"), log_level="WARNING")
     try:
-        raise typer.Exit(asyncio.run(run_demo(settings, _out)))
+        raise typer.Exit(asyncio.run(run_demo(settings, out)))
     except LaunchError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -94,6 +99,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to continue; - reads standard input.")],
     address: Address = DEFAULT_ADDRESS,
     model: Model = "",
+    adapter: Adapter = "",
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
@@ -106,19 +112,20 @@ def generate(
 ) -> None:
     """Continues a prompt and streams the text."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    options = _options(model, temperature, top_p, top_k, seed, max_tokens, stop, no_speculation)
+    options = _options(model, adapter, temperature, top_p, top_k, seed, max_tokens, stop, no_speculation)
 
     async def run() -> None:
         async with Client(address) as client:
             await _print_stream(client.generate(text, **options), stats=stats, as_json=as_json)
 
-    _run(run)
+    run_command(run)
 
 
 @app.command()
 def chat(
     address: Address = DEFAULT_ADDRESS,
     model: Model = "",
+    adapter: Adapter = "",
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -130,7 +137,7 @@ def chat(
     stats: Stats = False,
 ) -> None:
     """Talks to the model. /reset forgets the conversation, /exit or Ctrl-D ends."""
-    options = _options(model, temperature, top_p, top_k, seed, max_tokens, stop, no_speculation)
+    options = _options(model, adapter, temperature, top_p, top_k, seed, max_tokens, stop, no_speculation)
     beginning = [("system", system)] if system else []
 
     async def run() -> None:
@@ -138,7 +145,7 @@ def chat(
         async with Client(address) as client:
             while True:
                 try:
-                    said = (await asyncio.to_thread(_err.input, "[bold cyan]> [/]")).strip()
+                    said = (await asyncio.to_thread(err.input, "[bold cyan]> [/]")).strip()
                 except EOFError:
                     return
                 if said == "/exit":
@@ -150,7 +157,7 @@ def chat(
                     answer = await _print_stream(client.chat(messages, **options), stats=stats, as_json=False)
                     messages.append(("assistant", answer))
 
-    _run(run)
+    run_command(run)
 
 
 @app.command()
@@ -172,46 +179,9 @@ def models(address: Address = DEFAULT_ADDRESS) -> None:
                             info.dtype,
                             info.device,
                         )
-            _out.print(table)
+            out.print(table)
 
-    _run(run)
-
-
-@cache.command()
-def stats(address: Address = DEFAULT_ADDRESS) -> None:
-    """Shows what is kept of your prompts, and how much of it was of use."""
-
-    async def run() -> None:
-        async with Client(address) as client:
-            found = await client.cache_statistics()
-        table = Table("tier", "blocks", "MB", "of", "hits", "evicted", "corrupt", box=None)
-        for tier in found.tiers:
-            table.add_row(
-                tier.tier,
-                str(tier.num_blocks),
-                f"{tier.num_bytes / 1e6:.1f}",
-                f"{found.quota_bytes / 1e6:.0f}",
-                str(tier.num_hits),
-                str(tier.num_evictions),
-                str(tier.num_corrupt),
-            )
-        _out.print(table)
-        asked = found.num_misses + sum(tier.num_hits for tier in found.tiers)
-        rate = f"{1 - found.num_misses / asked:.0%}" if asked else "none asked for"
-        _out.print(f"hit rate {rate}, misses {found.num_misses}")
-
-    _run(run)
-
-
-@cache.command()
-def clear(address: Address = DEFAULT_ADDRESS) -> None:
-    """Deletes everything that is kept of your prompts."""
-
-    async def run() -> None:
-        async with Client(address) as client:
-            _out.print(f"{await client.clear_cache()} blocks deleted")
-
-    _run(run)
+    run_command(run)
 
 
 async def _print_stream(
@@ -223,14 +193,14 @@ async def _print_stream(
     text: list[str] = []
     async for event in events:
         if as_json:
-            _out.print(json.dumps(MessageToDict(event, preserving_proto_field_name=True)))
+            out.print(json.dumps(MessageToDict(event, preserving_proto_field_name=True)))
         elif event.HasField("delta") and event.delta.choice == 0:
-            _out.print(event.delta.text, end="")
+            out.print(event.delta.text, end="")
             text.append(event.delta.text)
         elif event.HasField("usage"):
-            _out.print()
+            out.print()
             if stats:
-                _err.print(describe_usage(event.usage), style="dim")
+                err.print(describe_usage(event.usage), style="dim")
     return "".join(text)
 
 
@@ -246,6 +216,7 @@ def describe_usage(usage: Any) -> str:
 
 def _options(
     model: str,
+    adapter: str,
     temperature: float | None,
     top_p: float | None,
     top_k: int | None,
@@ -256,6 +227,7 @@ def _options(
 ) -> Options:
     given: dict[str, Any] = {
         "model": model or None,
+        "adapter": adapter or None,
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
@@ -268,26 +240,11 @@ def _options(
     return cast("Options", options)
 
 
-def _run(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    try:
-        asyncio.run(run())
-    except grpc.RpcError as error:
-        details = "; ".join(str(detail).strip().replace("\n", " ") for detail in error_details(error))
-        _fail(f"{error.code().name}: {error.details()}" + (f" ({details})" if details else ""))
-    except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
-
-
 def _shipped(name: str) -> str:
     try:
         return shipped_model(name)
     except LaunchError as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    _err.print(message, style="red", markup=False)
-    raise typer.Exit(1)
+        fail(str(error))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,17 @@ with SyncClient("127.0.0.1:7100") as client:
     text = "".join(event.delta.text for event in client.generate("def add(", max_tokens=64))
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from paceline.v1 import (
+    adapter_pb2,
+    adapter_pb2_grpc,
     cache_pb2,
     cache_pb2_grpc,
     inference_pb2,
@@ -24,6 +28,7 @@ from paceline.v1 import (
     sampling_pb2,
 )
 from services.common.channel import channel_options, open_channel
+from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME
 
 GenerateResponse = inference_pb2.GenerateResponse
 ChatResponse = inference_pb2.ChatResponse
@@ -33,6 +38,7 @@ Metadata = Sequence[tuple[str, str]]
 """gRPC metadata: (name, value) each, names in lower case."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_PIECE_BYTES = 1 << 20
 
 
 class Options(TypedDict, total=False):
@@ -69,6 +75,7 @@ class Client:
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
+        self._adapters = adapter_pb2_grpc.AdapterServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -107,6 +114,47 @@ class Client:
         """Text of token ids."""
         request = inference_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
         return (await self._inference.Detokenize(request, metadata=self._metadata)).text
+
+    async def upload_adapter(
+        self, folder: str | Path, name: str, *, on_progress: Callable[[int], None] | None = None, **more: Any
+    ) -> adapter_pb2.Adapter:
+        """Uploads the adapter that PEFT saved in a folder; `on_progress` is told the bytes sent so far.
+
+        `more`: model, replace, ignore_base_model, and for_draft; see AdapterUpload in adapter.proto. Raises OSError
+        when the folder does not hold an adapter.
+        """
+        files = adapter_files(folder)
+        if more.pop("for_draft", False):
+            more["role"] = adapter_pb2.ADAPTER_ROLE_DRAFT
+        sizes = [adapter_pb2.AdapterFile(name=path.name, num_bytes=path.stat().st_size) for path in files]
+        upload = adapter_pb2.AdapterUpload(name=name, files=sizes, **more)
+
+        async def requests() -> AsyncIterator[adapter_pb2.UploadAdapterRequest]:
+            yield adapter_pb2.UploadAdapterRequest(upload=upload)
+            sent = 0
+            for path in files:
+                with path.open("rb") as file:
+                    while data := await asyncio.to_thread(file.read, _PIECE_BYTES):
+                        yield adapter_pb2.UploadAdapterRequest(data=data)
+                        sent += len(data)
+                        if on_progress is not None:
+                            on_progress(sent)
+
+        return (await self._adapters.UploadAdapter(requests(), metadata=self._metadata)).adapter
+
+    async def get_adapter(self, name: str) -> adapter_pb2.Adapter:
+        """One of the caller's adapters."""
+        request = adapter_pb2.GetAdapterRequest(name=name)
+        return (await self._adapters.GetAdapter(request, metadata=self._metadata)).adapter
+
+    async def list_adapters(self) -> list[adapter_pb2.Adapter]:
+        """The caller's adapters."""
+        request = adapter_pb2.ListAdaptersRequest()
+        return list((await self._adapters.ListAdapters(request, metadata=self._metadata)).adapters)
+
+    async def delete_adapter(self, name: str) -> None:
+        """Deletes one of the caller's adapters."""
+        await self._adapters.DeleteAdapter(adapter_pb2.DeleteAdapterRequest(name=name), metadata=self._metadata)
 
     async def cache_statistics(self) -> cache_pb2.GetCacheStatisticsResponse:
         """What the prefix cache keeps for this caller."""
@@ -182,6 +230,19 @@ def chat_request(messages: Sequence[Message], options: Options) -> inference_pb2
     """The message for `Client.chat`."""
     said = [inference_pb2.ChatMessage(role=role, content=content) for role, content in messages]
     return inference_pb2.ChatRequest(messages=said, **_common(options))
+
+
+def adapter_files(folder: str | Path) -> tuple[Path, Path]:
+    """Both files of an adapter in a folder. Raises OSError when one is missing, and says how to make it."""
+    config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}")
+    if not weights.is_file():
+        hint = ""
+        if (Path(folder) / "adapter_model.bin").exists():
+            hint = "; load the .bin with PEFT, then save_pretrained(..., safe_serialization=True)"
+        raise FileNotFoundError(f"{folder} holds no {WEIGHTS_NAME}{hint}")
+    return config, weights
 
 
 def error_details(error: grpc.RpcError) -> list[Any]:

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.client import Client
-from gateway.launcher import StackSettings, running_stack
+from gateway.launcher import running_stack
+from gateway.stack_settings import StackSettings
 
 PROMPT = '''import os
 

@@ -2,20 +2,21 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.stack_settings import LaunchError, StackSettings
 from services.common.channel import open_channel
 from services.common.tenant_token import new_signing_key, public_key
 
@@ -30,113 +31,35 @@ _SPIN_COUNT = 20_000
 """Rounds, some 50 ns each, that an idle OpenMP thread spins before it sleeps: through the gaps of a step and between
 two steps that follow each other, not through the wait for a proposal, whose draft wants the core."""
 _SPIN_COUNT_ALONE = 100_000
-_CACHE_NICENESS = 10
-"""Moving blocks gives way to the steps of the models on the same cores."""
-
-
-class Threads(NamedTuple):
-    """CPU threads of the two models."""
-
-    verifier: int
-    draft: int
-
-    def share(self, num_cores: int) -> bool:
-        """Whether the two cannot run at once without getting into each other's way."""
-        return self.verifier + self.draft > num_cores
-
-
-class LaunchError(RuntimeError):
-    """A process ended or did not get ready."""
-
-
-@dataclass(frozen=True, slots=True)
-class StackSettings:
-    """What to start. Ports of 0 take free ones."""
-
-    model: str
-    draft_model: str | None
-    host: str = "127.0.0.1"
-    gateway_port: int = 0
-    verifier_port: int = 0
-    draft_port: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    verifier_threads: int | None = None
-    draft_threads: int | None = None
-    log_level: str = "INFO"
-    restart: bool = False
-    """Whether a process that dies is started again, a few times."""
-    prefix_cache: bool = False
-    """Whether to start a prefix cache."""
-    prefix_cache_port: int = 0
-    cache_folder: str | None = None
-    """Where the prefix cache keeps blocks on disk; none: in memory alone."""
-    ready_seconds: float = 600.0
-    draft_addresses: tuple[str, ...] = ()
-    """Where the gateway finds drafts; default: the one that is started."""
-    extra: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """More command-line arguments by process name."""
-
-    def threads(self) -> Threads:
-        """CPU threads as set, else as the cores are divided."""
-        divided = divide_threads(os.cpu_count() or 1, with_draft=self.draft_model is not None)
-        return Threads(self.verifier_threads or divided.verifier, self.draft_threads or divided.draft)
-
-
-def shipped_model(name: str) -> str:
-    """Folder of the shipped "target" or "draft": in the installed package, else in the source tree."""
-    for folder in (Path(__file__).resolve().parent / "pair" / name, _ROOT / "models" / name):
-        if (folder / "config.json").exists():
-            return str(folder)
-    raise LaunchError(f"the shipped {name} model is not installed; name a model")
-
-
-def divide_threads(num_cores: int, *, with_draft: bool) -> Threads:
-    """Divides cores between verifier and draft so that they do not fight for them.
-
-    The draft is small: one core is all it can use. On two cores the verifier keeps both and the two take turns: the
-    draft does not draft ahead, so that it is idle while the verifier verifies.
-    """
-    if not with_draft or num_cores <= 2:
-        return Threads(max(1, num_cores), 1)
-    return Threads(num_cores - 1, 1)
 
 
 class Stack:
-    """The processes of one system, by name: "prefix_cache" and "draft" (where wanted), "verifier", "gateway"."""
+    """The processes of one system, by the names that its settings give them."""
 
     def __init__(self, settings: StackSettings, on_line: LineSink | None = None) -> None:
-        self.settings = settings
+        self._own_folder = tempfile.TemporaryDirectory(prefix="paceline-adapters-")
+        self.settings = replace(settings, adapter_folder=settings.adapter_folder or self._own_folder.name)
         self._on_line = on_line
-        self._ports = {
-            "draft": settings.draft_port or free_port(),
-            "verifier": settings.verifier_port or free_port(),
-            "gateway": settings.gateway_port or free_port(),
-            "prefix_cache": settings.prefix_cache_port or free_port(),
+        self.addresses = {
+            name: f"{settings.host}:{getattr(settings, f'{name}_port') or free_port()}" for name in settings.names
         }
         self.signing_key = new_signing_key()
-        """Signs tokens for the prefix cache."""
+        """Signs tokens for prefix cache and adapter store."""
         self.processes: dict[str, asyncio.subprocess.Process] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Set to a sentence when a process has died and will not be started again."""
 
-    @property
-    def names(self) -> list[str]:
-        """Processes in order of start."""
-        cache = ["prefix_cache"] if self.settings.prefix_cache else []
-        return [*cache, "verifier", *(["draft"] if self.settings.draft_model else []), "gateway"]
-
     def address(self, name: str = "gateway") -> str:
         """host:port of a process."""
-        return f"{self.settings.host}:{self._ports[name]}"
+        return self.addresses[name]
 
     async def start(self, on_ready: Callable[[str], None] | None = None) -> None:
         """Starts all processes and returns when all are serving. Raises LaunchError when one is not."""
-        for name in self.names:
+        for name in self.settings.names:
             await self._spawn(name)
-        waits = [asyncio.create_task(self._wait_ready(name, on_ready)) for name in self.names]
+        waits = [asyncio.create_task(self._wait_ready(name, on_ready)) for name in self.settings.names]
         everything = asyncio.gather(*waits)
         waiting: list[asyncio.Future[Any]] = [everything, self.failed]
         done, _ = await asyncio.wait(waiting, timeout=self.settings.ready_seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -155,6 +78,7 @@ class Stack:
             await self._end([process for name, process in self.processes.items() if (name == "gateway") is first])
         for task in self._tasks:
             await task
+        self._own_folder.cleanup()
 
     @staticmethod
     async def _end(running: Sequence[asyncio.subprocess.Process]) -> None:
@@ -177,13 +101,13 @@ class Stack:
         environment = {"GOMP_SPINCOUNT": str(spin), **os.environ, "PYTHONUNBUFFERED": "1"}
         paths = [str(_ROOT), str(_ROOT / "protos"), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        if name == "gateway" and self.settings.prefix_cache:
+        if name == "gateway":
             environment["PACELINE_GATEWAY_SIGNING_KEY"] = self.signing_key
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "gateway" if name == "gateway" else f"services.{name}",
-            *self._arguments(name),
+            *self.settings.arguments(name, self.addresses, public_key(self.signing_key)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -192,42 +116,6 @@ class Stack:
         )
         self.processes[name] = process
         self._tasks.append(asyncio.create_task(self._watch(name, process)))
-
-    def _arguments(self, name: str) -> list[str]:
-        settings = self.settings
-        arguments = [
-            f"--server.host={settings.host}",
-            f"--server.port={self._ports[name]}",
-            f"--telemetry.log-level={settings.log_level}",
-            "--telemetry.log-format=text",
-        ]
-        if name == "prefix_cache":
-            arguments.append(f"--token-keys={json.dumps([public_key(self.signing_key)])}")
-            arguments.append(f"--niceness={_CACHE_NICENESS}")
-            if settings.cache_folder is not None:
-                arguments.append(f"--disk-folder={settings.cache_folder}")
-            return [*arguments, *settings.extra.get(name, ())]
-        if settings.prefix_cache:
-            arguments.append(f"--prefix-cache={self.address('prefix_cache')}")
-        if name == "gateway":
-            own = [self.address("draft")] if settings.draft_model else []
-            drafts = list(settings.draft_addresses) or own
-            arguments += [
-                f"--tokenizer={settings.model}",
-                f"--verifiers={json.dumps([self.address('verifier')])}",
-                f"--drafts={json.dumps(drafts)}",
-            ]
-        else:
-            threads = settings.threads()
-            arguments += [
-                f"--model={settings.model if name == 'verifier' else settings.draft_model}",
-                f"--device={settings.device}",
-                f"--dtype={settings.dtype}",
-                f"--num-threads={threads.verifier if name == 'verifier' else threads.draft}",
-            ]
-            if name == "draft" and settings.device != "cuda" and threads.share(os.cpu_count() or 1):
-                arguments.append("--ahead=false")
-        return [*arguments, *settings.extra.get(name, ())]
 
     async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
         """Passes log lines on until the process ends, then starts it again or says that it failed."""

@@ -9,10 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from gateway.launcher import LaunchError, Stack, StackSettings
+from gateway.launcher import Stack
+from gateway.stack_settings import LaunchError, StackSettings
 
 _LOADED = re.compile(r"loading weights: (\d+) %")
-_COLOURS = {"prefix_cache": "magenta", "draft": "yellow", "verifier": "green", "gateway": "cyan", "paceline": "bold"}
+_COLOURS = {
+    "prefix_cache": "magenta", "adapter_store": "blue", "draft": "yellow", "verifier": "green", "gateway": "cyan",
+    "paceline": "bold",
+}  # fmt: skip
 
 
 async def keep_running(settings: StackSettings, console: Console) -> int:
@@ -28,7 +32,7 @@ async def keep_running(settings: StackSettings, console: Console) -> int:
         if (loaded := _LOADED.search(line)) and name in tasks:
             bars.update(tasks[name], completed=int(loaded[1]))
             return
-        console.print(Text(f"{name:>12} ", _COLOURS[name]) + Text(line))
+        console.print(Text(f"{name:>13} ", _COLOURS[name]) + Text(line))
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -61,5 +65,5 @@ async def keep_running(settings: StackSettings, console: Console) -> int:
 async def _start(stack: Stack, bars: Progress, tasks: dict[str, TaskID]) -> None:
     """Starts the stack behind progress bars, one a process, that fill as its weights are loaded."""
     with bars:
-        tasks.update({name: bars.add_task(f"{name}: loading", total=100) for name in stack.names})
+        tasks.update({name: bars.add_task(f"{name}: loading", total=100) for name in stack.settings.names})
         await stack.start(lambda name: bars.update(tasks[name], description=f"{name}: serving", completed=100))

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from gateway.client import Client
-from gateway.launcher import LaunchError, Stack, StackSettings, divide_threads, running_stack
+from gateway.launcher import Stack, running_stack
+from gateway.stack_settings import LaunchError, StackSettings, divide_threads
 
 NUM_TOKENS = 300
 REQUEST = {"max_tokens": NUM_TOKENS, "seed": 9, "ignore_eos": True}
@@ -73,7 +74,7 @@ async def test_sigterm_ends_every_process_cleanly_and_lets_streams_finish(stack:
         rest = asyncio.create_task(_count(stream))
         await stack.stop()
         assert await rest == 60
-    assert {name: process.returncode for name, process in stack.processes.items()} == dict.fromkeys(stack.names, 0)
+    assert {name: process.returncode for name, process in stack.processes.items()} == dict.fromkeys(stack.settings.names, 0)
 
 
 async def test_a_verifier_told_to_stop_finishes_its_streams(settings: StackSettings) -> None:

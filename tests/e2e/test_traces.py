@@ -8,7 +8,8 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from gateway.client import Client
-from gateway.launcher import StackSettings, running_stack
+from gateway.launcher import running_stack
+from gateway.stack_settings import StackSettings
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):

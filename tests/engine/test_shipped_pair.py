@@ -9,7 +9,7 @@ from benchmarks.heavy import build_heavy
 from benchmarks.speculation import held_out_prompts
 from engine.driver import generate, make_engine
 from engine.speculating import generate_speculating
-from gateway.launcher import shipped_model
+from gateway.stack_settings import shipped_model
 from services.common.sampling_params import SamplingParams
 from services.engine.config import Dtype
 from services.engine.engine import Engine
