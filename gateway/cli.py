@@ -84,10 +84,12 @@ def up(
 
 @app.command()
 def demo() -> None:
-    """Starts everything, streams a completion, and compares speculation on and off."""
+    """Starts everything, streams completions with and without adapters, and compares speculation on and off."""
     from gateway.demo import run_demo
 
-    settings = StackSettings(model=_shipped("target"), draft_model=_shipped("draft"), log_level="WARNING")
+    settings = StackSettings(
+        model=_shipped("target"), draft_model=_shipped("draft"), adapter_store=True, log_level="WARNING"
+    )
     try:
         raise typer.Exit(asyncio.run(run_demo(settings, out)))
     except LaunchError as error:

@@ -1,6 +1,7 @@
-"""`paceline demo`: a completion, streamed, and then the same with speculation on and off, side by side."""
+"""`paceline demo`: a completion with and without adapters, streamed, then speculation on and off side by side."""
 
 import statistics
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.table import Table
 
 from gateway.client import Client
 from gateway.launcher import running_stack
-from gateway.stack_settings import StackSettings
+from gateway.stack_settings import StackSettings, shipped_adapters
 
 PROMPT = '''import os
 
@@ -63,7 +64,8 @@ async def run_demo(settings: StackSettings, console: Console) -> int:
         stack = await stack_context.__aenter__()
     try:
         async with Client(stack.address()) as client:
-            await _show(client, console)
+            for adapter in ("", *[await _upload(client, folder) for folder in shipped_adapters()]):
+                await _show(client, adapter, console)
             runs: dict[bool, list[Run]] = {True: [], False: []}
             with console.status("measuring"):
                 for prompt in _MEASURED:
@@ -74,10 +76,20 @@ async def run_demo(settings: StackSettings, console: Console) -> int:
     return _report(runs, console)
 
 
-async def _show(client: Client, console: Console) -> None:
+async def _upload(client: Client, folder: Path) -> str:
+    return (await client.upload_adapter(folder, folder.name)).name
+
+
+async def _show(client: Client, adapter: str, console: Console) -> None:
+    console.rule(f"adapter {adapter}" if adapter else "the model as it is", align="left")
     console.print(PROMPT, end="", style="dim")
     events = client.generate(
-        PROMPT, max_tokens=_SHOWN_TOKENS, temperature=_SHOWN_TEMPERATURE, seed=_SHOWN_SEED, ignore_eos=True
+        PROMPT,
+        adapter=adapter,
+        max_tokens=_SHOWN_TOKENS,
+        temperature=_SHOWN_TEMPERATURE,
+        seed=_SHOWN_SEED,
+        ignore_eos=True,
     )
     async for event in events:
         console.print(event.delta.text, end="", markup=False, highlight=False)

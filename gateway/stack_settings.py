@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from services.common.lora_config import CONFIG_NAME
+
 _ROOT = Path(__file__).resolve().parent.parent
 _CACHE_NICENESS = 10
 """Moving blocks gives way to the steps of the models on the same cores."""
@@ -133,6 +135,14 @@ def shipped_model(name: str) -> str:
         if (folder / "config.json").exists():
             return str(folder)
     raise LaunchError(f"the shipped {name} model is not installed; name a model")
+
+
+def shipped_adapters() -> list[Path]:
+    """Folders of the adapters that ship with the pair, in order of their names."""
+    for folder in (Path(__file__).resolve().parent / "pair" / "adapters", _ROOT / "models" / "adapters"):
+        if found := sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}")):
+            return found
+    return []
 
 
 def divide_threads(num_cores: int, *, with_draft: bool) -> Threads:

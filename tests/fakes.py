@@ -48,6 +48,8 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     num_open: int = 0
     all_closed: asyncio.Event = field(default_factory=asyncio.Event)
+    prefetches: list[verifier_pb2.PrefetchAdapterRequest] = field(default_factory=list)
+    prefetched: asyncio.Event = field(default_factory=asyncio.Event)
     commit_when: asyncio.Event | None = None
     """When set, nothing is committed before it."""
 
@@ -104,6 +106,13 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         async for request in requests:
             self.proposals.append(request.proposal)
             self.proposed.set()
+
+    async def PrefetchAdapter(
+        self, request: verifier_pb2.PrefetchAdapterRequest, context: object
+    ) -> verifier_pb2.PrefetchAdapterResponse:
+        self.prefetches.append(request)
+        self.prefetched.set()
+        return verifier_pb2.PrefetchAdapterResponse()
 
     async def GetTargetModel(self, request: object, context: object) -> verifier_pb2.GetTargetModelResponse:
         return verifier_pb2.GetTargetModelResponse(model_info=self.info)

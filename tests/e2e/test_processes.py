@@ -74,7 +74,9 @@ async def test_sigterm_ends_every_process_cleanly_and_lets_streams_finish(stack:
         rest = asyncio.create_task(_count(stream))
         await stack.stop()
         assert await rest == 60
-    assert {name: process.returncode for name, process in stack.processes.items()} == dict.fromkeys(stack.settings.names, 0)
+    assert {name: process.returncode for name, process in stack.processes.items()} == dict.fromkeys(
+        stack.settings.names, 0
+    )
 
 
 async def test_a_verifier_told_to_stop_finishes_its_streams(settings: StackSettings) -> None:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from engine.driver import GREEDY, add, append, generate, make_engine
 from engine.speculating import Collected, open_target, propose_from, run
-from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME
+from lora import ADAPTERS, PEFT_WARNING, continue_with_peft, read_files, save_adapter, save_adapters
 from services.engine.adapter import AdapterError
 from services.engine.config import Dtype
 from services.engine.engine import Engine
@@ -21,50 +19,14 @@ from services.engine.stacked_lora import StackedLora
 from services.verifier.target_role import TargetRole
 from tiny import save_tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it.
+pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-MLP = ["gate_proj", "up_proj", "down_proj"]
-ADAPTERS = [
-    (1, ["q_proj"]), (2, ["v_proj", "q_proj"]), (3, ATTENTION), (4, MLP), (5, ["down_proj"]), (8, ATTENTION + MLP),
-    (13, ["k_proj", "gate_proj"]), (16, ATTENTION + MLP),
-]  # fmt: skip
 NUM_TOKENS = 24
 PROMPTS = [random.Random(n).choices(range(3, 250), k=5 + 7 * n) for n in range(len(ADAPTERS) + 1)]
 
 
-def save_adapter(model: str, folder: Path, rank: int, modules: list[str], seed: int, **more: object) -> Path:
-    """A random adapter that PEFT wrote, strong enough to change tokens."""
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM", **more
-    )
-    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
-    with torch.no_grad():
-        for name, parameter in peft.named_parameters():
-            if "lora_" in name:
-                parameter.mul_(2.0)
-    peft.save_pretrained(folder)
-    return folder
-
-
-def continue_with_peft(model: str, adapter: Path | None, prompt: list[int], num_tokens: int) -> list[int]:
-    """What transformers says, greedily, with an adapter of PEFT's or without one."""
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    if adapter is not None:
-        loaded = PeftModel.from_pretrained(loaded, adapter)
-    ids = torch.tensor([prompt])
-    with torch.inference_mode():
-        out = loaded.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False,
-            eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
-    return out[0, len(prompt) :].tolist()
-
-
 def install(engine: Engine, slot: int, folder: Path) -> None:
-    config, weights = ((folder / name).read_bytes() for name in (CONFIG_NAME, WEIGHTS_NAME))
-    engine.install_adapter(slot, engine.read_adapter(config, weights))
+    engine.install_adapter(slot, engine.read_adapter(*read_files(folder)))
 
 
 def run_mixed(engine: Engine, slots: list[int]) -> list[list[int]]:
@@ -89,10 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def adapters(model: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return [
-        save_adapter(model, tmp_path_factory.mktemp("adapter"), rank, modules, seed, use_rslora=bool(seed % 2))
-        for seed, (rank, modules) in enumerate(ADAPTERS)
-    ]
+    return save_adapters(model, tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")

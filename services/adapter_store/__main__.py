@@ -1,0 +1,9 @@
+"""Runs the adapter store: `python -m services.adapter_store --folder FOLDER --token-keys '["..."]'`."""
+
+from services.adapter_store.lifespan import adapter_store_lifespan
+from services.adapter_store.settings import AdapterStoreSettings
+from services.common.server import serve
+
+if __name__ == "__main__":
+    settings = AdapterStoreSettings.load()
+    serve("adapter-store", settings, adapter_store_lifespan(settings))

@@ -1,0 +1,155 @@
+"""AdapterStoreService over gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from paceline.v1 import adapter_pb2, adapter_store_pb2_grpc
+from paceline.v1 import adapter_store_pb2 as pb
+from services.adapter_store.catalog import Catalog
+from services.adapter_store.checks import check_adapter
+from services.adapter_store.layout import check_digest, check_label
+from services.adapter_store.metrics import StoreMetrics
+from services.adapter_store.settings import AdapterStoreSettings
+from services.adapter_store.upload import Received, check_announcement, received
+from services.common.access import Access
+from services.common.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    PacelineError,
+    ResourceExhaustedError,
+)
+from services.common.lora_config import LoraConfig
+
+_RETRY_AFTER_SECONDS = 2.0
+
+
+class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
+    """Serves the adapters of a catalog to those whose tokens allow it."""
+
+    def __init__(
+        self,
+        settings: AdapterStoreSettings,
+        catalog: Catalog,
+        incoming: Path,
+        access: Access,
+        metrics: StoreMetrics,
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._incoming = incoming
+        self._access = access
+        self._metrics = metrics
+        self._num_uploads = 0
+
+    async def StoreAdapter(
+        self, request_iterator: AsyncIterator[pb.StoreAdapterRequest], context: Any
+    ) -> pb.StoreAdapterResponse:
+        """See adapter_store.proto."""
+        requests = aiter(request_iterator)
+        first = await self._next(requests)
+        if first is None or not first.HasField("header"):
+            raise InvalidArgumentError("header", "the first message must announce the adapter")
+        header = first.header
+        self._access.check(context, header.namespace)
+        try:
+            check_announcement(header.upload, self._settings.max_adapter_bytes)
+            adapter = await self._store(header, self._pieces(requests))
+        except PacelineError as error:
+            self._metrics.refused(type(error).__name__)
+            raise
+        self._metrics.kept(adapter.num_bytes)
+        return pb.StoreAdapterResponse(adapter=adapter)
+
+    async def ResolveAdapter(self, request: pb.ResolveAdapterRequest, context: Any) -> pb.ResolveAdapterResponse:
+        """See adapter_store.proto."""
+        self._access.check(context, request.namespace)
+        check_label("name", request.name)
+        return pb.ResolveAdapterResponse(adapter=await self._catalog.resolve(request.namespace, request.name))
+
+    async def ListStoredAdapters(
+        self, request: pb.ListStoredAdaptersRequest, context: Any
+    ) -> pb.ListStoredAdaptersResponse:
+        """See adapter_store.proto."""
+        self._access.check(context, request.namespace)
+        return pb.ListStoredAdaptersResponse(adapters=await self._catalog.labels(request.namespace))
+
+    async def RemoveAdapter(self, request: pb.RemoveAdapterRequest, context: Any) -> pb.RemoveAdapterResponse:
+        """See adapter_store.proto."""
+        self._access.check(context, request.namespace)
+        check_label("name", request.name)
+        await self._catalog.remove(request.namespace, request.name)
+        return pb.RemoveAdapterResponse()
+
+    async def FetchAdapter(
+        self, request: pb.FetchAdapterRequest, context: Any
+    ) -> AsyncIterator[pb.FetchAdapterResponse]:
+        """See adapter_store.proto."""
+        self._access.check(context, request.namespace)
+        check_digest("digest", request.digest)
+        async with self._catalog.open(request.namespace, request.digest) as files:
+            sizes = [adapter_pb2.AdapterFile(name=name, num_bytes=file.num_bytes) for name, file in files.items()]
+            yield pb.FetchAdapterResponse(files=sizes)
+            for file in files.values():
+                async for chunk in file.chunks:
+                    yield pb.FetchAdapterResponse(data=chunk)
+        self._metrics.fetched()
+
+    async def _store(self, header: pb.StoreAdapterHeader, pieces: AsyncIterator[bytes]) -> adapter_pb2.Adapter:
+        if self._num_uploads >= self._settings.max_uploads:
+            description = f"{self._num_uploads} uploads are on their way, which is the limit"
+            raise ResourceExhaustedError(description, _RETRY_AFTER_SECONDS)
+        self._num_uploads += 1
+        try:
+            async with (
+                asyncio.timeout(self._settings.upload_seconds),
+                received(header.upload, pieces, self._incoming) as files,
+            ):
+                config = await asyncio.to_thread(
+                    check_adapter,
+                    files.files.config,
+                    files.files.weights,
+                    header.base,
+                    self._settings.max_rank,
+                    ignore_base_model=header.upload.ignore_base_model,
+                )
+                return await self._keep(header, config, files)
+        except TimeoutError as error:
+            description = f"the upload took longer than {self._settings.upload_seconds:g} s"
+            raise DeadlineExceededError(description) from error
+        finally:
+            self._num_uploads -= 1
+
+    async def _keep(self, header: pb.StoreAdapterHeader, config: LoraConfig, files: Received) -> adapter_pb2.Adapter:
+        namespace, upload = header.namespace, header.upload
+        if upload.role == adapter_pb2.ADAPTER_ROLE_DRAFT:
+            return await self._catalog.put_draft(namespace, upload.name, files.digest, files.files)
+        now = Timestamp()
+        now.GetCurrentTime()
+        modules = config.target_modules
+        adapter = adapter_pb2.Adapter(
+            name=upload.name,
+            digest=files.digest,
+            model=header.base.model,
+            rank=config.rank,
+            target_modules=[modules] if isinstance(modules, str) else sorted(modules),
+            num_bytes=files.num_bytes,
+            create_time=now,
+        )
+        await self._catalog.put(namespace, adapter, files.files, replace=upload.replace)
+        return adapter
+
+    async def _pieces(self, requests: AsyncIterator[pb.StoreAdapterRequest]) -> AsyncIterator[bytes]:
+        while (request := await self._next(requests)) is not None:
+            if request.HasField("header"):
+                raise InvalidArgumentError("header", "only the first message may announce an adapter")
+            yield request.data
+
+    async def _next(self, requests: AsyncIterator[pb.StoreAdapterRequest]) -> pb.StoreAdapterRequest | None:
+        try:
+            return await asyncio.wait_for(anext(requests, None), self._settings.stall_seconds)
+        except TimeoutError as error:
+            raise DeadlineExceededError(f"nothing came for {self._settings.stall_seconds:g} s") from error

@@ -1,0 +1,194 @@
+"""Adapters on their way into a verifier: few slots, many adapters, and stores that hang, lie, refuse and die."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from fake_store import FakeAdapterStore, serve_store
+from fakes import FakeVerifier, continue_from, serve_fakes
+from gateway.client import Client, error_details
+from lora import ADAPTERS, PEFT_WARNING, continue_with_peft, digest_of, save_adapters
+from services.common.tenant_token import new_signing_key
+from system import StartGateway, System, start_system
+
+pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
+PROMPT = [40, 41, 42, 43, 44, 45, 46]
+OPTIONS = {"temperature": 0, "max_tokens": 16, "ignore_eos": True}
+Start = Callable[..., AbstractAsyncContextManager[System]]
+
+
+@pytest.fixture(scope="session")
+def adapters(target_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return save_adapters(target_folder, tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="session")
+def expected(target_folder: str, adapters: list[Path]) -> dict[str, list[int]]:
+    """What PROMPT becomes with each adapter, by name; "" for none."""
+    said = {f"a{n}": continue_with_peft(target_folder, folder, PROMPT, 16) for n, folder in enumerate(adapters)}
+    return {**said, "": continue_with_peft(target_folder, None, PROMPT, 16)}
+
+
+@pytest.fixture
+def store(adapters: list[Path]) -> FakeAdapterStore:
+    return FakeAdapterStore({f"a{number}": folder for number, folder in enumerate(adapters)})
+
+
+@pytest.fixture
+def start(target_folder: str) -> Start:
+    """Starts a system whose verifier and gateway know the store at an address."""
+
+    @asynccontextmanager
+    async def started(address: str, drafts: tuple[str, ...] = (), **engine: Any) -> AsyncIterator[System]:
+        engine = {"adapter_store": address, "adapter_seconds": 3.0, **engine}
+        gateway = {"adapter_store": address, "signing_key": new_signing_key(), "tenant_header": "x-tenant"}
+        async with start_system(target_folder, drafts, engine=engine, gateway=gateway) as system:
+            async with Client(system.gateway, metadata=(("x-tenant", "a"),)) as client:
+                system.client = client
+                yield system
+
+    return started
+
+
+async def test_eight_adapters_share_two_slots(
+    store: FakeAdapterStore, start: Start, expected: dict[str, list[int]], draft_folder: str
+) -> None:
+    async with serve_store(store) as address, start(address, (draft_folder,), max_adapters=2) as system:
+        names = list(expected) * 2
+        replies = await asyncio.gather(*(system.generate(PROMPT, adapter=name, **OPTIONS) for name in names))
+        assert {name: r.token_ids for name, r in zip(names, replies, strict=True)} == expected
+        again = [await system.generate(PROMPT, adapter=name, **OPTIONS) for name in ("a3", "a3", "", "a3")]
+    assert [r.token_ids for r in again] == [expected[name] for name in ("a3", "a3", "", "a3")]
+    assert len(store.fetched) >= len(ADAPTERS)
+
+
+async def test_an_adapter_is_loaded_once_for_many_streams_and_kept(
+    store: FakeAdapterStore, start: Start, expected: dict[str, list[int]]
+) -> None:
+    async with serve_store(store) as address, start(address) as system:
+        replies = await asyncio.gather(*(system.generate(PROMPT, adapter="a5", **OPTIONS) for _ in range(8)))
+        assert [r.token_ids for r in replies] == [expected["a5"]] * 8
+        assert (await system.generate(PROMPT, adapter="a5", **OPTIONS)).token_ids == expected["a5"]
+        assert len(store.fetched) == 1
+
+
+async def test_all_slots_in_use_is_said_after_a_bounded_wait(store: FakeAdapterStore, start: Start) -> None:
+    async with serve_store(store) as address, start(address, max_adapters=1, adapter_seconds=0.5) as system:
+        long = system.client.generate(PROMPT, adapter="a0", max_tokens=500, ignore_eos=True, seed=1)
+        assert (await anext(long)).HasField("started")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await system.generate(PROMPT, adapter="a1", **OPTIONS)
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error_details(raised.value)[0].retry_delay.ToTimedelta().total_seconds() > 0
+        await long.aclose()  # type: ignore[attr-defined]
+        assert (await system.generate(PROMPT, adapter="a1", **OPTIONS)).token_ids
+
+
+async def test_what_is_not_as_its_digest_says_is_fetched_once_more(
+    store: FakeAdapterStore, start: Start, expected: dict[str, list[int]]
+) -> None:
+    store.num_fetches_to_damage = 1
+    async with serve_store(store) as address, start(address) as system:
+        assert (await system.generate(PROMPT, adapter="a5", **OPTIONS)).token_ids == expected["a5"]
+        assert len(store.fetched) == 2
+        store.num_fetches_to_damage = 1 << 20
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await system.generate(PROMPT, adapter="a4", timeout=4.0, **OPTIONS)
+        assert raised.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        store.num_fetches_to_damage = 0
+        assert (await system.generate(PROMPT, adapter="a4", **OPTIONS)).token_ids == expected["a4"]
+
+
+async def test_streams_go_on_without_the_store_and_new_ones_are_told_to_try_again(
+    store: FakeAdapterStore, start: Start, expected: dict[str, list[int]]
+) -> None:
+    async with serve_store(store) as address, start(address) as system:
+        running = system.client.generate(PROMPT, adapter="a5", **{**OPTIONS, "max_tokens": 400})
+        tokens = list((await anext(running)).delta.token_ids)
+        store.hang = True
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await asyncio.wait_for(system.generate(PROMPT, adapter="a1", **OPTIONS), 20)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert error_details(raised.value)[0].retry_delay.ToTimedelta().total_seconds() > 0
+        async for event in running:
+            tokens.extend(event.delta.token_ids)
+        assert len(tokens) == 400
+        assert tokens[:16] == expected["a5"]
+        assert (await system.generate(PROMPT, **OPTIONS)).token_ids == expected[""]
+        store.hang = False
+        assert (await system.generate(PROMPT, adapter="a1", **OPTIONS)).token_ids == expected["a1"]
+
+
+async def test_a_loaded_adapter_is_nobodys_but_its_owners(
+    store: FakeAdapterStore, start: Start, adapters: list[Path], expected: dict[str, list[int]]
+) -> None:
+    """Even where a gateway asked for it by digest."""
+    store.owners = {"a5": {"tenant/a"}}
+    async with serve_store(store) as address, start(address) as system:
+        assert (await system.generate(PROMPT, adapter="a5", **OPTIONS)).token_ids == expected["a5"]
+        async with Client(system.gateway, metadata=(("x-tenant", "b"),)) as other:
+            for name in ("a5", "nothing"):
+                with pytest.raises(grpc.aio.AioRpcError) as raised:
+                    await anext(other.generate(PROMPT, adapter=name, **OPTIONS))
+                assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+        store.folders["mine"], store.owners["mine"] = adapters[5], {"tenant/b"}
+        store.owners["a5"] = set()
+        async with Client(system.gateway, metadata=(("x-tenant", "c"),)) as other:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await anext(other.generate(PROMPT, adapter="mine", **OPTIONS))
+            assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_verifier_checks_by_itself_who_may_use_what_it_has_loaded(
+    store: FakeAdapterStore, start: Start, adapters: list[Path]
+) -> None:
+    from paceline.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
+
+    store.owners = {"a5": {"tenant/a"}}
+
+    def opening(namespace: str, digest: str) -> verifier_pb2.VerifyRequest:
+        return verifier_pb2.VerifyRequest(
+            open=speculation_pb2.Open(
+                token_ids=PROMPT, num_prompt_tokens=len(PROMPT), sampling={"seed": 1, "max_tokens": 3},
+                adapter_digest=digest, tenant={"namespace": namespace},
+            )
+        )  # fmt: skip
+
+    digest = digest_of(adapters[5])
+    async with serve_store(store) as address, start(address) as system:
+        async with grpc.aio.insecure_channel(system.verifier) as channel:
+            stub = verifier_pb2_grpc.VerifierServiceStub(channel)
+            found = [r.commit async for r in stub.Verify(iter([opening("tenant/a", digest)]))]
+            assert sum(len(commit.token_ids) for commit in found) == 3
+            for namespace, named, code in (
+                ("tenant/b", digest, grpc.StatusCode.NOT_FOUND),
+                ("tenant/a", "0" * 64, grpc.StatusCode.NOT_FOUND),
+                ("tenant/a", digest.upper(), grpc.StatusCode.INVALID_ARGUMENT),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as raised:
+                    await stub.Verify(iter([opening(namespace, named)])).read()
+                assert raised.value.code() is code
+
+
+async def test_a_verifier_loads_the_adapter_of_a_request_that_waits(
+    store: FakeAdapterStore, start_gateway: StartGateway, adapters: list[Path]
+) -> None:
+    go = asyncio.Event()
+    verifier = FakeVerifier(commit_when=go)
+    settings = {"signing_key": new_signing_key(), "max_active_requests": 1}
+    async with serve_store(store) as address, serve_fakes(verifier) as verifiers:
+        async with start_gateway([verifiers], adapter_store=address, **settings) as system:
+            first = asyncio.create_task(system.generate(PROMPT, max_tokens=6))
+            await verifier.opened.wait()
+            second = asyncio.create_task(system.generate(PROMPT, adapter="a2", max_tokens=6))
+            await asyncio.wait_for(verifier.prefetched.wait(), 10)
+            assert verifier.prefetches[0].adapter_digest == digest_of(adapters[2])
+            assert len(verifier.opens) == 1
+            go.set()
+            assert (await first).token_ids == (await second).token_ids == continue_from(PROMPT, 6)
+    assert [message.adapter_digest for message in verifier.opens] == ["", digest_of(adapters[2])]
