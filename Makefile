@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUF := $(shell command -v buf || echo build/buf/node_modules/.bin/buf)
+REDIS := $(shell command -v redis-server || echo /usr/bin/redis-server)
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .PHONY: help setup setup-dev demo protos fmt check test bench up
@@ -11,7 +13,7 @@ help: ## Shows this list
 
 setup: $(VENV)/.installed ## Makes .venv with all that running takes
 
-setup-dev: $(VENV)/.installed-dev ## Adds what testing and checking take
+setup-dev: $(VENV)/.installed-dev $(REDIS) ## Adds what testing and checking take
 
 demo: setup ## Streams a completion, then compares speculation on and off
 	$(BIN)/paceline demo
@@ -50,6 +52,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard pro
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,dev]'
 	touch $@
+
+$(REDIS):
+	@command -v apt-get > /dev/null || { echo "The tests take a redis-server: install one, then try again." >&2; exit 1; }
+	$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq redis-server > /dev/null
 
 build/buf/node_modules/.bin/buf:
 	npm install --silent --no-fund --no-audit --prefix build/buf @bufbuild/buf@1.75.0

@@ -9,6 +9,8 @@ from typing import Any
 from gateway.client import Client, Options
 from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings
+from services.adapter_store.lifespan import adapter_store_lifespan
+from services.adapter_store.settings import AdapterStoreSettings
 from services.common.tenant_token import new_signing_key, public_key
 from services.draft.lifespan import draft_lifespan
 from services.draft.settings import DraftSettings
@@ -30,24 +32,39 @@ ENGINE = {
 class CachedSystem:
     """Prefix cache, verifier, draft and gateway. Addresses change with every start; the gateway comes last."""
 
-    def __init__(self, target: str, draft: str | None = None, *, folder: Path | None = None, **engine: Any) -> None:
-        self.target, self.draft, self.folder = target, draft, folder
+    def __init__(
+        self,
+        target: str,
+        draft: str | None = None,
+        *,
+        folder: Path | None = None,
+        store_folder: Path | None = None,
+        **engine: Any,
+    ) -> None:
+        """`folder` is the prefix cache's; `store_folder` that of an adapter store, which is there where it is set."""
+        self.target, self.draft, self.folder, self.store_folder = target, draft, folder, store_folder
         self.engine = {**ENGINE, **engine}
         self.cache_settings: dict[str, Any] = {}
         self.gateway_settings: dict[str, Any] = {}
         self.cache_address = ""
         self.gateway = ""
         self._signing_key = new_signing_key()
+        self._store = AsyncExitStack()
+        self._store_address: str | None = None
         self._cache = AsyncExitStack()
         self._engines = AsyncExitStack()
 
     async def __aenter__(self) -> "CachedSystem":
         await self.start_cache()
+        if self.store_folder is not None:
+            store = AdapterStoreSettings(token_keys=self.token_keys, folder=self.store_folder, server=SERVER)
+            self._store_address = await self._store.enter_async_context(served(adapter_store_lifespan(store)))
         await self.start_engines()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._engines.aclose()
+        await self._store.aclose()
         await self._cache.aclose()
 
     @property
@@ -68,6 +85,7 @@ class CachedSystem:
         await self._engines.aclose()
         enter = self._engines.enter_async_context
         more = {**self.engine, "prefix_cache": self.cache_address, "prefix_cache_seal_key": SEAL_KEY, "server": SERVER}
+        more["adapter_store"] = self._store_address
         verifier = VerifierSettings(model=self.target, model_id="tiny", suffix_drafting=False, **more)
         verifiers = (await enter(served(verifier_lifespan(verifier))),)
         drafts: tuple[str, ...] = ()
@@ -75,7 +93,8 @@ class CachedSystem:
             drafts = (await enter(served(draft_lifespan(DraftSettings(model=self.draft, **more)))),)
         gateway = GatewaySettings(
             tokenizer=self.target, verifiers=verifiers, drafts=drafts, server=SERVER, prefix_cache=self.cache_address,
-            signing_key=self._signing_key, tenant_header=TENANT_HEADER, **self.gateway_settings,
+            adapter_store=self._store_address, signing_key=self._signing_key, tenant_header=TENANT_HEADER,
+            **self.gateway_settings,
         )  # fmt: skip
         self.gateway = await enter(served(gateway_lifespan(gateway)))
 

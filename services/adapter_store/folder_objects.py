@@ -73,7 +73,7 @@ class FolderObjects:
     async def open(self, name: str) -> AsyncIterator[Opened | None]:
         """See Objects."""
         try:
-            file = await _on_disk((self._folder / name).open, "rb")
+            file: BinaryIO = await asyncio.to_thread((self._folder / name).open, "rb")
         except FileNotFoundError:
             yield None
             return
@@ -82,7 +82,7 @@ class FolderObjects:
 
     async def stat(self, name: str) -> Listed | None:
         """See Objects."""
-        return await _on_disk(self._stat, self._folder / name)
+        return await _on_disk(_stat, self._folder, self._folder / name)
 
     async def delete(self, name: str) -> None:
         """See Objects."""
@@ -90,7 +90,7 @@ class FolderObjects:
 
     async def list(self, prefix: str) -> list[Listed]:
         """See Objects."""
-        return await _on_disk(self._list, self._folder / prefix)
+        return await _on_disk(_walk, self._folder, self._folder / prefix)
 
     def _put(self, name: str, source: Path | bytes) -> None:
         with self._aside(source) as written, self._changing:
@@ -110,17 +110,6 @@ class FolderObjects:
         except FileNotFoundError:
             return None
         return Tagged(data, hashlib.sha256(data).hexdigest())
-
-    def _stat(self, path: Path) -> Listed | None:
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return None
-        return Listed(path.relative_to(self._folder).as_posix(), status.st_size, status.st_mtime)
-
-    def _list(self, folder: Path) -> "list[Listed]":
-        paths = [Path(parent, file) for parent, _, files in os.walk(folder) for file in files]
-        return [found for path in sorted(paths) if (found := self._stat(path)) is not None]
 
     @contextmanager
     def _aside(self, source: Path | bytes) -> Iterator[Path]:
@@ -154,6 +143,19 @@ class FolderObjects:
                     if folder == self._folder:
                         break
                     folder.rmdir()
+
+
+def _stat(root: Path, path: Path) -> Listed | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return Listed(path.relative_to(root).as_posix(), status.st_size, status.st_mtime)
+
+
+def _walk(root: Path, folder: Path) -> list[Listed]:
+    paths = [Path(parent, file) for parent, _, files in os.walk(folder) for file in files]
+    return [found for path in sorted(paths) if (found := _stat(root, path)) is not None]
 
 
 async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:

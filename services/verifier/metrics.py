@@ -12,6 +12,8 @@ from services.engine.streams import OpenStreams
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed
 
+_SHOWN_DIGITS = 12
+"""Of an adapter's digest."""
 _WANTED_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
@@ -56,8 +58,9 @@ class VerifierMetrics:
         self._rounds.add(1, {**origin, "ready": committed.was_ready, "waited": committed.waited})
         self._committed.add(len(committed.token_ids))
         if committed.num_drafted:
-            self._drafted.add(committed.num_drafted, origin)
-            self._accepted.add(committed.num_accepted, origin)
+            of = {**origin, "adapter": committed.adapter[:_SHOWN_DIGITS]}
+            self._drafted.add(committed.num_drafted, of)
+            self._accepted.add(committed.num_accepted, of)
         self._wanted.record(committed.num_wanted)
 
 

@@ -1,0 +1,29 @@
+"""Servers to keep blocks in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from redis_server import RedisCluster, RedisServer, running_cluster, running_redis
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own."""
+    with running_redis(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(_cluster: RedisCluster) -> RedisCluster:
+    """A cluster with nothing in it."""
+    for node in _cluster.nodes:
+        node.client.flushall()
+    return _cluster
