@@ -25,7 +25,7 @@ from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME, tensor_names
 RANK = 16
 NUM_STREAMS = 8
 NUM_STORED = 32
-REPEATS = 7
+REPEATS = 5
 COLD_REPEATS = 7
 COLD_SECONDS = 0.5
 _CONFIG = """{
@@ -131,7 +131,7 @@ async def _measure(model: str, folders: Sequence[Path], prompts: Sequence[Sequen
         for adapter_store in (False, True):
             settings = StackSettings(
                 model=model, draft_model=None, dtype="bfloat16", log_level="WARNING", adapter_store=adapter_store,
-                extra={"verifier": (f"--max-adapters={NUM_STREAMS}",)} if adapter_store else {},
+                extra={"verifier": (f"--max-adapters={NUM_STREAMS + 1}",)} if adapter_store else {},
             )  # fmt: skip
             stack = await resources.enter_async_context(running_stack(settings))
             clients.append(await resources.enter_async_context(Client(stack.address())))
@@ -143,7 +143,7 @@ async def _measure(model: str, folders: Sequence[Path], prompts: Sequence[Sequen
         ways: list[tuple[str, Client, list[str]]] = [
             ("none", without, [""] * NUM_STREAMS),
             ("unused", client, [""] * NUM_STREAMS),
-            ("one", client, names[:1] * NUM_STREAMS),
+            ("one", client, [f"a{NUM_STREAMS}"] * NUM_STREAMS),  # Another: none finds a prompt computed.
             ("each", client, names),
         ]
         for repeat in range(-1, REPEATS):
@@ -173,7 +173,7 @@ async def _cold(client: Client, prompts: Sequence[Sequence[int]]) -> tuple[list[
     cold: list[float] = []
     warm: list[float] = []
     for number, prompt in enumerate(prompts):
-        name = f"a{NUM_STREAMS + number}"
+        name = f"a{NUM_STREAMS + 1 + number}"
         seconds = [await _first_token(client, [begin, *prompt[1:]], name) for begin in (5, 6)]
         if number:  # The first is to warm up.
             cold.append(seconds[0])

@@ -1,5 +1,6 @@
 """AdapterService: what callers do with their adapters."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -7,9 +8,10 @@ from gateway.adapters import Adapters
 from gateway.grants import Grants
 from gateway.pool import ServicePool
 from paceline.v1 import adapter_pb2, adapter_pb2_grpc, adapter_store_pb2
-from services.common.errors import InvalidArgumentError
+from services.common.errors import DeadlineExceededError, InvalidArgumentError
 
 _ASK_SECONDS = 5.0
+_FIRST_SECONDS = 30.0
 _UPLOAD_SECONDS = 600.0
 
 
@@ -27,7 +29,10 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         """See adapter.proto."""
         namespace = self._grants.namespace(context)
         client = self._adapters.client
-        first = await anext(aiter(request_iterator), None)
+        try:
+            first = await asyncio.wait_for(anext(aiter(request_iterator), None), _FIRST_SECONDS)
+        except TimeoutError as error:
+            raise DeadlineExceededError(f"nothing was announced within {_FIRST_SECONDS:g} s") from error
         if first is None or not first.HasField("upload"):
             raise InvalidArgumentError("upload", "the first message must announce the adapter")
         header = adapter_store_pb2.StoreAdapterHeader(

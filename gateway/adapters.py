@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Awaitable
+from typing import NamedTuple, TypeVar
 
 import grpc
 
@@ -19,6 +20,7 @@ _PREFETCH_SECONDS = 30.0
 _RETRY_AFTER_SECONDS = 1.0
 _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 _MAX_COUNTED = 4096
+T = TypeVar("T")
 
 
 class Resolved(NamedTuple):
@@ -65,19 +67,13 @@ class Adapters:
 
     async def get(self, namespace: str, name: str) -> adapter_pb2.Adapter:
         """Everything about an adapter. Raises as `resolve` does."""
-        try:
-            adapter = await self.client.resolve(self._grants.token(namespace), namespace, name, _ASK_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise _away(error) from error
-        return self._counted(namespace, adapter)
+        asking = self.client.resolve(self._grants.token(namespace), namespace, name, _ASK_SECONDS)
+        return self._counted(namespace, await _answered(asking))
 
     async def list(self, namespace: str) -> "list[adapter_pb2.Adapter]":
         """All adapters of a caller."""
-        try:
-            adapters = await self.client.list(self._grants.token(namespace), namespace, _ASK_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise _away(error) from error
-        return [self._counted(namespace, adapter) for adapter in adapters]
+        asking = self.client.list(self._grants.token(namespace), namespace, _ASK_SECONDS)
+        return [self._counted(namespace, adapter) for adapter in await _answered(asking)]
 
     def prefetch(self, digest: str, tenant: speculation_pb2.TenantAccess) -> None:
         """Has a verifier load the adapter of a request that waits, while it waits."""
@@ -114,8 +110,12 @@ class Adapters:
         return adapter
 
 
-def _away(error: grpc.aio.AioRpcError) -> Exception:
-    """A store that is away, as such; what it answered, as it is."""
-    if error.code() not in _AWAY:
-        return error
-    return UnavailableError(f"the adapter store is away ({error.code().name})", _RETRY_AFTER_SECONDS)
+async def _answered(asking: Awaitable[T]) -> T:
+    """What the store says. Raises UnavailableError when it is away; what it refuses, as it does."""
+    try:
+        return await asking
+    except grpc.aio.AioRpcError as error:
+        if error.code() not in _AWAY:
+            raise
+        description = f"the adapter store is away ({error.code().name})"
+        raise UnavailableError(description, _RETRY_AFTER_SECONDS) from error

@@ -81,9 +81,12 @@ class ServicePool:
     async def draft_modules(self) -> tuple[model_pb2.ModelInfo, list[model_pb2.AdapterModule]]:
         """A draft and its layers that adapters may change. Raises FailedPreconditionError when there are none."""
         for draft in self._drafts:
-            modules = await draft.list_adapter_modules(_ASK_TIMEOUT_SECONDS)
-            if modules:
-                return await draft.get_model(_ASK_TIMEOUT_SECONDS), modules
+            try:
+                modules = await draft.list_adapter_modules(_ASK_TIMEOUT_SECONDS)
+                if modules:
+                    return await draft.get_model(_ASK_TIMEOUT_SECONDS), modules
+            except grpc.aio.AioRpcError as error:
+                _log.info("draft %s is away: %s", draft.target, error.code().name)
         raise FailedPreconditionError("there is no draft that takes adapters")
 
     def verifier(self, avoid: VerifierClient | None, adapter: str = "") -> VerifierClient:

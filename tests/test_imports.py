@@ -8,6 +8,7 @@ import pytest
 PROTOS = "paceline"
 SERVICES = ("draft", "verifier", "prefix_cache", "adapter_store")
 TORCH = ("torch", "safetensors")
+WITHOUT_TORCH = ("services.prefix_cache", "services.adapter_store")
 
 
 def imported(source: str) -> set[str]:
@@ -41,6 +42,10 @@ def violations(path: str, source: str) -> list[str]:
         forbidden += under("gateway")
         forbidden += [name for name in under(*(f"services.{name}" for name in SERVICES)) if not _is_client(name)]
     elif part.startswith("services."):
+        if part in WITHOUT_TORCH:
+            forbidden += under("torch", "peft", "transformers", "services.engine", "services.wire")
+        if part == "services.prefix_cache":
+            forbidden += under("safetensors")
         others = [f"services.{name}" for name in SERVICES if f"services.{name}" != part]
         forbidden += under("gateway")
         forbidden += [name for name in under(*others) if not _is_client(name)]
@@ -89,6 +94,11 @@ def test_packages_have_empty_init_files(repository: Path, tree: str) -> None:
         ("services/draft/servicer.py", "from services.verifier.target_role import TargetRole"),
         ("services/verifier/client.py", "from services.engine.engine import Engine"),
         ("services/verifier/servicer.py", "import gateway.relay"),
+        ("services/prefix_cache/tiers.py", "import safetensors"),
+        ("services/adapter_store/checks.py", "from peft import LoraConfig"),
+        ("services/adapter_store/checks.py", "import torch"),
+        ("services/adapter_store/checks.py", "from services.engine.adapter import read_adapter"),
+        ("services/adapter_store/client.py", "import safetensors"),
         ("gateway/relay.py", "import torch.nn"),
         ("gateway/relay.py", "from services.verifier import target_role"),
     ],

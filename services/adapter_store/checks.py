@@ -1,7 +1,8 @@
 """Everything that has to be right about an adapter before anybody can see it. Reads files in pieces, in a thread."""
 
+from collections.abc import Set
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +11,13 @@ from paceline.v1 import adapter_store_pb2
 from services.adapter_store.header import TensorInfo, read_header
 from services.adapter_store.targets import targeted
 from services.common.errors import FieldViolation, InvalidArgumentError
-from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME, LoraConfig, parse_lora_config, tensor_names
+from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME, parse_lora_config, tensor_names
 
 _MAX_VIOLATIONS = 20
+_MAX_SHOWN = 120
+_MAX_DESCRIPTION = 240
+_HEADER_BYTES, _HEADER_BYTES_A_MODULE = 64 << 10, 1 << 10
+"""A parsed header takes many times its size in memory."""
 _PIECE_BYTES = 4 << 20
 _BITS = {
     "F32": (np.uint32, 0x7F800000, 0x7FFFFFFF),
@@ -22,16 +27,24 @@ _BITS = {
 """Of each type that is taken: the integer as wide, the bits of the exponent, and all but the sign."""
 
 
+class Checked(NamedTuple):
+    """What is known of an adapter that is in order."""
+
+    rank: int
+    target_modules: list[str]
+    """Last parts of the names of the layers that it changes, ordered."""
+
+
 def check_adapter(
     config: bytes, weights: Path, base: adapter_store_pb2.AdapterBase, max_rank: int, *, ignore_base_model: bool
-) -> LoraConfig:
-    """What the configuration says. Raises InvalidArgumentError, which names file, tensor and what was expected."""
+) -> Checked:
+    """Looks at both files. Raises InvalidArgumentError, which names file, tensor and what was expected."""
     parsed = parse_lora_config(config, max_rank)
     if not ignore_base_model:
         _check_base(parsed.base_model, base.model)
     shapes = {module.name: (module.in_features, module.out_features) for module in base.modules}
     wanted = targeted(parsed, list(shapes))
-    tensors = read_header(weights)
+    tensors = read_header(weights, _HEADER_BYTES + _HEADER_BYTES_A_MODULE * len(shapes))
     expected: dict[str, tuple[int, int]] = {}
     for module in wanted:
         in_features, out_features = shapes[module]
@@ -39,7 +52,7 @@ def check_adapter(
         expected[down], expected[up] = (parsed.rank, in_features), (out_features, parsed.rank)
     _raise_if_any(_tensor_violations(tensors, expected, shapes))
     _check_numbers(weights, tensors, wanted)
-    return parsed
+    return Checked(parsed.rank, sorted({module.rpartition(".")[2] for module in wanted}))
 
 
 def _check_base(named: str | None, model: str) -> None:
@@ -55,13 +68,14 @@ def _check_base(named: str | None, model: str) -> None:
 def _tensor_violations(
     tensors: dict[str, TensorInfo], expected: dict[str, tuple[int, int]], modules: dict[str, tuple[int, int]]
 ) -> list[str]:
+    known = {tensor for module in modules for tensor in tensor_names(module)}
     problems = [
         f"{name} is missing; it must be {list(shape)}" for name, shape in expected.items() if name not in tensors
     ]
     for name, info in tensors.items():
         shape = expected.get(name)
         if shape is None:
-            problems.append(_unexpected(name, modules))
+            problems.append(_unexpected(name, known))
         elif info.shape != shape:
             swapped = "; A and B seem to be swapped" if info.shape == shape[::-1] else ""
             problems.append(f"{name} must be {list(shape)}, got {list(info.shape)}{swapped}")
@@ -70,9 +84,8 @@ def _tensor_violations(
     return problems
 
 
-def _unexpected(name: str, modules: dict[str, tuple[int, int]]) -> str:
-    known = {tensor for module in modules for tensor in tensor_names(module)}
-    shown = name[:200]
+def _unexpected(name: str, known: Set[str]) -> str:
+    shown = name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."
     if name in known:
         return f"{shown} is not of a layer that target_modules names"
     if ".lm_head." in name or "embed" in name:
@@ -116,5 +129,5 @@ def _raise_if_any(problems: list[str]) -> None:
         shown = problems[:_MAX_VIOLATIONS]
         if len(problems) > len(shown):
             shown.append(f"and {len(problems) - len(shown)} more")
-        first, *more = (FieldViolation(WEIGHTS_NAME, problem) for problem in shown)
+        first, *more = (FieldViolation(WEIGHTS_NAME, problem[:_MAX_DESCRIPTION]) for problem in shown)
         raise InvalidArgumentError(*first, *more)

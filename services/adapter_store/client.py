@@ -13,6 +13,8 @@ from services.common.errors import UnavailableError
 from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdapterStoreService"].full_name
+ACCEPTED = (("paceline-upload", "accepted"),)
+"""Initial metadata of the answer to a header whose adapter may follow."""
 _MAX_ADAPTER_BYTES = 1 << 30
 
 
@@ -121,18 +123,30 @@ async def _answer(call: Any) -> pb.StoreAdapterResponse:
 
 
 async def _write(call: Any, header: pb.StoreAdapterHeader, data: AsyncIterable[bytes]) -> None:
-    """Sends an upload, as far as it is wanted."""
-    if await _sent(call, pb.StoreAdapterRequest(header=header)):
-        async for piece in data:
-            if not await _sent(call, pb.StoreAdapterRequest(data=piece)):
-                return
-        await _sent(call, None)
+    """Sends an upload, as far as it is wanted.
+
+    Nothing is sent that will be refused in any case: a write that fails because the call is over takes the place of the
+    answer (gRPC calls it INTERNAL then), and nobody learns why.
+    """
+    if not await _sent(call, pb.StoreAdapterRequest(header=header)):
+        return
+    key, value = ACCEPTED[0]
+    if (await call.initial_metadata()).get(key) != value:
+        return
+    num_left = sum(file.num_bytes for file in header.upload.files)
+    async for piece in data:
+        if not await _sent(call, pb.StoreAdapterRequest(data=piece)):
+            return
+        num_left -= len(piece)
+        if num_left < 0:
+            break
+    await _sent(call, None)
 
 
 async def _sent(call: Any, message: pb.StoreAdapterRequest | None) -> bool:
     """Sends a message, or the end. False when the call is over already: its answer says why."""
     try:
         await (call.done_writing() if message is None else call.write(message))
-    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+    except (asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
         return False
     return True

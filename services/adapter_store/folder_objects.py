@@ -59,15 +59,15 @@ class FolderObjects:
 
     async def put(self, name: str, source: Path | bytes) -> None:
         """See Objects."""
-        await _on_disk(self._put, name, source)
+        await on_disk(self._put, name, source)
 
     async def swap(self, name: str, data: bytes, tag: str | None) -> bool:
         """See Objects."""
-        return await _on_disk(self._swap, name, data, tag)
+        return await on_disk(self._swap, name, data, tag)
 
     async def get(self, name: str) -> Tagged | None:
         """See Objects."""
-        return await _on_disk(self._read, name)
+        return await on_disk(self._read, name)
 
     @asynccontextmanager
     async def open(self, name: str) -> AsyncIterator[Opened | None]:
@@ -82,15 +82,15 @@ class FolderObjects:
 
     async def stat(self, name: str) -> Listed | None:
         """See Objects."""
-        return await _on_disk(_stat, self._folder, self._folder / name)
+        return await on_disk(_stat, self._folder, self._folder / name)
 
     async def delete(self, name: str) -> None:
         """See Objects."""
-        await _on_disk(self._delete, self._folder / name)
+        await on_disk(self._delete, self._folder / name)
 
     async def list(self, prefix: str) -> list[Listed]:
         """See Objects."""
-        return await _on_disk(_walk, self._folder, self._folder / prefix)
+        return await on_disk(_walk, self._folder, self._folder / prefix)
 
     def _put(self, name: str, source: Path | bytes) -> None:
         with self._aside(source) as written, self._changing:
@@ -158,7 +158,7 @@ def _walk(root: Path, folder: Path) -> list[Listed]:
     return [found for path in sorted(paths) if (found := _stat(root, path)) is not None]
 
 
-async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
+async def on_disk(work: Callable[..., T], *arguments: Any) -> T:
     """Runs work in a thread. What the disk refuses (it is full, say) is for later."""
     try:
         return await asyncio.to_thread(work, *arguments)
@@ -169,7 +169,7 @@ async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
 
 
 async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
-    while chunk := await _on_disk(file.read, CHUNK_BYTES):
+    while chunk := await on_disk(file.read, CHUNK_BYTES):
         yield chunk
 
 

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from services.common.errors import InvalidArgumentError
 from services.common.lora_config import WEIGHTS_NAME
 
-_MAX_HEADER_BYTES = 8 << 20
 _LENGTH_BYTES = 8
 _PICKLE = "is a pickle, which is never read: load it with PEFT and save it with safe_serialization=True"
 _SIGNATURES = {
@@ -37,7 +36,7 @@ class TensorInfo(NamedTuple):
     num_bytes: int
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path, max_header_bytes: int) -> dict[str, TensorInfo]:
     """The tensors of a file by name. Raises InvalidArgumentError when it is not safetensors."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -48,8 +47,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         length = int.from_bytes(begin, "little")
         if len(begin) < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
             raise _wrong(f"its header should have {length} bytes, the whole file has {size}")
-        if length > _MAX_HEADER_BYTES:
-            raise _wrong(f"its header has {length} bytes, more than the limit of {_MAX_HEADER_BYTES}")
+        if length > max_header_bytes:
+            raise _wrong(f"its header has {length} bytes; adapters of this model take at most {max_header_bytes}")
         header = _parse(file.read(length))
     try:
         with safe_open(path, framework="numpy") as checked:

@@ -18,7 +18,6 @@ from services.adapter_store.s3_objects import S3Objects
 from services.adapter_store.servicer import AdapterStoreServicer
 from services.adapter_store.settings import AdapterStoreSettings
 from services.common.access import Access
-from services.common.errors import UnavailableError
 from services.common.server import Lifespan, Served
 from services.common.tenant_token import ADAPTER_STORE, TokenVerifier
 
@@ -55,6 +54,6 @@ async def _sweep(catalog: Catalog, metrics: StoreMetrics, seconds: float) -> Non
     while True:
         try:
             metrics.forgotten(await catalog.sweep())
-        except UnavailableError as error:
-            _log.warning("forgotten adapters could not be looked for: %s", error)
+        except Exception:  # A label that cannot be read, say: what it is on must not be taken for forgotten.
+            _log.exception("forgotten adapters could not be looked for")
         await asyncio.sleep(seconds)

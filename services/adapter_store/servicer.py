@@ -10,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from paceline.v1 import adapter_pb2, adapter_store_pb2_grpc
 from paceline.v1 import adapter_store_pb2 as pb
 from services.adapter_store.catalog import Catalog
-from services.adapter_store.checks import check_adapter
+from services.adapter_store.checks import Checked, check_adapter
+from services.adapter_store.client import ACCEPTED
 from services.adapter_store.layout import check_digest, check_label
 from services.adapter_store.metrics import StoreMetrics
 from services.adapter_store.settings import AdapterStoreSettings
@@ -20,9 +21,10 @@ from services.common.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     PacelineError,
+    PermissionDeniedError,
     ResourceExhaustedError,
 )
-from services.common.lora_config import LoraConfig
+from services.common.tenant_token import PUBLIC_NAMESPACE
 
 _RETRY_AFTER_SECONDS = 2.0
 
@@ -54,10 +56,10 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         if first is None or not first.HasField("header"):
             raise InvalidArgumentError("header", "the first message must announce the adapter")
         header = first.header
-        self._access.check(context, header.namespace)
+        self._check_access(context, header.namespace)
         try:
             check_announcement(header.upload, self._settings.max_adapter_bytes)
-            adapter = await self._store(header, self._pieces(requests))
+            adapter = await self._store(header, self._pieces(requests), context)
         except PacelineError as error:
             self._metrics.refused(type(error).__name__)
             raise
@@ -66,7 +68,7 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
 
     async def ResolveAdapter(self, request: pb.ResolveAdapterRequest, context: Any) -> pb.ResolveAdapterResponse:
         """See adapter_store.proto."""
-        self._access.check(context, request.namespace)
+        self._check_access(context, request.namespace)
         check_label("name", request.name)
         return pb.ResolveAdapterResponse(adapter=await self._catalog.resolve(request.namespace, request.name))
 
@@ -74,12 +76,12 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         self, request: pb.ListStoredAdaptersRequest, context: Any
     ) -> pb.ListStoredAdaptersResponse:
         """See adapter_store.proto."""
-        self._access.check(context, request.namespace)
+        self._check_access(context, request.namespace)
         return pb.ListStoredAdaptersResponse(adapters=await self._catalog.labels(request.namespace))
 
     async def RemoveAdapter(self, request: pb.RemoveAdapterRequest, context: Any) -> pb.RemoveAdapterResponse:
         """See adapter_store.proto."""
-        self._access.check(context, request.namespace)
+        self._check_access(context, request.namespace)
         check_label("name", request.name)
         await self._catalog.remove(request.namespace, request.name)
         return pb.RemoveAdapterResponse()
@@ -88,7 +90,7 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         self, request: pb.FetchAdapterRequest, context: Any
     ) -> AsyncIterator[pb.FetchAdapterResponse]:
         """See adapter_store.proto."""
-        self._access.check(context, request.namespace)
+        self._check_access(context, request.namespace)
         check_digest("digest", request.digest)
         async with self._catalog.open(request.namespace, request.digest) as files:
             sizes = [adapter_pb2.AdapterFile(name=name, num_bytes=file.num_bytes) for name, file in files.items()]
@@ -98,49 +100,59 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
                     yield pb.FetchAdapterResponse(data=chunk)
         self._metrics.fetched()
 
-    async def _store(self, header: pb.StoreAdapterHeader, pieces: AsyncIterator[bytes]) -> adapter_pb2.Adapter:
+    async def _store(
+        self, header: pb.StoreAdapterHeader, pieces: AsyncIterator[bytes], context: Any
+    ) -> adapter_pb2.Adapter:
         if self._num_uploads >= self._settings.max_uploads:
             description = f"{self._num_uploads} uploads are on their way, which is the limit"
             raise ResourceExhaustedError(description, _RETRY_AFTER_SECONDS)
         self._num_uploads += 1
+        upload = header.upload
+        is_draft = upload.role == adapter_pb2.ADAPTER_ROLE_DRAFT
         try:
+            await self._catalog.check_label(header.namespace, upload.name, draft=is_draft)
+            await context.send_initial_metadata(ACCEPTED)  # The client sends no data before.
             async with (
                 asyncio.timeout(self._settings.upload_seconds),
-                received(header.upload, pieces, self._incoming) as files,
+                received(upload, pieces, self._incoming) as files,
             ):
-                config = await asyncio.to_thread(
+                checked = await asyncio.to_thread(
                     check_adapter,
                     files.files.config,
                     files.files.weights,
                     header.base,
                     self._settings.max_rank,
-                    ignore_base_model=header.upload.ignore_base_model,
+                    ignore_base_model=upload.ignore_base_model,
                 )
-                return await self._keep(header, config, files)
+                return await self._keep(header, checked, files)
         except TimeoutError as error:
             description = f"the upload took longer than {self._settings.upload_seconds:g} s"
             raise DeadlineExceededError(description) from error
         finally:
             self._num_uploads -= 1
 
-    async def _keep(self, header: pb.StoreAdapterHeader, config: LoraConfig, files: Received) -> adapter_pb2.Adapter:
+    async def _keep(self, header: pb.StoreAdapterHeader, checked: Checked, files: Received) -> adapter_pb2.Adapter:
         namespace, upload = header.namespace, header.upload
         if upload.role == adapter_pb2.ADAPTER_ROLE_DRAFT:
             return await self._catalog.put_draft(namespace, upload.name, files.digest, files.files)
         now = Timestamp()
         now.GetCurrentTime()
-        modules = config.target_modules
         adapter = adapter_pb2.Adapter(
             name=upload.name,
             digest=files.digest,
             model=header.base.model,
-            rank=config.rank,
-            target_modules=[modules] if isinstance(modules, str) else sorted(modules),
+            rank=checked.rank,
+            target_modules=checked.target_modules,
             num_bytes=files.num_bytes,
             create_time=now,
         )
-        await self._catalog.put(namespace, adapter, files.files, replace=upload.replace)
-        return adapter
+        return await self._catalog.put(namespace, adapter, files.files, replace=upload.replace)
+
+    def _check_access(self, context: Any, namespace: str) -> None:
+        """Raises unless the caller may use a namespace. The one that tokens share has no adapters."""
+        self._access.check(context, namespace)
+        if namespace == PUBLIC_NAMESPACE:
+            raise PermissionDeniedError("an adapter belongs to one tenant; there are no public ones")
 
     async def _pieces(self, requests: AsyncIterator[pb.StoreAdapterRequest]) -> AsyncIterator[bytes]:
         while (request := await self._next(requests)) is not None:

@@ -21,7 +21,11 @@ def targeted(config: LoraConfig, modules: Sequence[str]) -> list[str]:
         wanted = set(config.layers_to_transform)
         patterns = [rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\." for pattern in config.layers_pattern] or [_ANY_NUMBER]
         numbers = _matches("layers_pattern", patterns, chosen, whole=False)
-        chosen = [name for name, number in zip(chosen, numbers, strict=True) if number and int(number) in wanted]
+        chosen = [
+            name
+            for name, number in zip(chosen, numbers, strict=True)
+            if number and number.isdecimal() and int(number) in wanted
+        ]
     if not chosen:
         raise InvalidArgumentError(f"{CONFIG_NAME}:target_modules", "targets no layer that adapters may change here")
     return chosen

@@ -1,5 +1,6 @@
 """An adapter on its way in: announced, received into a local file, and gone again unless it is kept."""
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 from paceline.v1 import adapter_pb2
 from services.adapter_store.catalog import Files
+from services.adapter_store.folder_objects import on_disk
 from services.adapter_store.layout import check_label
 from services.common.errors import FieldViolation, InvalidArgumentError
 from services.common.lora_config import CONFIG_NAME, MAX_CONFIG_BYTES, WEIGHTS_NAME, AdapterDigest
@@ -71,7 +73,7 @@ async def received(
                         at += 1
                         left = sizes[order[at]]
                     part, view = view[:left], view[left:]
-                    handles[order[at]].write(part)
+                    await on_disk(handles[order[at]].write, part)
                     left -= len(part)
             if count < total:
                 raise InvalidArgumentError("data", f"{count} bytes came, {total} were announced")
@@ -79,7 +81,8 @@ async def received(
             for handle in handles.values():
                 handle.close()
         config = paths[CONFIG_NAME].read_bytes()
-        yield Received(Files(config, paths[WEIGHTS_NAME]), _digest(config, paths[WEIGHTS_NAME]), total)
+        digest = await asyncio.to_thread(_digest, config, paths[WEIGHTS_NAME])
+        yield Received(Files(config, paths[WEIGHTS_NAME]), digest, total)
 
 
 def _digest(config: bytes, weights: Path) -> str:

@@ -133,6 +133,7 @@ def _parse_object(data: bytes) -> dict[str, Any]:
         raise InvalidArgumentError(CONFIG_NAME, f"{len(data)} bytes are more than the limit of {MAX_CONFIG_BYTES}")
     try:
         values = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        json.dumps(values, ensure_ascii=False).encode()  # Escapes can make half a character, which no message can say.
     except RecursionError as error:
         raise InvalidArgumentError(CONFIG_NAME, "is nested too deeply") from error
     except ValueError as error:

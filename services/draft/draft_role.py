@@ -8,13 +8,16 @@ target went; the path or branch that goes the same way stays, and what fell away
 import time
 from collections.abc import Sequence as Tokens
 
+from services.common.errors import FailedPreconditionError
 from services.draft.brancher import Brancher
 from services.draft.confidence import NUM_RUNNERS_UP, Confidence
 from services.draft.draft_sequence import NEVER, DraftSequence
 from services.draft.path import Path
+from services.engine.adapter import BROKEN_MESSAGE
 from services.engine.engine import Engine
 from services.engine.engine_loop import Outbox
 from services.engine.model_runner import Result
+from services.engine.sampler import BROKEN
 from services.engine.sequence import Sequence
 
 _MIN_SURVIVAL = 0.02, 0.5
@@ -87,7 +90,14 @@ class DraftRole:
     def advance(self, results: list[Result]) -> None:
         """Extends paths by the step's picks and proposes what is long enough."""
         for result in results:
-            draft, path = self._by_sequence[result.sequence]
+            found = self._by_sequence.get(result.sequence)
+            if found is None:  # Closed a moment ago.
+                continue
+            draft, path = found
+            if BROKEN in result.token_ids:
+                self._outbox.put(draft.emit, FailedPreconditionError(BROKEN_MESSAGE))
+                self.close(draft)
+                continue
             guess = self._confidence.guess(result.token_ids[-1], result.runners_up[-1], result.sequence.params)
             path.guesses[result.first + len(result.token_ids) - 1] = guess
             if path is draft.path:

@@ -19,6 +19,9 @@ class AdapterError(ValueError):
     """An adapter does not fit the model that runs here."""
 
 
+BROKEN_MESSAGE = "with this adapter the model produces numbers that are not finite"
+
+
 class Target(NamedTuple):
     """A linear layer of the model that adapters may change."""
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from services.engine.adapter import Adapter, Target
+from services.common.lora_config import WEIGHTS_NAME
+from services.engine.adapter import Adapter, AdapterError, Target
 from services.engine.scheduler import Work
 from services.engine.sequence import NO_SLOT
 
@@ -66,6 +67,12 @@ def rows_with_adapters(works: Iterable[Work]) -> tuple[list[int], list[int]]:
         row += count
     found.sort()
     return [at for _, at in found], [slot for slot, _ in found]
+
+
+def check_finite(weight: torch.Tensor) -> None:
+    """Raises AdapterError when a matrix, in the type that it is computed in, holds infinity or NaN."""
+    if not bool(torch.isfinite(weight).all()):
+        raise AdapterError(f"{WEIGHTS_NAME} holds numbers that are too large for the type that they are computed in")
 
 
 class LoraLinear(nn.Module):

@@ -18,9 +18,9 @@ from services.engine.lora import Lora, single_products, wrap_linears
 from services.engine.model import LoadedModel, load_model
 from services.engine.row_lora import RowLora
 from services.engine.row_plan import RowPlan
-from services.engine.sampler import Picks, Row, RowLogprobs, RunnerUp, sample
+from services.engine.sampler import BROKEN, NonFiniteLogitsError, Picks, Row, RowLogprobs, RunnerUp, sample
 from services.engine.scheduler import Work
-from services.engine.sequence import Sequence
+from services.engine.sequence import NO_SLOT, Sequence
 from services.engine.small_decoder import MAX_ROWS, SmallDecoder
 from services.engine.stacked_lora import StackedLora
 
@@ -65,6 +65,7 @@ class ModelRunner:
         self._adopt_decoders(is_draft=config.is_draft)
         if config.max_adapters:
             self.lora = self._make_lora(config)
+            self.kv_cache.is_guarded = True
 
     @property
     def is_fused(self) -> bool:
@@ -105,7 +106,11 @@ class ModelRunner:
         logits = self.forward(works, token_ids, positions, wanted)
         if not rows:
             return []
-        return _split(results, works, sample(logits, rows))
+        split = _split(results, works, sample(logits, rows))
+        # An adapter may be made to break the model, for its own sequences; without one it is the model that is broken.
+        if any(BROKEN in result.token_ids and result.sequence.adapter_slot == NO_SLOT for result in split):
+            raise NonFiniteLogitsError("the model produced logits that are not numbers")
+        return split
 
     def forward(self, works: Ints[Work], token_ids: list[int], positions: list[int], wanted: list[int]) -> torch.Tensor:
         """Logits [len(wanted) or 1, vocab] of the wanted rows; stores the KV of all."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from services.engine import parallel
 from services.engine.adapter import Adapter
 from services.engine.kernels import Ints
-from services.engine.lora import Product, rows_with_adapters
+from services.engine.lora import Product, check_finite, rows_with_adapters
 from services.engine.lora_kernel import ARGUMENTS, MAX_PARTS, PART_FIELDS, add_shares
 from services.engine.scheduler import Work
 
@@ -56,6 +56,8 @@ class RowLora:
                 pair = adapter.pairs.get(target.name)
                 if pair is None:
                     continue
+                for part in pair:
+                    check_finite(part.to(torch.bfloat16) if self._half else part)
                 down, up = self._array(pair.down), self._array(pair.up.t())
                 weights += [down, up]
                 fields = (adapter.rank, down.ctypes.data, up.ctypes.data, first, target.out_features)

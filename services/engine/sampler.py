@@ -14,6 +14,9 @@ import torch
 from services.common.sampling_params import SamplingParams
 from services.engine.noise import gumbel, row_state, signed
 
+BROKEN = -1
+"""Instead of a token id: the row's logits are not numbers."""
+
 
 class NonFiniteLogitsError(ValueError):
     """A model produced NaN, so there is nothing to pick."""
@@ -46,7 +49,7 @@ class RowLogprobs(NamedTuple):
 
 
 class Picks(NamedTuple):
-    """One pick a row; `logprobs` and `runners_up` are empty when no row asked for any."""
+    """One pick a row, or BROKEN; `logprobs` and `runners_up` are empty when no row asked for any."""
 
     token_ids: list[int]
     logprobs: list[RowLogprobs | None]
@@ -54,10 +57,7 @@ class Picks(NamedTuple):
 
 
 def sample(logits: torch.Tensor, rows: Ints[Row]) -> Picks:
-    """Picks a token for each row of logits [rows, vocab] (any float dtype, any device). One transfer to the host.
-
-    Raises NonFiniteLogitsError when a row holds NaN.
-    """
+    """Picks a token for each row of logits [rows, vocab] (any float dtype, any device). One transfer to the host."""
     scores = logits.float()
     if any(not row.params.keeps_logits for row in rows):
         scores = _penalise(scores, rows)
@@ -70,9 +70,7 @@ def sample(logits: torch.Tensor, rows: Ints[Row]) -> Picks:
         perturbed[at] = _perturb(scores[at], [rows[index] for index in sampled])
         scores = perturbed
     best, picks = scores.max(dim=-1)
-    *token_ids, broken = torch.cat([picks, best.isnan().any().long().unsqueeze(0)]).tolist()
-    if broken:
-        raise NonFiniteLogitsError("the model produced logits that are not numbers")
+    token_ids = picks.masked_fill(best.isnan(), BROKEN).tolist()
     logprobs = _logprobs(logits, rows, picks) if any(row.params.logprobs is not None for row in rows) else []
     count = max(row.num_runners_up for row in rows)
     return Picks(token_ids, logprobs, _runners_up(scores, best, picks, count) if count else [])

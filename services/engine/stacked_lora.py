@@ -1,7 +1,7 @@
 """Adapters on a GPU: those of all slots side by side, two products a layer whatever their number.
 
-x @ A.T for all slots at once gives each row the products with every adapter; all but its own are multiplied by zero
-before the second product. Shapes depend on the slots alone and not on which are in use.
+x @ A.T for all slots at once gives each row the products with every adapter; all but its own are left out
+of the second product. Shapes depend on the slots alone and not on which are in use.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from services.engine.adapter import Adapter
-from services.engine.lora import Product, rows_with_adapters
+from services.engine.lora import Product, check_finite, rows_with_adapters
 from services.engine.scheduler import Work
 
 
@@ -27,11 +27,14 @@ class StackedLora:
         self._down = [self._zeros((width, product.in_features)) for product in products]
         self._up = [self._zeros((width, product.out_features)) for product in products]
         self._scalings = self._zeros((num_slots,))
-        self._mask: torch.Tensor | None = None
-        """[rows, slots * max_rank]: a row's own adapter's scaling, else 0; None while no row has one."""
+        self._mask: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Which of [rows, slots * max_rank] are a row's own, and scalings [rows, 1]; None while no row has any."""
 
     def pack(self, adapter: Adapter) -> Adapter:
         """See Lora."""
+        for pair in adapter.pairs.values():
+            for part in pair:
+                check_finite(part.to(self._scalings.dtype))
         return adapter
 
     def install(self, slot: int, packed: Adapter) -> None:
@@ -53,13 +56,18 @@ class StackedLora:
         self._mask = None
         if rows:
             chosen = torch.tensor(slots, device=self._scalings.device)
-            mask = self._zeros((num_rows, len(self._scalings)))
-            mask[torch.tensor(rows, device=chosen.device), chosen] = self._scalings[chosen]
-            self._mask = mask.repeat_interleave(self._rank, dim=1)
+            at = torch.tensor(rows, device=chosen.device)
+            own = torch.zeros(num_rows, len(self._scalings), dtype=torch.bool, device=chosen.device)
+            own[at, chosen] = True
+            scalings = self._zeros((num_rows, 1))
+            scalings[at, 0] = self._scalings[chosen]
+            self._mask = own.repeat_interleave(self._rank, dim=1), scalings
         return bool(rows)
 
     def add(self, product: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """See Lora."""
         if self._mask is not None:
-            hidden = x.flatten(0, -2) @ self._down[product].t() * self._mask
+            own, scalings = self._mask
+            # Chosen and not multiplied by 0: whatever another's adapter makes of a row, infinity too, is left out.
+            hidden = torch.where(own, x.flatten(0, -2) @ self._down[product].t() * scalings, 0.0)
             y.flatten(0, -2).addmm_(hidden, self._up[product])

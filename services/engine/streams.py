@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
-from services.common.errors import ResourceExhaustedError, UnavailableError
+from services.common.errors import PacelineError, ResourceExhaustedError, UnavailableError
 from services.engine.engine_loop import EngineLoop, Role
 
 R = TypeVar("R", bound=Role)
@@ -47,9 +47,11 @@ class EventStream(Generic[R]):
         self._engine_loop.submit(command)
 
     async def __aiter__(self) -> AsyncIterator[object]:
-        """Yields events; raises UnavailableError when the engine has failed."""
+        """Yields events; raises what ended the sequence, UnavailableError when the engine has failed."""
         while True:
             event = await self._events.get()
+            if isinstance(event, PacelineError):
+                raise event
             if isinstance(event, BaseException):
                 raise UnavailableError("the engine failed; the process is ending") from event
             yield event

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ClusterError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import ClusterError, ResponseError
 
 from services.prefix_cache.block import Block
 from services.prefix_cache.store import Usage
@@ -36,6 +36,7 @@ _MAX_CONNECTIONS = 10_000
 _ACCOUNT = """#!lua flags=allow-oom
 local order, sizes = KEYS[1], KEYS[2]
 local key, size, quota, seconds = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+if redis.call('EXISTS', order, sizes) == 1 then redis.call('DEL', order, sizes) end
 local before = redis.call('HGET', sizes, key) or 0
 redis.call('HSET', sizes, key, size)
 redis.call('ZADD', order, redis.call('HINCRBY', sizes, 'clock', 1), key)
@@ -43,8 +44,7 @@ local total = redis.call('HINCRBY', sizes, 'total', size - before)
 local gone = {}
 while total > quota do
     local oldest = redis.call('ZPOPMIN', order)[1]
-    if not oldest then redis.call('DEL', sizes) break end
-    total = redis.call('HINCRBY', sizes, 'total', 0 - redis.call('HGET', sizes, oldest))
+    total = redis.call('HINCRBY', sizes, 'total', 0 - (redis.call('HGET', sizes, oldest) or 0))
     redis.call('HDEL', sizes, oldest)
     gone[#gone + 1] = oldest
 end
@@ -52,7 +52,9 @@ redis.call('EXPIRE', order, seconds)
 redis.call('EXPIRE', sizes, seconds)
 return gone
 """
-"""Notes that a block was used now; returns the blocks that have to go for it, no longer counted."""
+"""Notes that a block was used now; returns the blocks that have to go for it, no longer counted.
+
+Where one of the two accounts was lost, both are begun anew."""
 _FORGET = """#!lua flags=allow-oom
 local order, sizes = KEYS[1], KEYS[2]
 for _, key in ipairs(ARGV) do
@@ -163,7 +165,13 @@ class RedisStore:
 
     async def close(self) -> None:
         """See Store."""
-        await self._client.aclose()
+
+        async def end() -> None:
+            await self._client.initialize()  # One that lost its cluster would else leave its connections open.
+            await self._client.aclose()
+
+        self._not_before = 0.0
+        await self._do(end, None)
 
     async def _account(self, namespace: str, key: bytes, size: int) -> None:
         """Has a block that is there stay, and others go for it."""
@@ -183,7 +191,7 @@ class RedisStore:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await work()
-        except (RedisError, RedisClusterException, OSError) as error:
+        except Exception as error:  # When connections break, a cluster's client raises more than its own errors.
             _log.warning("redis could not do its work: %r", error)
             until = time.monotonic() + _PAUSE_SECONDS
             if isinstance(error, ResponseError) and not isinstance(error, ClusterError):

@@ -9,9 +9,12 @@ import time
 from collections.abc import Sequence as Tokens
 
 from services.common.digest import EMPTY_DIGEST, extend_digest
+from services.common.errors import FailedPreconditionError
+from services.engine.adapter import BROKEN_MESSAGE
 from services.engine.engine import Engine
 from services.engine.engine_loop import Outbox
 from services.engine.model_runner import Result
+from services.engine.sampler import BROKEN
 from services.engine.sequence import Sequence
 from services.verifier.acceptance import Acceptance, TypicalAcceptance
 from services.verifier.governor import Pending, best_start, choose
@@ -114,6 +117,10 @@ class TargetRole:
         num_committed = 0
         for result in results:
             target = self._by_sequence[result.sequence]
+            if BROKEN in result.token_ids:
+                self._outbox.put(target.emit, FailedPreconditionError(BROKEN_MESSAGE))
+                self.close(target)
+                continue
             num_committed += self._commit(target, result)
             if target.done:
                 self.close(target)

@@ -97,6 +97,8 @@ class AdapterSlots:
             yield await asyncio.shield(entry.ready)
         finally:
             entry.num_uses -= 1
+            if self._entries.get(digest) is entry:
+                self._entries.move_to_end(digest)
             async with self._changed:
                 self._changed.notify_all()
 
@@ -131,17 +133,18 @@ class AdapterSlots:
 
     async def _load(self, digest: str, tenant: speculation_pb2.TenantAccess) -> int:
         """Fetches an adapter and puts it into a slot."""
-        started, packed = time.monotonic(), None
+        started = time.monotonic()
         try:
             async with asyncio.timeout(self._max_seconds):
+                # What was fetched is in memory while it waits for a slot: only so many at once.
                 async with self._fetches:
                     packed = await self._fetch(digest, tenant)
-                slot = await self._take_slot()
+                    slot = await self._take_slot()
         except BaseException as error:
             del self._entries[digest]
             if not isinstance(error, TimeoutError):
                 raise
-            if packed is not None:
+            if not self._free and self._idle() is None:
                 raise ResourceExhaustedError("all adapter slots are in use", _RETRY_AFTER_SECONDS) from error
             description = f"the adapter could not be loaded within {self._max_seconds:g} s"
             raise UnavailableError(description, _RETRY_AFTER_SECONDS) from error
@@ -177,7 +180,7 @@ class AdapterSlots:
         """A slot that nobody uses; waits for one."""
         async with self._changed:
             while not self._free:
-                idle = next((digest for digest, entry in self._entries.items() if self._is_idle(entry)), None)
+                idle = self._idle()
                 if idle is None:
                     await self._changed.wait()
                 else:
@@ -185,9 +188,10 @@ class AdapterSlots:
                     self._evicted.add(1)
             return self._free.pop()
 
-    @staticmethod
-    def _is_idle(entry: _Entry) -> bool:
-        return entry.slot != NO_SLOT and not entry.num_uses
+    def _idle(self) -> str | None:
+        """The adapter in a slot that nobody uses and that was not used for longest, or None."""
+        loaded = ((digest, entry) for digest, entry in self._entries.items() if entry.slot != NO_SLOT)
+        return next((digest for digest, entry in loaded if not entry.num_uses), None)
 
 
 def _refusal(error: grpc.aio.AioRpcError, digest: str) -> PacelineError:

@@ -27,7 +27,7 @@ from services.adapter_store.s3_objects import S3Objects
 from services.adapter_store.settings import AdapterStoreSettings
 from services.common.errors import AlreadyExistsError, NotFoundError
 from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
-from services.common.tenant_token import TokenMint, new_signing_key, public_key
+from services.common.tenant_token import PUBLIC_NAMESPACE, TokenMint, new_signing_key, public_key
 from system import SERVER
 
 KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region": "us-east-1"}
@@ -362,6 +362,164 @@ async def test_a_store_killed_in_the_midst_of_an_upload_has_nothing_of_it(tmp_pa
             process.send_signal(signal.SIGTERM)
         await process.wait()
     await store.client.close()
+
+
+async def test_what_a_label_was_taken_off_is_kept_for_its_time(tmp_path: Path) -> None:
+    """However long ago it was uploaded: streams with it may go on elsewhere, and fetch it there."""
+
+    async def put(number: int) -> str:
+        config, weights = files(number)
+        path = tmp_path / f"weights{number}"
+        path.write_bytes(weights)
+        adapter = adapter_pb2.Adapter(name="a", digest=adapter_digest(config, weights))
+        return (await catalog.put("tenant/a", adapter, Files(config, path), replace=True)).digest
+
+    async def put_draft(number: int) -> str:
+        config, weights = files(number)
+        path = tmp_path / f"weights{number}"
+        path.write_bytes(weights)
+        digest = adapter_digest(config, weights)
+        await catalog.put_draft("tenant/a", "a", digest, Files(config, path))
+        return digest
+
+    def grow_old() -> None:
+        for owner in (tmp_path / "owners").rglob("*"):
+            os.utime(owner, (0, 0))
+
+    async def is_kept(digest: str) -> bool:
+        await catalog.sweep()
+        async with catalog.open("tenant/a", digest):
+            return True
+
+    with own_folder(tmp_path) as incoming:
+        catalog = Catalog(FolderObjects(tmp_path, incoming), 100, 3600)
+        first, draft = await put(0), await put_draft(10)
+        grow_old()
+        other_draft = await put_draft(11)
+        assert await is_kept(draft)
+        grow_old()
+        second = await put(1)
+        assert await is_kept(other_draft)
+        assert await is_kept(first)
+        grow_old()
+        await catalog.remove("tenant/a", "a")
+        assert await is_kept(second)
+        grow_old()
+        await catalog.sweep()
+        assert not (tmp_path / "adapters").exists()
+
+
+async def test_the_same_content_again_changes_nothing(store: Store) -> None:
+    target = await store.upload(*files(0))
+    both = await store.upload(*files(1), role=adapter_pb2.ADAPTER_ROLE_DRAFT)
+    assert (both.digest, both.create_time) == (target.digest, target.create_time)
+    for replace in (False, True):
+        assert await store.upload(*files(0), replace=replace) == both
+    assert await store.upload(*files(1), role=adapter_pb2.ADAPTER_ROLE_DRAFT) == both
+    assert await store.resolve() == both
+
+
+async def test_uploads_of_the_same_content_at_once_all_succeed(store: Store, objects_of: Any) -> None:
+    adapters = await asyncio.gather(*(store.upload(*files()) for _ in range(4)))
+    assert len({adapter.digest for adapter in adapters}) == 1
+    assert len({adapter.create_time.ToNanoseconds() for adapter in adapters}) == 1
+    assert len(await objects_of("adapters/")) == 2
+
+
+async def test_sweeps_and_uploads_at_once_leave_every_label_with_its_content(objects: Objects, tmp_path: Path) -> None:
+    catalog = Catalog(objects, 100, 0)
+    config, weights = files()
+    digest, path = adapter_digest(config, weights), tmp_path / "weights"
+    path.write_bytes(weights)
+
+    async def upload_and_remove(name: str) -> None:
+        for _ in range(5):
+            adapter = adapter_pb2.Adapter(name=name, digest=digest)
+            await catalog.put("tenant/a", adapter, Files(config, path), replace=False)
+            async with catalog.open("tenant/a", digest) as opened:
+                assert opened[WEIGHTS_NAME].num_bytes == len(weights)
+            await catalog.remove("tenant/a", name)
+
+    uploads = [asyncio.create_task(upload_and_remove(name)) for name in ("a", "b")]
+    num_sweeps = 0
+    while not all(upload.done() for upload in uploads):
+        await catalog.sweep()
+        num_sweeps += 1
+    await asyncio.gather(*uploads)
+    assert num_sweeps > 5
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+async def test_content_that_was_damaged_is_whole_after_another_upload(
+    store: Store, place: dict[str, Any], tmp_path: Path, damage: str
+) -> None:
+    adapter = await store.upload(*files())
+    name = f"adapters/{adapter.digest}/{WEIGHTS_NAME}"
+    settings = AdapterStoreSettings(token_keys=("00",), folder=tmp_path, server=SERVER, **place)
+    (tmp_path / "outside").mkdir()
+    objects: Objects = S3Objects.connect(settings) if place else FolderObjects(tmp_path, tmp_path / "outside")
+    if damage == "gone":
+        await objects.delete(name)
+        assert await code_of(store.fetch(adapter.digest)) is grpc.StatusCode.NOT_FOUND
+    else:
+        await objects.put(name, files()[1][:-1])
+        assert len((await store.fetch(adapter.digest))[1]) == len(files()[1]) - 1
+    await store.upload(*files(), name="again")
+    assert await store.fetch(adapter.digest) == files()
+
+
+async def test_the_namespace_that_tokens_share_has_no_adapters(store: Store) -> None:
+    token = store.mint.token("tenant/a")
+    for call in (
+        store.upload(*files(), tenant=PUBLIC_NAMESPACE, token=token),
+        store.resolve(tenant=PUBLIC_NAMESPACE, token=token),
+        store.client.list(token, PUBLIC_NAMESPACE, 5),
+        store.client.remove(token, PUBLIC_NAMESPACE, "mine", 5),
+        store.client.fetch(token, PUBLIC_NAMESPACE, "0" * 64, 5),
+    ):
+        assert await code_of(call) is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_namespace_may_be_longer_than_a_files_name(store: Store) -> None:
+    tenants = ["ä" * 120, "ä" * 119 + "b"]
+    for number, tenant in enumerate(tenants):
+        adapter = await store.upload(*files(number), tenant=tenant)
+        assert await store.fetch(adapter.digest, tenant) == files(number)
+    assert (await store.resolve(tenant=tenants[0])).digest != (await store.resolve(tenant=tenants[1])).digest
+
+
+async def test_what_is_refused_at_once_is_not_sent(store: Store) -> None:
+    config, weights = files()
+    num_sent = 0
+
+    async def counted() -> AsyncIterator[bytes]:
+        nonlocal num_sent
+        async for piece in pieces(config + weights):
+            num_sent += len(piece)
+            yield piece
+
+    token = store.mint.token("tenant/a")
+    for name, role in (("../x", adapter_pb2.ADAPTER_ROLE_TARGET), ("mine", adapter_pb2.ADAPTER_ROLE_DRAFT)):
+        upload = _announced(config, weights)
+        upload.name, upload.role = name, role
+        header = pb.StoreAdapterHeader(namespace="tenant/a", upload=upload)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await store.client.store(token, header, counted(), 20)
+        assert num_sent == 0
+
+
+async def test_what_data_raise_ends_the_upload_and_is_raised(store: Store, tmp_path: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"{"
+        raise ZeroDivisionError
+
+    header = pb.StoreAdapterHeader(namespace="tenant/a", upload=_announced(*files()))
+    with pytest.raises(ZeroDivisionError):
+        await store.client.store(store.mint.token("tenant/a"), header, broken(), 20)
+    async with asyncio.timeout(10):
+        while any(name.startswith("incoming/") for name in contents(tmp_path)):
+            await asyncio.sleep(0)
+    assert await store.names() == []
 
 
 def _announced(config: bytes, weights: bytes) -> adapter_pb2.AdapterUpload:

@@ -129,6 +129,7 @@ HOSTILE: dict[str, tuple[tuple[bytes, bytes], str]] = {
     "a zip archive": (weighing(zipped()), "is a zip archive"),
     "a gzip archive": (weighing(gzip.compress(GOOD_WEIGHTS)), "is a gzip archive"),
     "a pickle": (weighing(pickle.dumps({"a": 1}, protocol=4)), "is a pickle, which is never read"),
+    "a header full of metadata": (weighing(raw({**HEADER, "__metadata__": {"a": "x" * 10**6}}, DATA)), "at most 71680"),
     "an empty header": (weighing(raw({}, b"")), "is missing"),
     "metadata that is no text": (weighing(raw({**HEADER, "__metadata__": {"a": [1] * 9}}, DATA)), "not safetensors"),
     "a config that is no JSON": ((b"{", GOOD_WEIGHTS), CONFIG_NAME + ".*not JSON"),
@@ -158,6 +159,7 @@ HOSTILE: dict[str, tuple[tuple[bytes, bytes], str]] = {
     "no base model": (configured(base_model_name_or_path=None), "is not set.*ignore_base_model"),
     "no layer that is there": (configured(target_modules=["nothing"]), "target_modules"),
     "a pattern that takes forever": (configured(target_modules="(model|m|o|d|.)*" * 9 + "!"), "takes too long"),
+    "a pattern that takes all memory": (configured(target_modules="(?:.*?){999999999}x"), "too much memory"),
     "a pattern that is none": (configured(target_modules="(("), "no regular expression"),
     "a pattern of 10,000 characters": (configured(target_modules="a" * 10_000), "1000 characters"),
 }  # fmt: skip
@@ -187,6 +189,27 @@ async def test_hostile_files_are_refused_with_their_reason(store: Store, tmp_pat
     assert contents(tmp_path) == before == set()
     assert await store.names() == []
     assert (await store.upload(*files())).rank == RANK
+
+
+async def test_many_violations_arrive_at_once(store: Store) -> None:
+    """As many as a status can carry, however long the names are."""
+    made = {f"{number}{'x' * 500}": np.ones(1, np.float32) for number in range(60)}
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await store.upload(GOOD_CONFIG, save(made))
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    violations = error_details(raised.value)[0].field_violations
+    assert len(violations) == 21
+    assert {violation.field for violation in violations} == {WEIGHTS_NAME}
+    assert violations[-1].description == "and 52 more"
+    assert f"{Q} is missing; it must be [4, 8]" in [violation.description for violation in violations]
+
+
+async def test_layers_are_described_by_the_last_parts_of_their_names(store: Store) -> None:
+    for number, targets in enumerate(
+        ("all-linear", r".*\.(q|v|down)_proj", ["self_attn.q_proj", "v_proj", "down_proj"])
+    ):
+        adapter = await store.upload(*configured(target_modules=targets), name=f"a{number}")
+        assert list(adapter.target_modules) == ["down_proj", "q_proj", "v_proj"]
 
 
 @pytest.mark.parametrize(

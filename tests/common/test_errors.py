@@ -10,10 +10,13 @@ from google.rpc import error_details_pb2
 from gateway.client import error_details
 from paceline.v1 import model_pb2, model_pb2_grpc, verifier_pb2, verifier_pb2_grpc
 from services.common.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
     FieldViolation,
     InvalidArgumentError,
     NotFoundError,
     PacelineError,
+    QuotaExceededError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -24,6 +27,9 @@ ERRORS: list[tuple[Exception, grpc.StatusCode]] = [
     (InvalidArgumentError("a.b", "must be 1", FieldViolation("c", "too long")), grpc.StatusCode.INVALID_ARGUMENT),
     (NotFoundError("model", "x"), grpc.StatusCode.NOT_FOUND),
     (ResourceExhaustedError("full", retry_after_seconds=1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (AlreadyExistsError("adapter", "x"), grpc.StatusCode.ALREADY_EXISTS),
+    (QuotaExceededError("tenant", "has all it may"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DeadlineExceededError("took too long"), grpc.StatusCode.DEADLINE_EXCEEDED),
     (UnavailableError("away"), grpc.StatusCode.UNAVAILABLE),
     (PacelineError("?"), grpc.StatusCode.INTERNAL),
     (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL),
@@ -81,6 +87,10 @@ async def test_statuses(
             assert [(v.field, v.description) for v in details[0].field_violations] == list(error.violations)
         case NotFoundError():
             assert (details[0].resource_type, details[0].resource_name) == ("model", "x")
+        case AlreadyExistsError():
+            assert (details[0].resource_type, details[0].resource_name) == ("adapter", "x")
+        case QuotaExceededError():
+            assert [(v.subject, v.description) for v in details[0].violations] == [("tenant", "has all it may")]
         case ResourceExhaustedError():
             assert details[0].retry_delay.ToTimedelta().total_seconds() == 1.5
         case _:

@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cached import SEAL_KEY, CachedSystem
 from gateway.launcher import free_port, wait_serving
 from paceline.v1 import prefix_cache_pb2 as pb
 from paceline.v1 import prefix_cache_pb2_grpc
+from redis_server import running_redis
 from services.common.server import Served
 from services.prefix_cache.block import sealed
 from services.wire.seal import Seal
@@ -234,6 +235,30 @@ async def test_a_cache_killed_while_requests_run_is_missed_by_nobody(
         await process.wait()
         async with asyncio.timeout(30):
             replies = [*await asyncio.gather(*running), await system.generate(PROMPT, **OPTIONS)]
+    assert [reply.token_ids for reply in replies] == [expected] * 5
+
+
+@pytest.mark.parametrize("way", ["killed", "hung"])
+async def test_a_redis_lost_while_requests_run_is_missed_by_nobody(
+    target_folder: str, expected: list[int], tmp_path: Path, way: str
+) -> None:
+    """Nothing else has the blocks: the cache and the engines have just started."""
+    with running_redis(tmp_path) as server, ExitStack() as redis:
+        system = CachedSystem(target_folder)
+        system.cache_settings = {"redis_url": server.url}
+        async with system:
+            assert (await system.generate(PROMPT, **OPTIONS)).token_ids == expected
+            await system.stored(12)
+            await system.start_cache()
+            await system.start_engines()
+            running = [asyncio.create_task(system.generate(PROMPT, **OPTIONS)) for _ in range(4)]
+            await asyncio.sleep(0)
+            if way == "killed":
+                server.kill()
+            else:
+                redis.enter_context(server.held())
+            async with asyncio.timeout(30):
+                replies = [*await asyncio.gather(*running), await system.generate(PROMPT, **OPTIONS)]
     assert [reply.token_ids for reply in replies] == [expected] * 5
 
 

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from cached import CachedSystem
+from redis_server import running_redis
 from system import Reply, start_system
 
 BLOCK = 16
@@ -49,6 +50,26 @@ async def test_the_disk_serves_after_a_restart_of_everything(target_folder: str,
         reply = await system.generate(prompt(0), **options)
     assert reply.token_ids == expected.token_ids
     assert reply.usage.num_cached_tokens == 176
+
+
+async def test_redis_serves_after_a_restart_of_everything(target_folder: str, tmp_path: Path) -> None:
+    options = {"temperature": 1, "seed": 5, "max_tokens": 12, "ignore_eos": True}
+    (expected,) = await without_cache(target_folder, [prompt(0)], **options)
+    with running_redis(tmp_path) as server:
+        system = CachedSystem(target_folder)
+        system.cache_settings = {"redis_url": server.url}
+        async with system:
+            await system.generate(prompt(0), **options)
+            await system.stored(11)
+            await system.start_cache()
+            await system.start_engines()
+            reply = await system.generate(prompt(0), **options)
+            async with system.client("a") as client:
+                found = {tier.tier: tier for tier in (await client.cache_statistics()).tiers}
+    assert reply.token_ids == expected.token_ids
+    assert reply.usage.num_cached_tokens == 176
+    assert found["redis"].num_hits == 11
+    assert found["redis"].num_blocks >= 11
 
 
 @pytest.mark.parametrize("seed", range(3))

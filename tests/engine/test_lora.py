@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from engine.driver import GREEDY, add, append, generate, make_engine
 from engine.speculating import Collected, open_target, propose_from, run
 from lora import ADAPTERS, PEFT_WARNING, continue_with_peft, read_files, save_adapter, save_adapters
-from services.engine.adapter import AdapterError
+from services.common.errors import FailedPreconditionError
+from services.common.lora_config import WEIGHTS_NAME
+from services.engine.adapter import Adapter, AdapterError, Pair, Target
 from services.engine.config import Dtype
 from services.engine.engine import Engine
-from services.engine.lora import Product
-from services.engine.sequence import NO_SLOT
+from services.engine.lora import Product, product_of
+from services.engine.scheduler import Work
+from services.engine.sequence import NO_SLOT, Sequence
 from services.engine.stacked_lora import StackedLora
 from services.verifier.target_role import TargetRole
 from tiny import save_tiny
@@ -180,6 +184,54 @@ def test_an_adapter_takes_the_place_of_another(engine: Engine, adapters: list[Pa
         install(engine, slot, adapters[(slot + 1) % len(ADAPTERS)])
     moved = run_mixed(engine, [(slot - 1) % len(ADAPTERS) if slot != NO_SLOT else slot for slot in SLOTS])
     assert moved == expected
+
+
+def save_exploding(model: str, folder: Path, value: float) -> Path:
+    """An adapter of finite numbers that makes the model's not finite."""
+    save_adapter(model, folder, 4, ["down_proj"], 0)
+    tensors = load_file(folder / WEIGHTS_NAME)
+    save_file({name: torch.full_like(tensor, value) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
+    return folder
+
+
+def test_an_adapter_that_breaks_the_model_ends_its_own_sequence(
+    tmp_path: Path, model: str, adapters: list[Path], expected: list[list[int]]
+) -> None:
+    engine = make_engine(model, max_adapters=2, max_adapter_rank=16)
+    install(engine, 0, adapters[5])
+    install(engine, 1, save_exploding(model, tmp_path / "adapter", 3e38))
+    role = TargetRole(engine, Collected())  # type: ignore[arg-type]
+    opened = [open_target(role, PROMPTS[n], NUM_TOKENS, adapter_slot=s) for n, s in ((5, 0), (5, 1), (8, NO_SLOT))]
+    run(role)
+    good, broken, base = (commits for _, commits in opened)
+    assert [t for c in good for t in c.token_ids] == expected[5]
+    assert [t for c in base for t in c.token_ids] == expected[8]
+    assert [type(event) for event in broken] == [FailedPreconditionError]
+    assert engine.pool.num_used == 0
+    again, _ = open_target(role, PROMPTS[5], NUM_TOKENS, adapter_slot=0), run(role)
+    assert [t for c in again[1] for t in c.token_ids] == expected[5]
+
+
+def test_numbers_too_large_for_the_type_are_refused(tmp_path: Path, model: str) -> None:
+    engine = make_engine(model, Dtype.BFLOAT16, max_adapters=1)
+    with pytest.raises(AdapterError, match="too large"):
+        install(engine, 0, save_exploding(model, tmp_path / "adapter", torch.finfo(torch.float32).max))
+
+
+def test_an_adapter_side_by_side_leaves_the_rows_of_others_alone() -> None:
+    product = product_of(Target("layer", 8, 8))
+    lora = StackedLora([product], 2, 4, torch.float32, torch.device("cpu"))
+    for slot, value in ((0, 0.5), (1, 3e38)):
+        pair = Pair(torch.full((4, 8), value), torch.full((8, 4), value))
+        lora.install(slot, lora.pack(Adapter(4, 1.0, {"layer": pair})))
+    works = [Work(Sequence([1], 1, GREEDY, adapter_slot=0), 0, 1), Work(Sequence([1], 1, GREEDY), 0, 1)]
+    assert lora.select(works, 2)
+    x, y = torch.ones(2, 8) * 99, torch.zeros(2, 8)
+    lora.add(0, x, y)
+    assert y[0].tolist() == [0.5 * 4 * 0.5 * 8 * 99] * 8
+    assert y[1].tolist() == [0.0] * 8
+    with pytest.raises(AdapterError):
+        lora.pack(Adapter(4, 1.0, {"layer": Pair(torch.full((4, 8), torch.inf), torch.ones(8, 4))}))
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path, engine: Engine, model: str) -> None:

@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 
 from services.common.sampling_params import InvalidSamplingError, SamplingParams
 from services.engine.noise import gumbel, row_state, signed
-from services.engine.sampler import NonFiniteLogitsError, Row, sample, truncate
+from services.engine.sampler import BROKEN, Row, sample, truncate
 
 
 def row(params: SamplingParams, position: int = 4, history: tuple[int, ...] = (1, 2, 3, 3), prompt: int = 2) -> Row:
@@ -142,10 +142,9 @@ def test_logprobs_are_of_the_unprocessed_distribution() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_numbers_are_an_error(temperature: float) -> None:
-    logits = torch.tensor([[0.0, float("nan"), 1.0]])
-    with pytest.raises(NonFiniteLogitsError):
-        sample(logits, [row(SamplingParams(temperature=temperature))])
+def test_a_row_of_logits_that_are_not_numbers_is_broken_and_no_other(temperature: float) -> None:
+    logits = torch.tensor([[0.0, float("nan"), 1.0], [0.0, 99.0, 1.0]])
+    assert sample(logits, [row(SamplingParams(temperature=temperature))] * 2).token_ids == [BROKEN, 1]
 
 
 @pytest.mark.parametrize(
