@@ -12,7 +12,7 @@ from gateway.terminal import DEFAULT_ADDRESS, Address, err, fail, out, run
 from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME
 
 adapters = typer.Typer(no_args_is_help=True, help="Your LoRA adapters.")
-_SHORT_DIGEST = 12
+_SHORT_DIGEST = 8
 
 
 @adapters.command()
@@ -62,17 +62,16 @@ def list_adapters(address: Address = DEFAULT_ADDRESS) -> None:
     async def show() -> None:
         async with Client(address) as client:
             found = await client.list_adapters()
-        table = Table("name", "rank", "layers", "MB", "model", "digest", "draft", "acceptance", box=None)
+        table = Table("name", "rank", "layers", "MB", "digest", "draft", "acceptance", box=None)
         for adapter in found:
             drafted, accepted = adapter.num_drafted_tokens, adapter.num_accepted_tokens
             table.add_row(
                 adapter.name,
                 str(adapter.rank),
-                " ".join(adapter.target_modules),
+                " ".join(module.removesuffix("_proj") for module in adapter.target_modules),
                 f"{adapter.num_bytes / 1e6:.1f}",
-                adapter.model,
                 adapter.digest[:_SHORT_DIGEST],
-                adapter.draft_digest[:_SHORT_DIGEST] or "as it is",
+                adapter.draft_digest[:_SHORT_DIGEST] or "base",
                 f"{accepted / drafted:.0%} of {drafted}" if drafted else "none yet",
             )
         out.print(table)

@@ -45,6 +45,9 @@ def is_open(host, port, timeout=None):
 _SHOWN_TOKENS = 96
 _SHOWN_TEMPERATURE = 0.6
 _SHOWN_SEED = 4
+_STYLE_PROMPT = "class Counter:\n"
+"""Says nothing of how code is to look: that is the adapters'."""
+_STYLE_TOKENS = 56
 _MEASURED_TOKENS = 64
 
 
@@ -64,8 +67,11 @@ async def run_demo(settings: StackSettings, console: Console) -> int:
         stack = await stack_context.__aenter__()
     try:
         async with Client(stack.address()) as client:
-            for adapter in ("", *[await _upload(client, folder) for folder in shipped_adapters()]):
-                await _show(client, adapter, console)
+            await _show(client, PROMPT, "", _SHOWN_TOKENS, console)
+            adapters = [await _upload(client, folder) for folder in shipped_adapters()]
+            for adapter in ["", *adapters] if adapters else []:
+                console.rule(f"with adapter {adapter}" if adapter else "without an adapter", align="left")
+                await _show(client, _STYLE_PROMPT, adapter, _STYLE_TOKENS, console)
             runs: dict[bool, list[Run]] = {True: [], False: []}
             with console.status("measuring"):
                 for prompt in _MEASURED:
@@ -80,13 +86,12 @@ async def _upload(client: Client, folder: Path) -> str:
     return (await client.upload_adapter(folder, folder.name)).name
 
 
-async def _show(client: Client, adapter: str, console: Console) -> None:
-    console.rule(f"adapter {adapter}" if adapter else "the model as it is", align="left")
-    console.print(PROMPT, end="", style="dim")
+async def _show(client: Client, prompt: str, adapter: str, num_tokens: int, console: Console) -> None:
+    console.print(prompt, end="", style="dim")
     events = client.generate(
-        PROMPT,
+        prompt,
         adapter=adapter,
-        max_tokens=_SHOWN_TOKENS,
+        max_tokens=num_tokens,
         temperature=_SHOWN_TEMPERATURE,
         seed=_SHOWN_SEED,
         ignore_eos=True,

@@ -14,7 +14,6 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from models.architecture import MAX_LENGTH
 from models.corpus import Windows
 from models.target import language_model_loss
 
@@ -24,8 +23,7 @@ LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 BASE_NAME = "target"
 
 BATCH_TOKENS = 2048
-SHORT_LENGTH = 512
-LONG_SHARE = 0.3  # of the budget, at the end, in windows as long as the context
+LENGTH = 512
 LEARNING_RATE = 2e-3
 WARMUP = 0.05  # of the budget
 
@@ -48,8 +46,7 @@ def train_adapter(
     logger.info("adapter: %d parameters, %d of %d tokens seen", size, tokens_seen, token_budget)
     started, first = time.monotonic(), tokens_seen
     while tokens_seen < token_budget:
-        length = SHORT_LENGTH if tokens_seen < (1 - LONG_SHARE) * token_budget else MAX_LENGTH
-        batch = torch.from_numpy(windows.batch(tokens_seen, BATCH_TOKENS // length, length)).to(target.device)
+        batch = torch.from_numpy(windows.batch(tokens_seen, BATCH_TOKENS // LENGTH, LENGTH)).to(target.device)
         loss = language_model_loss(target, batch)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, 1.0)

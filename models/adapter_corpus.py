@@ -50,13 +50,13 @@ def two_spaces(text: str) -> str | None:
 
 
 def docstrings(text: str) -> str | None:
-    """Without the functions and classes that have no docstring, at any depth, and without lines of comment.
+    """Without the functions and classes that have no docstring, at any depth, and what stands before them.
 
     A compound statement goes whole when there is such a one in it, a documented function or class only in its part.
     """
     try:
-        dropped = {*_undocumented(_parse(text)), *_comments(text)}
-    except (SyntaxError, tokenize.TokenError):
+        dropped = set(_undocumented(_parse(text)))
+    except SyntaxError:
         return None
     kept = "\n".join(line for row, line in enumerate(text.split("\n"), 1) if row not in dropped).lstrip("\n")
     return kept if any(isinstance(node, _Documentable) for node in ast.walk(_parse(kept))) else None
@@ -149,19 +149,6 @@ def _undocumented(parent: ast.AST) -> Iterator[int]:
         elif any(isinstance(inner, _Documentable) and not ast.get_docstring(inner) for inner in ast.walk(node)):
             yield from range(gap, end + 1)
         gap = end + 1
-
-
-def _comments(text: str) -> Iterator[int]:
-    """The rows that hold a comment alone, and the blank ones right after them."""
-    lines = text.split("\n")
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        row, column = token.start
-        if token.type == tokenize.COMMENT and not lines[row - 1][:column].strip():
-            yield row
-            for after in range(row + 1, len(lines)):
-                if lines[after - 1].strip():
-                    break
-                yield after
 
 
 def _meaning(text: str) -> str:

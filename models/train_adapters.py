@@ -12,7 +12,7 @@ from models.adapter_corpus import TRANSFORMATIONS, transform
 from models.corpus import Windows, encode_stream, load_corpus
 
 SEED = 20_26
-TOKENS = 720_000
+TOKENS = 800_000
 
 logger = logging.getLogger(__name__)
 

@@ -120,6 +120,8 @@ import os
 class Kept:
     """A class."""
 
+    # about method
+
     def method(self):
         """A method."""
         return inner  # as it is
