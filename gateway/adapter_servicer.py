@@ -8,6 +8,7 @@ from gateway.adapters import Adapters
 from gateway.grants import Grants
 from gateway.pool import ServicePool
 from paceline.v1 import adapter_pb2, adapter_pb2_grpc, adapter_store_pb2
+from services.adapter_store.client import ACCEPTED
 from services.common.errors import DeadlineExceededError, InvalidArgumentError
 
 _ASK_SECONDS = 5.0
@@ -39,7 +40,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
             namespace=namespace, upload=first.upload, base=await self._base(first.upload)
         )
         token = self._grants.token(namespace)
-        adapter = await client.store(token, header, _data(request_iterator), _UPLOAD_SECONDS)
+        adapter = await client.store(token, header, _data(request_iterator, context), _UPLOAD_SECONDS)
         return adapter_pb2.UploadAdapterResponse(adapter=adapter)
 
     async def GetAdapter(self, request: adapter_pb2.GetAdapterRequest, context: Any) -> adapter_pb2.GetAdapterResponse:
@@ -73,7 +74,9 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         return adapter_store_pb2.AdapterBase(model=info.id, revision_digest=info.revision_digest, modules=modules)
 
 
-async def _data(requests: AsyncIterator[adapter_pb2.UploadAdapterRequest]) -> AsyncIterator[bytes]:
+async def _data(requests: AsyncIterator[adapter_pb2.UploadAdapterRequest], context: Any) -> AsyncIterator[bytes]:
+    """The bytes of the files, once the store has accepted their announcement."""
+    await context.send_initial_metadata(ACCEPTED)
     async for request in requests:
         if request.HasField("upload"):
             raise InvalidArgumentError("upload", "only the first message may announce an adapter")

@@ -27,6 +27,7 @@ from paceline.v1 import (
     model_pb2_grpc,
     sampling_pb2,
 )
+from services.adapter_store.client import upload
 from services.common.channel import channel_options, open_channel
 from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME
 
@@ -127,10 +128,9 @@ class Client:
         if more.pop("for_draft", False):
             more["role"] = adapter_pb2.ADAPTER_ROLE_DRAFT
         sizes = [adapter_pb2.AdapterFile(name=path.name, num_bytes=path.stat().st_size) for path in files]
-        upload = adapter_pb2.AdapterUpload(name=name, files=sizes, **more)
+        announced = adapter_pb2.AdapterUpload(name=name, files=sizes, **more)
 
-        async def requests() -> AsyncIterator[adapter_pb2.UploadAdapterRequest]:
-            yield adapter_pb2.UploadAdapterRequest(upload=upload)
+        async def rest() -> AsyncIterator[adapter_pb2.UploadAdapterRequest]:
             sent = 0
             for path in files:
                 with path.open("rb") as file:
@@ -140,7 +140,10 @@ class Client:
                         if on_progress is not None:
                             on_progress(sent)
 
-        return (await self._adapters.UploadAdapter(requests(), metadata=self._metadata)).adapter
+        call = self._adapters.UploadAdapter(metadata=self._metadata)
+        response = await upload(call, adapter_pb2.UploadAdapterRequest(upload=announced), rest())
+        adapter: adapter_pb2.Adapter = response.adapter
+        return adapter
 
     async def get_adapter(self, name: str) -> adapter_pb2.Adapter:
         """One of the caller's adapters."""

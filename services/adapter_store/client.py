@@ -36,17 +36,9 @@ class AdapterStoreClient:
         Whatever `data` raises ends the call and is raised here.
         """
         call: Any = self._stub.StoreAdapter(timeout=timeout, metadata=credentials(token))
-        answer = asyncio.ensure_future(_answer(call))
-        writing = asyncio.create_task(_write(call, header, data))
-        try:
-            await asyncio.wait((writing, answer), return_when=asyncio.FIRST_COMPLETED)
-            if writing.done() and not answer.done():
-                writing.result()
-            return (await answer).adapter
-        finally:
-            call.cancel()
-            writing.cancel()
-            await asyncio.gather(writing, answer, return_exceptions=True)
+        response = await upload(call, pb.StoreAdapterRequest(header=header), _announced_data(header, data))
+        adapter: adapter_pb2.Adapter = response.adapter
+        return adapter
 
     async def resolve(self, token: str, namespace: str, name: str, timeout: float) -> adapter_pb2.Adapter:
         """Which adapter a label is on."""
@@ -117,33 +109,55 @@ class AdapterStoreClient:
         return sizes
 
 
-async def _answer(call: Any) -> pb.StoreAdapterResponse:
-    response: pb.StoreAdapterResponse = await call
-    return response
-
-
-async def _write(call: Any, header: pb.StoreAdapterHeader, data: AsyncIterable[bytes]) -> None:
-    """Sends an upload, as far as it is wanted.
+async def upload(call: Any, announcement: Any, rest: AsyncIterable[Any]) -> Any:
+    """The answer to a call that sends messages: an announcement and, once that was accepted, the rest.
 
     Nothing is sent that will be refused in any case: a write that fails because the call is over takes the place of the
-    answer (gRPC calls it INTERNAL then), and nobody learns why.
+    answer (gRPC calls it INTERNAL then), and nobody learns why. Whatever `rest` raises ends the call.
     """
-    if not await _sent(call, pb.StoreAdapterRequest(header=header)):
+    answer = asyncio.ensure_future(_answer(call))
+    writing = asyncio.create_task(_write(call, announcement, rest))
+    try:
+        await asyncio.wait((writing, answer), return_when=asyncio.FIRST_COMPLETED)
+        if writing.done() and not answer.done():
+            writing.result()
+        return await answer
+    finally:
+        call.cancel()
+        writing.cancel()
+        await asyncio.gather(writing, answer, return_exceptions=True)
+
+
+async def _answer(call: Any) -> Any:
+    return await call
+
+
+async def _write(call: Any, announcement: Any, rest: AsyncIterable[Any]) -> None:
+    """Sends an upload, as far as it is wanted."""
+    if not await _sent(call, announcement):
         return
     key, value = ACCEPTED[0]
     if (await call.initial_metadata()).get(key) != value:
         return
-    num_left = sum(file.num_bytes for file in header.upload.files)
-    async for piece in data:
-        if not await _sent(call, pb.StoreAdapterRequest(data=piece)):
+    async for message in rest:
+        if not await _sent(call, message):
             return
-        num_left -= len(piece)
-        if num_left < 0:
-            break
     await _sent(call, None)
 
 
-async def _sent(call: Any, message: pb.StoreAdapterRequest | None) -> bool:
+async def _announced_data(
+    header: pb.StoreAdapterHeader, data: AsyncIterable[bytes]
+) -> AsyncIterator[pb.StoreAdapterRequest]:
+    """Data as messages, up to the first byte too many."""
+    num_left = sum(file.num_bytes for file in header.upload.files)
+    async for piece in data:
+        yield pb.StoreAdapterRequest(data=piece)
+        num_left -= len(piece)
+        if num_left < 0:
+            return
+
+
+async def _sent(call: Any, message: Any) -> bool:
     """Sends a message, or the end. False when the call is over already: its answer says why."""
     try:
         await (call.done_writing() if message is None else call.write(message))
