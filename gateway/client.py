@@ -29,7 +29,7 @@ from paceline.v1 import (
 )
 from services.adapter_store.client import upload
 from services.common.channel import channel_options, open_channel
-from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME
+from services.common.lora_config import CONFIG_NAME, UNPICKLED, WEIGHTS_NAME
 
 GenerateResponse = inference_pb2.GenerateResponse
 ChatResponse = inference_pb2.ChatResponse
@@ -243,7 +243,7 @@ def adapter_files(folder: str | Path) -> tuple[Path, Path]:
     if not weights.is_file():
         hint = ""
         if (Path(folder) / "adapter_model.bin").exists():
-            hint = "; load the .bin with PEFT, then save_pretrained(..., safe_serialization=True)"
+            hint = f", but an adapter_model.bin; {UNPICKLED}"
         raise FileNotFoundError(f"{folder} holds no {WEIGHTS_NAME}{hint}")
     return config, weights
 

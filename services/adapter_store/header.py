@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from services.common.errors import InvalidArgumentError
-from services.common.lora_config import WEIGHTS_NAME
+from services.common.lora_config import UNPICKLED, WEIGHTS_NAME, unique_object
 
 _LENGTH_BYTES = 8
-_PICKLE = "is a pickle, which is never read: load it with PEFT and save it with safe_serialization=True"
+_PICKLE = f"is a pickle, which is never read: {UNPICKLED}"
 _SIGNATURES = {
     b"PK\x03\x04": "is a zip archive; a renamed .bin? That " + _PICKLE,
     b"\x80\x02": _PICKLE,
@@ -68,21 +68,12 @@ def read_header(path: Path, max_header_bytes: int) -> dict[str, TensorInfo]:
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(data, object_pairs_hook=_unique)
+        header = json.loads(data, object_pairs_hook=unique_object)
     except (ValueError, RecursionError) as error:
         raise _wrong(f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise _wrong("its header is not a JSON object")
     return header
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in seen:
-            raise ValueError(f"{name[:128]!r} occurs twice")
-        seen[name] = value
-    return seen
 
 
 def _wrong(problem: str) -> InvalidArgumentError:

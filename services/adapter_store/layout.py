@@ -16,7 +16,6 @@ from services.common.errors import InvalidArgumentError
 
 ADAPTERS, OWNERS, LABELS = "adapters/", "owners/", "labels/"
 _LABEL = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DIGEST = re.compile("[0-9a-f]{64}")
 _MAX_NAMESPACE_BYTES = 100
 
 
@@ -26,12 +25,6 @@ def check_label(field: str, name: str) -> None:
         raise InvalidArgumentError(
             field, "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', the first one a letter or a digit"
         )
-
-
-def check_digest(field: str, digest: str) -> None:
-    """Raises InvalidArgumentError for what can be no digest."""
-    if not _DIGEST.fullmatch(digest):
-        raise InvalidArgumentError(field, "must be 64 hexadecimal digits in lower case")
 
 
 def content_object(digest: str, file: str) -> str:

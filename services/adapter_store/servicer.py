@@ -12,7 +12,7 @@ from paceline.v1 import adapter_store_pb2 as pb
 from services.adapter_store.catalog import Catalog
 from services.adapter_store.checks import Checked, check_adapter
 from services.adapter_store.client import ACCEPTED
-from services.adapter_store.layout import check_digest, check_label
+from services.adapter_store.layout import check_label
 from services.adapter_store.metrics import StoreMetrics
 from services.adapter_store.settings import AdapterStoreSettings
 from services.adapter_store.upload import Received, check_announcement, received
@@ -24,6 +24,7 @@ from services.common.errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
 )
+from services.common.lora_config import check_digest
 from services.common.tenant_token import PUBLIC_NAMESPACE
 
 _RETRY_AFTER_SECONDS = 2.0

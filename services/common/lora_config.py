@@ -7,6 +7,7 @@ key that is not known to be harmless may only say "off".
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from services.common.errors import FieldViolation, InvalidArgumentError
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 64 << 10
+UNPICKLED = "load it with PEFT and save it with save_pretrained(..., safe_serialization=True)"
+"""What to do with pickled weights."""
 _MAX_LAYERS = 4096
 _MIN_ALPHA, _MAX_ALPHA = 1e-6, 1e6
 _COMPUTED = frozenset(
@@ -34,6 +37,7 @@ _HARMLESS = frozenset(
 _INITS = (True, False, None, "gaussian", "orthogonal")
 """Ways of beginning that leave the base model's weights alone."""
 _MAX_VIOLATIONS = 20
+_DIGEST = re.compile("[0-9a-f]{64}")
 _MAX_SHOWN = 60
 
 
@@ -107,6 +111,12 @@ class AdapterDigest:
         return self._hasher.hexdigest()
 
 
+def check_digest(field: str, digest: str) -> None:
+    """Raises InvalidArgumentError for what can be no digest."""
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidArgumentError(field, "must be 64 hexadecimal digits in lower case")
+
+
 def adapter_digest(config: bytes, weights: bytes) -> str:
     """The digest of an adapter whose files are in memory."""
     digest = AdapterDigest()
@@ -132,7 +142,7 @@ def _parse_object(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_CONFIG_BYTES:
         raise InvalidArgumentError(CONFIG_NAME, f"{len(data)} bytes are more than the limit of {MAX_CONFIG_BYTES}")
     try:
-        values = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        values = json.loads(data.decode(), object_pairs_hook=unique_object, parse_constant=_refuse_constant)
         json.dumps(values, ensure_ascii=False).encode()  # Escapes can make half a character, which no message can say.
     except RecursionError as error:
         raise InvalidArgumentError(CONFIG_NAME, "is nested too deeply") from error
@@ -143,7 +153,8 @@ def _parse_object(data: bytes) -> dict[str, Any]:
     return values
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError when a key occurs twice."""
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:

@@ -20,6 +20,8 @@ from services.engine.scheduler import Work
 
 QUERY_BLOCK = 8
 KEY_BLOCK = 128
+_MOST = 1e15
+"""Large beyond any model's keys and values, small enough for products with them to be finite."""
 IMPLEMENTATION = "paceline_paged"
 
 
@@ -75,10 +77,20 @@ class _Group:
 class AttentionPlan:
     """Where the rows of one step write their KV and which keys they see."""
 
-    def __init__(self, works: Ints[Work], num_rows: int, kv_cache: KVCache, device: torch.device) -> None:
+    def __init__(
+        self,
+        works: Ints[Work],
+        num_rows: int,
+        kv_cache: KVCache,
+        device: torch.device,
+        *,
+        keep_finite: bool = False,
+    ) -> None:
+        """`keep_finite`: an adapter may make a row infinite; what masks hide of it would still break other rows."""
         self._kv_cache = kv_cache
         self._device = device
         self._num_rows = num_rows
+        self._most = min(_MOST, torch.finfo(kv_cache.keys[0].dtype).max) if keep_finite else None
         slots: list[int] = []
         blocks: list[_Block] = []
         for sequence, start, count in works:
@@ -151,6 +163,8 @@ class AttentionPlan:
         query [1, heads, rows, dim], key and value [1, kv_heads, rows, dim]; returns [1, rows, heads, value_dim].
         """
         slots, places = self._on_device
+        if self._most is not None:
+            key, value = (part.clamp(-self._most, self._most).nan_to_num(0.0) for part in (key, value))
         self._kv_cache.write(layer, slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         num_heads, num_kv_heads = query.shape[1], key.shape[1]
         group_size = num_heads // num_kv_heads

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from services.engine.block_pool import NULL_BLOCK
 
 _ROOM = 128
-_MOST = 1e15
 Buffer = bytes | bytearray | memoryview
 
 
@@ -33,9 +32,6 @@ class KVCache:
         self, shapes: list[KVShape], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.block_size = block_size
-        self.is_guarded = False
-        """Whether what is written is kept finite: what is masked would break torch's attention otherwise."""
-        self._most = min(_MOST, torch.finfo(dtype).max)
         self.num_blocks = num_blocks
         slots = num_blocks * block_size
         room = slots + _ROOM  # So that a run of padded keys may reach past the last block.
@@ -55,8 +51,6 @@ class KVCache:
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Stores keys and values [tokens, kv_heads, dim] in their slots [tokens]."""
-        if self.is_guarded:
-            keys, values = (part.clamp(-self._most, self._most).nan_to_num(0.0) for part in (keys, values))
         self.keys[layer].index_copy_(0, slots, keys)
         self.values[layer].index_copy_(0, slots, values)
 

@@ -65,7 +65,6 @@ class ModelRunner:
         self._adopt_decoders(is_draft=config.is_draft)
         if config.max_adapters:
             self.lora = self._make_lora(config)
-            self.kv_cache.is_guarded = True
 
     @property
     def is_fused(self) -> bool:
@@ -133,7 +132,7 @@ class ModelRunner:
             position_ids=torch.tensor([positions + padding], device=device),
             use_cache=False,
             logits_to_keep=torch.tensor(wanted, device=device),
-            plan=AttentionPlan(works, num_rows, self.kv_cache, device),
+            plan=AttentionPlan(works, num_rows, self.kv_cache, device, keep_finite=lora is not None),
         )
         logits: torch.Tensor = out.logits[0]
         return logits

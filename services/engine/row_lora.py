@@ -14,6 +14,8 @@ from services.engine.lora import Product, check_finite, rows_with_adapters
 from services.engine.lora_kernel import ARGUMENTS, MAX_PARTS, PART_FIELDS, add_shares
 from services.engine.scheduler import Work
 
+_EXPONENT = 0x7F80
+"""Of bfloat16: all ones in infinity and NaN."""
 _Weights = NDArray[np.float32] | NDArray[np.uint16]
 
 
@@ -56,8 +58,6 @@ class RowLora:
                 pair = adapter.pairs.get(target.name)
                 if pair is None:
                     continue
-                for part in pair:
-                    check_finite(part.to(torch.bfloat16) if self._half else part)
                 down, up = self._array(pair.down), self._array(pair.up.t())
                 weights += [down, up]
                 fields = (adapter.rank, down.ctypes.data, up.ctypes.data, first, target.out_features)
@@ -94,11 +94,16 @@ class RowLora:
     def _array(self, weight: torch.Tensor) -> _Weights:
         """A matrix in the type that the kernel reads. Without torch's threads, which belong to the engine."""
         if not self._half:
-            return np.ascontiguousarray(_float32(weight))
+            array = np.ascontiguousarray(_float32(weight))
+            check_finite(all_finite=bool(np.isfinite(array).all()))
+            return array
         if weight.dtype == torch.bfloat16:
-            return np.ascontiguousarray(weight.view(torch.uint16).numpy())
-        bits = np.ascontiguousarray(_float32(weight)).view(np.uint32)
-        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # Round to nearest, ties to even.
+            rounded = np.ascontiguousarray(weight.view(torch.uint16).numpy())
+        else:
+            bits = np.ascontiguousarray(_float32(weight)).view(np.uint32)
+            rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # To nearest, ties to even.
+        check_finite(all_finite=bool((rounded & _EXPONENT != _EXPONENT).all()))
+        return rounded
 
 
 def _float32(weight: torch.Tensor) -> NDArray[np.float32]:

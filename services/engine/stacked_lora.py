@@ -34,7 +34,7 @@ class StackedLora:
         """See Lora."""
         for pair in adapter.pairs.values():
             for part in pair:
-                check_finite(part.to(self._scalings.dtype))
+                check_finite(all_finite=bool(torch.isfinite(part.to(self._scalings.dtype)).all()))
         return adapter
 
     def install(self, slot: int, packed: Adapter) -> None:

@@ -6,7 +6,6 @@ before the one that opens the sequence, and after the one that closed the last s
 
 import asyncio
 import logging
-import re
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -26,7 +25,7 @@ from services.common.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from services.common.lora_config import adapter_digest
+from services.common.lora_config import adapter_digest, check_digest
 from services.common.telemetry import meter
 from services.engine.adapter import AdapterError
 from services.engine.engine import Engine
@@ -35,7 +34,6 @@ from services.engine.sequence import NO_SLOT
 from services.engine.settings import EngineSettings
 
 _log = logging.getLogger(__name__)
-_DIGEST = re.compile("[0-9a-f]{64}")
 _ATTEMPTS = 2
 _RETRY_AFTER_SECONDS = 1.0
 _MAX_FETCHES = 4
@@ -89,8 +87,7 @@ class AdapterSlots:
         Raises NotFoundError when the tenant has no such adapter, UnavailableError when it could not be had in time,
         ResourceExhaustedError when all slots are in use.
         """
-        if not _DIGEST.fullmatch(digest):
-            raise InvalidArgumentError("adapter_digest", "must be 64 hexadecimal digits in lower case")
+        check_digest("adapter_digest", digest)
         entry = await self._entry(digest, tenant)
         entry.num_uses += 1
         try:
