@@ -89,9 +89,9 @@ class StackSettings:
             f"--telemetry.log-level={self.log_level}",
             "--telemetry.log-format=text",
         ]
-        if name in ("prefix_cache", "adapter_store"):
+        if name != "gateway":
             arguments.append(f"--token-keys={json.dumps([token_key])}")
-        else:
+        if name not in ("prefix_cache", "adapter_store"):
             services = [service for service in ("prefix_cache", "adapter_store") if service in self.names]
             arguments += [f"--{service.replace('_', '-')}={addresses[service]}" for service in services]
         return [*arguments, *own(name, addresses), *self.extra.get(name, ())]

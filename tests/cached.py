@@ -11,7 +11,7 @@ from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings
 from services.adapter_store.lifespan import adapter_store_lifespan
 from services.adapter_store.settings import AdapterStoreSettings
-from services.common.tenant_token import new_signing_key, public_key
+from services.common.tenant_token import TokenMint, new_signing_key, public_key
 from services.draft.lifespan import draft_lifespan
 from services.draft.settings import DraftSettings
 from services.prefix_cache.lifespan import prefix_cache_lifespan
@@ -48,7 +48,9 @@ class CachedSystem:
         self.gateway_settings: dict[str, Any] = {}
         self.cache_address = ""
         self.gateway = ""
+        self.verifier = self.draft_address = ""
         self._signing_key = new_signing_key()
+        self.mint = TokenMint(self._signing_key, 600)
         self._store = AsyncExitStack()
         self._store_address: str | None = None
         self._cache = AsyncExitStack()
@@ -85,14 +87,16 @@ class CachedSystem:
         await self._engines.aclose()
         enter = self._engines.enter_async_context
         more = {**self.engine, "prefix_cache": self.cache_address, "prefix_cache_seal_key": SEAL_KEY, "server": SERVER}
-        more["adapter_store"] = self._store_address
+        more |= {"adapter_store": self._store_address, "token_keys": self.token_keys}
         verifier = VerifierSettings(model=self.target, model_id="tiny", suffix_drafting=False, **more)
-        verifiers = (await enter(served(verifier_lifespan(verifier))),)
+        self.verifier = await enter(served(verifier_lifespan(verifier)))
         drafts: tuple[str, ...] = ()
         if self.draft is not None:
-            drafts = (await enter(served(draft_lifespan(DraftSettings(model=self.draft, **more)))),)
+            self.draft_address = await enter(served(draft_lifespan(DraftSettings(model=self.draft, **more))))
+            drafts = (self.draft_address,)
         gateway = GatewaySettings(
-            tokenizer=self.target, verifiers=verifiers, drafts=drafts, server=SERVER, prefix_cache=self.cache_address,
+            tokenizer=self.target, verifiers=(self.verifier,), drafts=drafts, server=SERVER,
+            prefix_cache=self.cache_address,
             adapter_store=self._store_address, signing_key=self._signing_key, tenant_header=TENANT_HEADER,
             **self.gateway_settings,
         )  # fmt: skip

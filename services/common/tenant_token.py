@@ -1,4 +1,4 @@
-"""Short-lived tokens that say which namespaces of prefix cache and adapter store a caller may use.
+"""Short-lived tokens that say which namespaces a caller may use: of computed prompts, of adapters.
 
 JSON Web Tokens (RFC 7519) signed with Ed25519 (RFC 8037): the gateway holds the private key, the services the public
 ones. A key is named by its digest ("kid"), so that keys can be changed while both are about.
@@ -19,7 +19,9 @@ PUBLIC_NAMESPACE = "public"
 _ALGORITHM = "EdDSA"
 PREFIX_CACHE = "paceline.prefix-cache"
 ADAPTER_STORE = "paceline.adapter-store"
-_AUDIENCES = [PREFIX_CACHE, ADAPTER_STORE]
+ENGINE = "paceline.engine"
+"""Of verifiers and drafts."""
+_AUDIENCES = [PREFIX_CACHE, ADAPTER_STORE, ENGINE]
 _LEEWAY_SECONDS = 5.0
 
 

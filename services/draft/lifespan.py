@@ -34,6 +34,7 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
                 engine_loop,
                 prefixes,
                 adapters,
+                settings.access,
                 settings.public_model_id,
                 settings.max_open_sequences,
                 settings.max_proposal_tokens,

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from paceline.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
+from services.common.access import Access
 from services.common.errors import InvalidArgumentError
 from services.draft.draft_role import DraftRole
 from services.draft.draft_sequence import DraftSequence
@@ -13,7 +14,7 @@ from services.draft.path import Proposed
 from services.engine.engine_loop import EngineLoop
 from services.engine.streams import EventStream, OpenStreams
 from services.wire.adapter_slots import AdapterSlots
-from services.wire.opening import adapter_slot, to_model_info, to_modules, to_sequence
+from services.wire.opening import adapter_slot, check_tenant, to_model_info, to_modules, to_sequence
 from services.wire.prefix_tier import PrefixTier
 
 
@@ -25,6 +26,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         engine_loop: EngineLoop[DraftRole],
         prefixes: PrefixTier | None,
         adapters: AdapterSlots | None,
+        access: Access | None,
         model_id: str,
         max_open_sequences: int,
         max_proposal_tokens: int,
@@ -34,6 +36,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self._engine_loop = engine_loop
         self._prefixes = prefixes
         self._adapters = adapters
+        self._access = access
         self._model_id = model_id
         self._open_streams = OpenStreams(max_open_sequences)
         self._max_proposal_tokens = max_proposal_tokens
@@ -50,6 +53,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         if not first.open.max_draft_tokens:
             raise InvalidArgumentError("open.max_draft_tokens", "must be at least 1 to be given proposals")
         opening = first.open
+        check_tenant(opening.tenant, self._access)
         with self._open_streams:
             # The stream names the target; whether this draft suits it is for whoever configured the pair.
             opening.model = ""

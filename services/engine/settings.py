@@ -5,7 +5,9 @@ from typing import Annotated
 
 from pydantic import Field, Secret
 
+from services.common.access import Access
 from services.common.settings import ProcessSettings
+from services.common.tenant_token import ENGINE, TokenVerifier
 from services.engine.config import Device, Dtype, EngineConfig
 
 
@@ -32,6 +34,11 @@ class EngineSettings(ProcessSettings):
     max_unpublished_bytes: int = Field(
         256 << 20, ge=0, description="Computed blocks on their way to the prefix cache; more are not published."
     )
+    token_keys: tuple[str, ...] = Field(
+        (),
+        description="Ed25519 public keys (64 hexadecimal digits each) of the gateways that mint tokens; none: what a "
+        "stream says of its tenant is believed.",
+    )
     adapter_store: str | None = Field(None, description="gRPC target of an adapter store; none: no adapters.")
     max_adapters: int = Field(8, ge=1, description="Adapter slots: adapters that are in memory, and in use, at once.")
     adapter_seconds: float = Field(
@@ -46,6 +53,11 @@ class EngineSettings(ProcessSettings):
         return (
             None if self.prefix_cache_seal_key is None else bytes.fromhex(self.prefix_cache_seal_key.get_secret_value())
         )
+
+    @property
+    def access(self) -> Access | None:
+        """What checks the tenants of streams; None without keys."""
+        return Access(TokenVerifier(self.token_keys, ENGINE)) if self.token_keys else None
 
     @property
     def public_model_id(self) -> str:

@@ -31,7 +31,7 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
         adapters = AdapterSlots.connect(engine_loop, settings)
         try:
             servicer = VerifierServicer(
-                engine_loop, prefixes, adapters, settings.public_model_id, settings.max_open_sequences
+                engine_loop, prefixes, adapters, settings.access, settings.public_model_id, settings.max_open_sequences
             )
             verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
             name = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from paceline.v1 import sampling_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
+from services.common.access import Access
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.engine.engine_loop import EngineLoop
 from services.engine.sampler import RowLogprobs
@@ -13,7 +14,7 @@ from services.verifier.metrics import VerifierMetrics
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, TargetSequence
 from services.wire.adapter_slots import AdapterSlots
-from services.wire.opening import adapter_slot, to_model_info, to_modules, to_sequence
+from services.wire.opening import adapter_slot, check_tenant, to_model_info, to_modules, to_sequence
 from services.wire.prefix_tier import PrefixTier
 
 _PARTING_SECONDS = 5.0
@@ -29,12 +30,14 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         engine_loop: EngineLoop[TargetRole],
         prefixes: PrefixTier | None,
         adapters: AdapterSlots | None,
+        access: Access | None,
         model_id: str,
         max_open_sequences: int,
     ) -> None:
         self._engine_loop = engine_loop
         self._prefixes = prefixes
         self._adapters = adapters
+        self._access = access
         self._model_id = model_id
         self._open_streams = OpenStreams(max_open_sequences)
         self._metrics = VerifierMetrics(engine_loop, self._open_streams)
@@ -47,6 +50,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         if first is None or not first.HasField("open"):
             raise InvalidArgumentError("open", "the first message must open the sequence")
         opening = first.open
+        check_tenant(opening.tenant, self._access)
         with self._open_streams:
             sequence, end = to_sequence(opening, self._engine_loop.role.engine, self._model_id)
             async with adapter_slot(opening, self._adapters) as sequence.adapter_slot:
@@ -80,6 +84,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         """See verifier.proto."""
         if self._adapters is None:
             raise NotFoundError("adapter", request.adapter_digest, "this service has no adapters")
+        check_tenant(request.tenant, self._access)
         await self._adapters.load(request.adapter_digest, request.tenant)
         return verifier_pb2.PrefetchAdapterResponse()
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Tokens
 from contextlib import asynccontextmanager
 
 from paceline.v1 import model_pb2, sampling_pb2, speculation_pb2
+from services.common.access import Access
 from services.common.digest import identity_digest
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.common.sampling_params import SamplingParams
@@ -13,6 +14,14 @@ from services.common.tenant_token import PUBLIC_NAMESPACE
 from services.engine.engine import Engine
 from services.engine.sequence import NO_SLOT, Sequence
 from services.wire.adapter_slots import AdapterSlots
+
+
+def check_tenant(tenant: speculation_pb2.TenantAccess, access: Access | None) -> None:
+    """Raises unless a stream may say that it is this tenant's; one that says nothing shares nothing."""
+    if tenant.namespace == PUBLIC_NAMESPACE:
+        raise InvalidArgumentError("tenant.namespace", "is nobody's own")
+    if tenant.namespace and access is not None:
+        access.check_token(tenant.token, tenant.namespace)
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Adapters through the whole system: uploaded, named, mixed, moved, deleted, and no token that PEFT would not say."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from gateway.client import Client, error_details
 from gateway.launcher import running_stack
 from gateway.stack_settings import StackSettings
 from lora import ADAPTERS, ATTENTION, MLP, PEFT_WARNING, continue_with_peft, digest_of, save_adapter, save_adapters
+from paceline.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2, verifier_pb2, verifier_pb2_grpc
 from system import collect
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
@@ -124,6 +126,38 @@ async def test_no_tenant_can_see_use_move_or_delete_anothers(
     async with system.client("b") as other:
         await other.delete_adapter("mine")
     assert (await system.generate(PROMPTS[5], "a", adapter="mine", **OPTIONS)).token_ids == expected[5]
+
+
+async def test_what_a_stream_says_of_its_tenant_is_not_believed_without_a_token(
+    system: CachedSystem, adapters: list[Path]
+) -> None:
+    """Not by a verifier that has the adapter loaded, nor by the draft."""
+    digest = await upload(system, adapters[5], "mine", "a")
+    await system.generate(PROMPTS[1], adapter="mine", **OPTIONS)
+    theirs, own = system.mint.token("tenant/b"), system.mint.token("tenant/a")
+    expected = {"": "UNAUTHENTICATED", "x.y.z": "UNAUTHENTICATED", theirs: "PERMISSION_DENIED", own: "OK"}
+    for token, code in expected.items():
+        opening = speculation_pb2.Open(
+            token_ids=PROMPTS[1], num_prompt_tokens=len(PROMPTS[1]), sampling={"seed": 1, "max_tokens": 2},
+            tenant={"namespace": "tenant/a", "token": token}, adapter_digest=digest, max_draft_tokens=2,
+        )  # fmt: skip
+        async with grpc.aio.insecure_channel(system.verifier) as channel:
+            stub = verifier_pb2_grpc.VerifierServiceStub(channel)
+            call = stub.Verify(iter([verifier_pb2.VerifyRequest(open=opening)]))
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await call.read()
+            assert code == "OK" or (await call.code()).name == code
+            prefetch = verifier_pb2.PrefetchAdapterRequest(adapter_digest=digest, tenant=opening.tenant)
+            asked = stub.PrefetchAdapter(prefetch)
+            assert (await asked.code()).name == code
+        opening.adapter_digest = ""
+        async with grpc.aio.insecure_channel(system.draft_address) as channel:
+            call = draft_pb2_grpc.DraftServiceStub(channel).Propose()
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.write(draft_pb2.ProposeRequest(open=opening))
+                await call.read()
+            assert code == "OK" or (await call.code()).name == code
+            call.cancel()
 
 
 async def test_moving_or_deleting_a_name_does_not_change_a_running_stream(
