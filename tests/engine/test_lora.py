@@ -212,6 +212,21 @@ def test_an_adapter_that_breaks_the_model_ends_its_own_sequence(
     assert [t for c in again[1] for t in c.token_ids] == expected[5]
 
 
+def test_what_a_broken_sequence_leaves_behind_breaks_no_other(tmp_path: Path) -> None:
+    """Masked keys take part in torch's attention: infinity among them would reach those who get the blocks next."""
+    model = save_tiny(tmp_path / "model", "olmo2")
+    engine = make_engine(model, max_adapters=1, num_blocks=9)
+    assert not engine.runner.is_fused
+    install(engine, 0, save_exploding(model, tmp_path / "adapter", 3e38))
+    wanted = [continue_with_peft(model, None, prompt, NUM_TOKENS) for prompt in PROMPTS[:2]]
+    role = TargetRole(engine, Collected())  # type: ignore[arg-type]
+    _, broken = open_target(role, list(range(3, 123)), NUM_TOKENS, adapter_slot=0)
+    run(role)
+    assert [type(event) for event in broken] == [FailedPreconditionError]
+    for _ in range(3):
+        assert generate(engine, PROMPTS[:2], NUM_TOKENS) == wanted
+
+
 def test_numbers_too_large_for_the_type_are_refused(tmp_path: Path, model: str) -> None:
     engine = make_engine(model, Dtype.BFLOAT16, max_adapters=1)
     with pytest.raises(AdapterError, match="too large"):
