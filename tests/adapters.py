@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -125,3 +127,15 @@ async def running_store(folder: Path, **settings: Any) -> AsyncIterator[Store]:
 def contents(folder: Path) -> set[str]:
     """All files of a store's folder but its lock."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"lock"}
+
+
+async def code_of(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return raised.value.code()
+
+
+def announced(config: bytes, weights: bytes) -> adapter_pb2.AdapterUpload:
+    sizes = ((CONFIG_NAME, len(config)), (WEIGHTS_NAME, len(weights)))
+    announced = [adapter_pb2.AdapterFile(name=name, num_bytes=size) for name, size in sizes]
+    return adapter_pb2.AdapterUpload(name="mine", files=announced)

@@ -1,10 +1,11 @@
 """Servers to keep blocks in."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from prefix_cache.redis_servers import Servers
 from redis_server import RedisCluster, RedisServer, running_cluster, running_redis
 
 
@@ -27,3 +28,13 @@ def redis_cluster(_cluster: RedisCluster) -> RedisCluster:
     for node in _cluster.nodes:
         node.client.flushall()
     return _cluster
+
+
+@pytest.fixture(params=["server", "cluster"])
+async def servers(request: pytest.FixtureRequest) -> AsyncIterator[Servers]:
+    """Once a server, once a cluster."""
+    found: RedisServer | RedisCluster = request.getfixturevalue(f"redis_{request.param}")
+    made = Servers(found.nodes if isinstance(found, RedisCluster) else [found], isinstance(found, RedisCluster))
+    yield made
+    for store in made.stores:
+        await store.close()
