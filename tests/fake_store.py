@@ -27,6 +27,8 @@ class FakeAdapterStore(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
     num_fetches_to_damage: int = 0
     hang: bool = False
     fetching: asyncio.Event = field(default_factory=asyncio.Event)
+    fetch_when: asyncio.Event | None = None
+    """When set, nothing is sent before it."""
 
     async def ResolveAdapter(
         self, request: adapter_store_pb2.ResolveAdapterRequest, context: grpc.aio.ServicerContext
@@ -44,6 +46,8 @@ class FakeAdapterStore(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         self.fetching.set()
         if self.hang:
             await asyncio.Event().wait()
+        if self.fetch_when is not None:
+            await self.fetch_when.wait()
         for name, folder in self.folders.items():
             if digest_of(folder) == request.digest and self._may(name, request.namespace):
                 config, weights = read_files(folder)

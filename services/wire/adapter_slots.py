@@ -57,7 +57,7 @@ class AdapterSlots:
     def __init__(
         self, engine_loop: EngineLoop[Any], client: AdapterStoreClient, num_slots: int, max_seconds: float
     ) -> None:
-        """Loading an adapter, waiting for a slot included, may take `max_seconds`."""
+        """A stream waits for its adapter, and for a slot, for at most `max_seconds`."""
         self._engine_loop = engine_loop
         self._client = client
         self._max_seconds = max_seconds
@@ -67,7 +67,7 @@ class AdapterSlots:
         self._changed = asyncio.Condition()
         self._fetches = asyncio.Semaphore(_MAX_FETCHES)
         instruments = meter("paceline.adapters")
-        self._loaded = instruments.create_counter("paceline.adapter_loads", "{adapter}", "Adapters put into slots.")
+        self._num_loaded = instruments.create_counter("paceline.adapter_loads", "{adapter}", "Adapters put into slots.")
         self._evicted = instruments.create_counter("paceline.adapter_evictions", "{adapter}", "Adapters let go.")
         self._damaged = instruments.create_counter("paceline.damaged_adapters", "{adapter}", "Not what was asked for.")
         self._seconds = instruments.create_histogram("paceline.adapter_load_duration", "s", "Time of loading one.")
@@ -91,13 +91,10 @@ class AdapterSlots:
         entry = await self._entry(digest, tenant)
         entry.num_uses += 1
         try:
-            yield await asyncio.shield(entry.ready)
+            yield await self._loaded_slot(entry)
         finally:
             entry.num_uses -= 1
-            if self._entries.get(digest) is entry:
-                self._entries.move_to_end(digest)
-            async with self._changed:
-                self._changed.notify_all()
+            await self._left(digest, entry)
 
     async def load(self, digest: str, tenant: speculation_pb2.TenantAccess) -> None:
         """Has an adapter loaded that will be used soon. Raises as `use` does."""
@@ -128,40 +125,60 @@ class AdapterSlots:
         self._entries[digest] = entry
         return entry
 
-    async def _load(self, digest: str, tenant: speculation_pb2.TenantAccess) -> int:
-        """Fetches an adapter and puts it into a slot."""
-        started = time.monotonic()
+    async def _loaded_slot(self, entry: _Entry) -> int:
+        """The slot of an adapter, as soon as it is there. However long others have waited for it, this one may too."""
         try:
             async with asyncio.timeout(self._max_seconds):
-                # What was fetched is in memory while it waits for a slot: only so many at once.
-                async with self._fetches:
-                    packed = await self._fetch(digest, tenant)
-                    slot = await self._take_slot()
-        except BaseException as error:
-            del self._entries[digest]
-            if not isinstance(error, TimeoutError):
-                raise
+                return await asyncio.shield(entry.ready)
+        except TimeoutError as error:
             if not self._free and self._idle() is None:
                 raise ResourceExhaustedError("all adapter slots are in use", _RETRY_AFTER_SECONDS) from error
             description = f"the adapter could not be loaded within {self._max_seconds:g} s"
             raise UnavailableError(description, _RETRY_AFTER_SECONDS) from error
+
+    async def _left(self, digest: str, entry: _Entry) -> None:
+        """One use less. What nobody waits for any more is not loaded."""
+        if self._entries.get(digest) is entry:
+            if entry.num_uses or entry.ready.done():
+                self._entries.move_to_end(digest)
+            else:
+                del self._entries[digest]
+                entry.ready.cancel()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _load(self, digest: str, tenant: speculation_pb2.TenantAccess) -> int:
+        """Fetches an adapter and puts it into a slot."""
+        started = time.monotonic()
+        try:
+            # What was fetched is in memory while it waits for a slot: only so many at once.
+            async with self._fetches:
+                packed = await self._fetch(digest, tenant)
+                slot = await self._take_slot()
+        except Exception:
+            del self._entries[digest]
+            raise
         self._entries[digest].slot = slot
         self._engine_loop.submit(lambda role: role.engine.install_adapter(slot, packed))
-        self._loaded.add(1)
+        self._num_loaded.add(1)
         self._seconds.record(time.monotonic() - started)
         return slot
 
     async def _fetch(self, digest: str, tenant: speculation_pb2.TenantAccess) -> Any:
         """The adapter as the engine takes it. One that is not as its digest says is fetched once more."""
-        for _ in range(_ATTEMPTS):
+        num_damaged = 0
+        while num_damaged < _ATTEMPTS:
             try:
                 config, weights = await self._client.fetch(tenant.token, tenant.namespace, digest, self._max_seconds)
                 if await asyncio.to_thread(adapter_digest, config, weights) == digest:
                     return await asyncio.to_thread(self._read, config, weights)
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    continue  # Somebody waits who came later; once nobody does, this task is cancelled.
                 raise _refusal(error, digest) from error
             except UnavailableError as error:
                 _log.error("adapter %s: %s", digest, error)
+            num_damaged += 1
             self._damaged.add(1)
             _log.error("adapter %s came from %s with other content", digest, self._client.target)
         raise UnavailableError("the adapter store sent something else than the adapter", _RETRY_AFTER_SECONDS)

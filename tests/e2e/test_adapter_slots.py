@@ -13,6 +13,7 @@ from fake_store import FakeAdapterStore, serve_store
 from fakes import FakeVerifier, continue_from, serve_fakes
 from gateway.client import Client, error_details
 from lora import ADAPTERS, PEFT_WARNING, continue_with_peft, digest_of, save_adapters
+from paceline.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
 from services.common.tenant_token import new_signing_key
 from system import StartGateway, System, start_system
 
@@ -89,6 +90,41 @@ async def test_all_slots_in_use_is_said_after_a_bounded_wait(store: FakeAdapterS
         assert (await system.generate(PROMPT, adapter="a1", **OPTIONS)).token_ids
 
 
+async def test_who_joins_the_loading_of_an_adapter_may_wait_as_long_as_the_first(
+    store: FakeAdapterStore, start: Start, adapters: list[Path]
+) -> None:
+    store.fetch_when = asyncio.Event()
+    async with serve_store(store) as address, start(address, adapter_seconds=1.5) as system:
+        async with grpc.aio.insecure_channel(system.verifier) as channel:
+            stub = verifier_pb2_grpc.VerifierServiceStub(channel)
+            tenant = {"namespace": "tenant/a"}
+            request = verifier_pb2.PrefetchAdapterRequest(adapter_digest=digest_of(adapters[1]), tenant=tenant)
+            first = asyncio.ensure_future(stub.PrefetchAdapter(request).code())
+            await asyncio.wait([first], timeout=0.8)
+            second = asyncio.ensure_future(stub.PrefetchAdapter(request).code())
+            assert await first is grpc.StatusCode.UNAVAILABLE
+            store.fetch_when.set()
+            assert await second is grpc.StatusCode.OK
+    assert len(store.fetched) == 1
+
+
+async def test_what_nobody_waits_for_any_more_is_not_loaded(
+    store: FakeAdapterStore, start: Start, adapters: list[Path], expected: dict[str, list[int]]
+) -> None:
+    store.fetch_when = asyncio.Event()
+    async with serve_store(store) as address, start(address, max_adapters=1, adapter_seconds=0.3) as system:
+        async with grpc.aio.insecure_channel(system.verifier) as channel:
+            request = verifier_pb2.PrefetchAdapterRequest(
+                adapter_digest=digest_of(adapters[1]), tenant={"namespace": "tenant/a"}
+            )
+            asked = verifier_pb2_grpc.VerifierServiceStub(channel).PrefetchAdapter(request)
+            assert await asked.code() is grpc.StatusCode.UNAVAILABLE
+        store.fetch_when.set()
+        for name in ("a2", "a1", "a2"):
+            assert (await system.generate(PROMPT, adapter=name, **OPTIONS)).token_ids == expected[name]
+    assert store.fetched == [digest_of(adapters[n]) for n in (2, 1, 2)]
+
+
 async def test_what_is_not_as_its_digest_says_is_fetched_once_more(
     store: FakeAdapterStore, start: Start, expected: dict[str, list[int]]
 ) -> None:
@@ -147,8 +183,6 @@ async def test_a_loaded_adapter_is_nobodys_but_its_owners(
 async def test_a_verifier_checks_by_itself_who_may_use_what_it_has_loaded(
     store: FakeAdapterStore, start: Start, adapters: list[Path]
 ) -> None:
-    from paceline.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
-
     store.owners = {"a5": {"tenant/a"}}
 
     def opening(namespace: str, digest: str) -> verifier_pb2.VerifyRequest:
