@@ -42,7 +42,7 @@ protos: setup-dev ## Generates the Python stubs
 	$(BIN)/python hatch_build.py
 
 # torch comes first: on its own it is taken as constrained, and nothing after it asks for another build.
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard protos/paceline/v1/*.proto)
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(shell find protos -name '*.proto')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine]'

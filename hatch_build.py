@@ -1,4 +1,4 @@
-"""Build hook: generates the Python stubs of the protos beside them."""
+"""Build hook: generates the Python stubs of the protos into the package that users import."""
 
 import sys
 from importlib.resources import files
@@ -9,12 +9,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 def generate(root: Path) -> None:
-    """Writes *_pb2.py, *_pb2_grpc.py and their .pyi beside the proto files. Raises RuntimeError when protoc fails."""
+    """Writes *_pb2.py, *_pb2_grpc.py and their .pyi into paceline/. Raises RuntimeError when protoc fails."""
     from grpc_tools import protoc
 
     protos = root / "protos"
-    sources = sorted(str(path.relative_to(protos)) for path in protos.glob("paceline/v1/*.proto"))
-    outs = [f"--{kind}_out={protos}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    sources = sorted(str(path.relative_to(protos)) for path in protos.rglob("*.proto"))
+    outs = [f"--{kind}_out={root}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     includes = [f"-I{protos}", f"-I{files('grpc_tools') / '_proto'}"]
     plugins = [
         f"--plugin=protoc-gen-{name}={Path(sys.executable).parent / f'protoc-gen-{name}'}"

@@ -17,10 +17,10 @@ from benchmarks.heavy import build_heavy
 from benchmarks.page import machine, table, write_page
 from benchmarks.speculation import NUM_TOKENS, PROMPT_TOKENS, held_out_prompts
 from benchmarks.systems import Measured, median, through_gateway
-from gateway.client import Client
-from gateway.launcher import running_stack
-from gateway.stack_settings import StackSettings
-from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME, tensor_names
+from paceline.client import Client
+from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, tensor_names
+from services.local.launcher import running_stack
+from services.local.system import StackSettings
 
 RANK = 16
 NUM_STREAMS = 8
@@ -131,7 +131,7 @@ async def _measure(model: str, folders: Sequence[Path], prompts: Sequence[Sequen
         for adapter_store in (False, True):
             settings = StackSettings(
                 model=model, draft_model=None, dtype="bfloat16", log_level="WARNING", adapter_store=adapter_store,
-                extra={"verifier": (f"--max-adapters={NUM_STREAMS + 1}",)} if adapter_store else {},
+                extra={"verifier": (f"--engine.max-adapters={NUM_STREAMS + 1}",)} if adapter_store else {},
             )  # fmt: skip
             stack = await resources.enter_async_context(running_stack(settings))
             clients.append(await resources.enter_async_context(Client(stack.address())))

@@ -15,9 +15,9 @@ from benchmarks.heavy import build_heavy
 from benchmarks.relay import DelayingRelay
 from benchmarks.speculation import NUM_TOKENS, held_out_prompts
 from benchmarks.systems import Measured, through_gateway
-from gateway.client import Client
-from gateway.launcher import free_port, running_stack
-from gateway.stack_settings import StackSettings
+from paceline.client import Client
+from services.local.launcher import free_port, running_stack
+from services.local.system import StackSettings
 
 DELAYS_MS = (0, 2, 5, 10)
 DELAY_REPEATS = 6

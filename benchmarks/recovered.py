@@ -39,7 +39,7 @@ class Recovered(NamedTuple):
 
 def measure(target: str, draft: str, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[Recovered]:
     """Greedy and at temperature 1."""
-    configs = [EngineConfig(model, device=Device.CPU, dtype=Dtype.BFLOAT16) for model in (target, draft)]
+    configs = [EngineConfig(model=model, device=Device.CPU, dtype=Dtype.BFLOAT16) for model in (target, draft)]
     author, reader = InProcess(configs[0]), Engine(configs[1])
     return [_measure(author, reader, prompts, num_tokens, temperature) for temperature in (0.0, 1.0)]
 

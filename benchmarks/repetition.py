@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 from benchmarks.copyist import build_copyist
 from benchmarks.page import machine, table, write_page
 from benchmarks.systems import Measured, median, through_gateway
-from gateway.client import Client
-from gateway.launcher import running_stack
-from gateway.stack_settings import StackSettings
 from models.corpus import load_corpus
+from paceline.client import Client
+from services.local.launcher import running_stack
+from services.local.system import StackSettings
 
 FLOOR = 1.3
 _FILE_TOKENS = 600

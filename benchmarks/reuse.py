@@ -16,11 +16,11 @@ from benchmarks.heavy import build_heavy
 from benchmarks.page import machine, table, write_page
 from benchmarks.systems import through_gateway
 from benchmarks.transfer import NAMESPACE, Transfer
-from gateway.client import Client
-from gateway.launcher import Stack, running_stack, wait_serving
-from gateway.stack_settings import StackSettings
 from models.corpus import load_corpus
-from services.common.tenant_token import TokenMint
+from paceline.client import Client
+from services.common.tokens import TokenMint
+from services.local.launcher import Stack, running_stack, wait_serving
+from services.local.system import StackSettings
 
 PREFIX_TOKENS = 2000
 _SUFFIX_TOKENS = 15

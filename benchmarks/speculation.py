@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 
 from benchmarks.heavy import build_heavy
 from benchmarks.systems import InProcess, Measured, Transformers, median, through_gateway
-from gateway.client import Client
-from gateway.launcher import running_stack
-from gateway.stack_settings import StackSettings
 from models.corpus import load_corpus
+from paceline.client import Client
 from services.engine.config import Device, Dtype, EngineConfig
+from services.local.launcher import running_stack
+from services.local.system import StackSettings
 
 NUM_TOKENS = 128
 PROMPT_TOKENS = 128
@@ -110,7 +110,9 @@ async def _measure(name: str, model: str, draft: str, prompts: Sequence[Sequence
             client = await resources.enter_async_context(Client(stack.address()))
             one[mode] = partial(through_gateway, client, num_tokens=NUM_TOKENS, speculation=mode == "on")
         many[f"off, {NUM_STREAMS} streams"] = one["off"]
-        engine = InProcess(EngineConfig(model, device=Device.CPU, dtype=Dtype.BFLOAT16, num_threads=os.cpu_count()))
+        engine = InProcess(
+            EngineConfig(model=model, device=Device.CPU, dtype=Dtype.BFLOAT16, num_threads=os.cpu_count())
+        )
         one["in process"] = partial(_here, engine.generate)
         for dtype in (torch.bfloat16, torch.float32) if name == "heavy" else ():
             label = str(dtype).removeprefix("torch.")

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from gateway.launcher import free_port, wait_serving
 from services.common.channel import open_channel
 from services.common.server import Served, running_server
 from services.common.settings import ServerSettings
-from services.common.tenant_token import TokenMint, new_signing_key, public_key
+from services.common.tokens import TokenMint, new_signing_key, public_key
+from services.local.launcher import free_port, wait_serving
 from services.prefix_cache.client import PrefixCacheClient
 
 BLOCK_BYTES = 1 << 20

@@ -5,16 +5,16 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from gateway.adapter_servicer import AdapterServicer
-from gateway.adapters import Adapters
-from gateway.admission import Admission
-from gateway.cache_servicer import CacheServicer
-from gateway.grants import Grants
-from gateway.model_servicer import ModelServicer
-from gateway.pool import ServicePool
-from gateway.servicer import InferenceServicer
+from gateway.generation.admission import Admission
+from gateway.grpc_api.adapters import AdapterServicer
+from gateway.grpc_api.cache import CacheServicer
+from gateway.grpc_api.inference import InferenceServicer
+from gateway.grpc_api.models import ModelServicer
+from gateway.model.replicas import ServicePool
+from gateway.model.tokenizer import ModelTokenizer
 from gateway.settings import GatewaySettings
-from gateway.tokenizer import ModelTokenizer
+from gateway.tenants.adapters import Adapters
+from gateway.tenants.grants import Grants
 from paceline.v1 import (
     adapter_pb2,
     adapter_pb2_grpc,
@@ -28,7 +28,7 @@ from paceline.v1 import (
 from services.adapter_store.client import AdapterStoreClient
 from services.common.channel import open_channel
 from services.common.server import Lifespan, Served
-from services.common.tenant_token import TokenMint
+from services.common.tokens import TokenMint
 from services.prefix_cache.client import PrefixCacheClient
 
 

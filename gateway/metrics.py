@@ -4,7 +4,7 @@ import time
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from gateway.admission import Admission
+from gateway.generation.admission import Admission
 from paceline.v1 import inference_pb2
 from services.common.telemetry import meter
 

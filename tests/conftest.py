@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from gateway.client import Client
 from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings
-from system import SERVER, StartGateway, System, served, start_system
-from tiny import save_tiny, save_tokenizer
+from paceline.client import Client
+from support.system import SERVER, StartGateway, System, served, start_system
+from support.tiny import save_tiny, save_tokenizer
 
 # Machines that run tests are shared: how long an example takes says nothing.
 settings.register_profile("paceline", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -29,7 +29,7 @@ from services.adapter_store.layout import (
 )
 from services.adapter_store.objects import Objects, Opened, Tagged
 from services.common.errors import AlreadyExistsError, NotFoundError, QuotaExceededError
-from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME
+from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 
 _log = logging.getLogger(__name__)
 _FILES = (CONFIG_NAME, WEIGHTS_NAME)

@@ -6,11 +6,12 @@ from typing import Any
 
 import grpc
 
-from paceline.v1 import adapter_pb2, adapter_store_pb2_grpc
-from paceline.v1 import adapter_store_pb2 as pb
+from paceline.internal.v1 import adapter_store_pb2 as pb
+from paceline.internal.v1 import adapter_store_pb2_grpc
+from paceline.v1 import adapter_pb2
 from services.common.access import credentials
 from services.common.errors import UnavailableError
-from services.common.lora_config import CONFIG_NAME, WEIGHTS_NAME
+from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdapterStoreService"].full_name
 ACCEPTED = (("paceline-upload", "accepted"),)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from services.common.errors import InvalidArgumentError
-from services.common.lora_config import UNPICKLED, WEIGHTS_NAME, unique_object
+from services.common.lora.config import UNPICKLED, WEIGHTS_NAME, unique_object
 
 _LENGTH_BYTES = 8
 _PICKLE = f"is a pickle, which is never read: {UNPICKLED}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from paceline.v1 import adapter_store_pb2_grpc
+from paceline.internal.v1 import adapter_store_pb2_grpc
 from services.adapter_store.catalog import Catalog
 from services.adapter_store.client import SERVICE
 from services.adapter_store.folder_objects import FolderObjects, own_folder
@@ -19,7 +19,7 @@ from services.adapter_store.servicer import AdapterStoreServicer
 from services.adapter_store.settings import AdapterStoreSettings
 from services.common.access import Access
 from services.common.server import Lifespan, Served
-from services.common.tenant_token import ADAPTER_STORE, TokenVerifier
+from services.common.tokens import ADAPTER_STORE, TokenVerifier
 
 _log = logging.getLogger(__name__)
 

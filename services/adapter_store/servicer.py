@@ -7,8 +7,9 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from paceline.v1 import adapter_pb2, adapter_store_pb2_grpc
-from paceline.v1 import adapter_store_pb2 as pb
+from paceline.internal.v1 import adapter_store_pb2 as pb
+from paceline.internal.v1 import adapter_store_pb2_grpc
+from paceline.v1 import adapter_pb2
 from services.adapter_store.catalog import Catalog
 from services.adapter_store.checks import Checked, check_adapter
 from services.adapter_store.client import ACCEPTED
@@ -24,8 +25,8 @@ from services.common.errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
 )
-from services.common.lora_config import check_digest
-from services.common.tenant_token import PUBLIC_NAMESPACE
+from services.common.lora.config import check_digest
+from services.common.tokens import PUBLIC_NAMESPACE
 
 _RETRY_AFTER_SECONDS = 2.0
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from services.adapter_store.patterns import PatternError, first_matches
 from services.common.errors import InvalidArgumentError
-from services.common.lora_config import CONFIG_NAME, LoraConfig
+from services.common.lora.config import CONFIG_NAME, LoraConfig
 
 _ALL = "all-linear"
 _ANY_NUMBER = r".*?\.[^.]*\.(?P<idx>\d+)\."

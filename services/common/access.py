@@ -1,13 +1,19 @@
-"""Who may use which namespace: read from a token that comes with a call or in it, and checked here."""
+"""Who may use which namespace: read from the token in a call's metadata, and checked here."""
 
-from collections import OrderedDict
-from typing import Any
+from typing import Any, TypeAlias
+
+import grpc
 
 from services.common.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
-from services.common.tenant_token import TokenVerifier
+from services.common.tokens import TokenVerifier
 
+_HEADER = "authorization"
 _SCHEME = "Bearer "
 _MAX_NAMESPACE_BYTES = 256
+
+
+CallContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+"""What a servicer's methods are given beside the request."""
 
 
 class Access:
@@ -16,22 +22,23 @@ class Access:
     def __init__(self, verifier: TokenVerifier) -> None:
         self._verifier = verifier
 
-    def check(self, context: Any, namespace: str) -> None:
-        """As `check_token`, for the token in a call's metadata."""
-        metadata: dict[str, Any] = OrderedDict(context.invocation_metadata() or ())
-        header = str(metadata.get("authorization", ""))
-        self.check_token(header.removeprefix(_SCHEME) if header.startswith(_SCHEME) else "", namespace)
-
-    def check_token(self, token: str, namespace: str) -> None:
+    def check(self, context: CallContext, namespace: str) -> None:
         """Raises UnauthenticatedError without a token that holds, PermissionDeniedError for another's namespace."""
         if not namespace or len(namespace.encode()) > _MAX_NAMESPACE_BYTES:
             raise InvalidArgumentError("namespace", f"must be 1 to {_MAX_NAMESPACE_BYTES} bytes long")
+        token = bearer_token(context)
         if not token:
             raise UnauthenticatedError("a bearer token is needed")
         if namespace not in self._verifier.namespaces(token):
             raise PermissionDeniedError(f"the token is not for namespace {namespace!r}")
 
 
+def bearer_token(context: CallContext) -> str:
+    """The token in a call's metadata; empty without one."""
+    headers = [str(value) for name, value in context.invocation_metadata() or () if name == _HEADER]
+    return headers[-1].removeprefix(_SCHEME) if headers and headers[-1].startswith(_SCHEME) else ""
+
+
 def credentials(token: str) -> tuple[tuple[str, str], ...]:
-    """Metadata that carries a token."""
-    return (("authorization", _SCHEME + token),)
+    """Metadata that carries a token; none without one."""
+    return ((_HEADER, _SCHEME + token),) if token else ()

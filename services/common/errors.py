@@ -87,7 +87,11 @@ class UnavailableError(PacelineError):
 
 
 class FailedPreconditionError(PacelineError):
-    """The system is not in a state for this request. FAILED_PRECONDITION."""
+    """The system is not in a state for this request. FAILED_PRECONDITION, with ErrorInfo where a reason is named."""
+
+    def __init__(self, description: str, reason: str = "") -> None:
+        self.reason = reason
+        super().__init__(description)
 
 
 class InternalError(PacelineError):

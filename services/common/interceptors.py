@@ -167,6 +167,8 @@ def _details(error: PacelineError) -> list[Message]:
                 resource_type=error.resource_type, resource_name=error.resource_name, description=error.description
             )
         ]
+    if isinstance(error, FailedPreconditionError) and error.reason:
+        return [error_details_pb2.ErrorInfo(reason=error.reason, domain="paceline")]
     if isinstance(error, QuotaExceededError):
         failure = error_details_pb2.QuotaFailure()
         failure.violations.add(subject=error.subject, description=str(error))

@@ -39,7 +39,7 @@ class Served(NamedTuple):
     """What a lifespan has added to the server."""
 
     service_names: Sequence[str]
-    """Full names, such as "paceline.v1.VerifierService"."""
+    """Full names, such as "paceline.internal.v1.VerifierService"."""
     ready: Awaitable[object] | None = None
     """Done when the service can serve; None when it can from the start."""
     failed: "asyncio.Future[None] | None" = None

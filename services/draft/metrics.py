@@ -8,8 +8,8 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from services.common.telemetry import meter
 from services.draft.draft_role import DraftRole
 from services.engine.engine_loop import EngineLoop
-from services.engine.metrics import observe_engine
-from services.engine.streams import OpenStreams
+from services.model_server.metrics import observe_engine
+from services.model_server.streams import OpenStreams
 
 
 class DraftMetrics:

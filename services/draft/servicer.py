@@ -4,82 +4,44 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from paceline.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
-from services.common.access import Access
+from paceline.internal.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
+from services.common.access import CallContext
 from services.common.errors import InvalidArgumentError
 from services.draft.draft_role import DraftRole
 from services.draft.draft_sequence import DraftSequence
 from services.draft.metrics import DraftMetrics
 from services.draft.path import Proposed
 from services.engine.engine_loop import EngineLoop
-from services.engine.streams import EventStream, OpenStreams
-from services.wire.adapter_slots import AdapterSlots
-from services.wire.opening import adapter_slot, check_tenant, to_model_info, to_modules, to_sequence
-from services.wire.prefix_tier import PrefixTier
+from services.model_server.opening import Opener, first_open
+from services.model_server.streams import EventStream
 
 
 class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     """Serves one draft model."""
 
     def __init__(
-        self,
-        engine_loop: EngineLoop[DraftRole],
-        prefixes: PrefixTier | None,
-        adapters: AdapterSlots | None,
-        access: Access | None,
-        model_id: str,
-        max_open_sequences: int,
-        max_proposal_tokens: int,
-        *,
-        ahead: bool,
+        self, engine_loop: EngineLoop[DraftRole], opener: Opener, max_proposal_tokens: int, *, ahead: bool
     ) -> None:
         self._engine_loop = engine_loop
-        self._prefixes = prefixes
-        self._adapters = adapters
-        self._access = access
-        self._model_id = model_id
-        self._open_streams = OpenStreams(max_open_sequences)
+        self._opener = opener
         self._max_proposal_tokens = max_proposal_tokens
         self._ahead = ahead
-        self._metrics = DraftMetrics(engine_loop, self._open_streams)
+        self._metrics = DraftMetrics(engine_loop, opener.open_streams)
 
     async def Propose(
-        self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: object
+        self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: CallContext
     ) -> AsyncIterator[draft_pb2.ProposeResponse]:
         """See draft.proto."""
-        first = await anext(aiter(request_iterator), None)
-        if first is None or not first.HasField("open"):
-            raise InvalidArgumentError("open", "the first message must open the sequence")
-        if not first.open.max_draft_tokens:
+        opening = await first_open(request_iterator)
+        if not opening.max_draft_tokens:
             raise InvalidArgumentError("open.max_draft_tokens", "must be at least 1 to be given proposals")
-        opening = first.open
-        check_tenant(opening.tenant, self._access)
-        with self._open_streams:
-            # The stream names the target; whether this draft suits it is for whoever configured the pair.
-            opening.model = ""
-            sequence, end = to_sequence(opening, self._engine_loop.role.engine, self._model_id)
-            async with adapter_slot(opening, self._adapters) as sequence.adapter_slot:
-                if self._prefixes is not None:
-                    await self._prefixes.fetch(sequence, opening.tenant.token)
-                stream = EventStream(self._engine_loop)
-                length = min(opening.max_draft_tokens, self._max_proposal_tokens)
-                draft = DraftSequence(sequence, stream.emit, length, end, self._ahead)
-                async with aclosing(self._run(request_iterator, stream, draft)) as proposals:
-                    async for proposal in proposals:
-                        yield draft_pb2.ProposeResponse(proposal=proposal)
-
-    async def GetDraftModel(
-        self, request: draft_pb2.GetDraftModelRequest, context: object
-    ) -> draft_pb2.GetDraftModelResponse:
-        """See draft.proto."""
-        info = to_model_info(self._engine_loop.role.engine, self._model_id)
-        return draft_pb2.GetDraftModelResponse(model_info=info)
-
-    async def ListDraftAdapterModules(
-        self, request: draft_pb2.ListDraftAdapterModulesRequest, context: object
-    ) -> draft_pb2.ListDraftAdapterModulesResponse:
-        """See draft.proto."""
-        return draft_pb2.ListDraftAdapterModulesResponse(modules=to_modules(self._engine_loop.role.engine))
+        async with self._opener.open(opening, context) as (sequence, end):
+            stream = EventStream(self._engine_loop)
+            length = min(opening.max_draft_tokens, self._max_proposal_tokens)
+            draft = DraftSequence(sequence, stream.emit, length, end, self._ahead)
+            async with aclosing(self._run(request_iterator, stream, draft)) as proposals:
+                async for proposal in proposals:
+                    yield draft_pb2.ProposeResponse(proposal=proposal)
 
     async def _run(
         self, requests: AsyncIterator[draft_pb2.ProposeRequest], stream: EventStream[DraftRole], draft: DraftSequence

@@ -1,16 +1,14 @@
 """Settings of the draft process. Environment: PACELINE_DRAFT_..."""
 
-from dataclasses import replace
-
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ServerSettings
 from services.engine.config import EngineConfig
-from services.engine.settings import EngineSettings
+from services.model_server.settings import ModelServerSettings
 
 
-class DraftSettings(EngineSettings):
+class DraftSettings(ModelServerSettings):
     """One draft service runs one draft model."""
 
     model_config = SettingsConfigDict(env_prefix="PACELINE_DRAFT_")
@@ -26,4 +24,4 @@ class DraftSettings(EngineSettings):
 
     def engine_config(self) -> EngineConfig:
         """As every engine's, for guesses."""
-        return replace(super().engine_config(), is_draft=True)
+        return super().engine_config().model_copy(update={"is_draft": True})

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
-from services.common.lora_config import WEIGHTS_NAME, parse_lora_config, tensor_names
+from services.common.lora.config import WEIGHTS_NAME, parse_lora_config, tensor_names
 
 
 class AdapterError(ValueError):

@@ -1,7 +1,8 @@
 """Configuration of an engine: plain values, decided once at start."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Device(StrEnum):
@@ -21,31 +22,26 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
+class EngineConfig(BaseModel):
     """All that shapes an engine. Counts are tokens unless the name says otherwise."""
 
-    model: str
-    """Folder or hub id of a causal language model that `transformers` loads."""
-    device: Device = Device.AUTO
-    dtype: Dtype = Dtype.AUTO
-    num_threads: int | None = None
-    """CPU threads of one forward; None takes all cores."""
-    max_context_tokens: int | None = None
-    """Prompt and output together; None takes the model's own limit."""
-    max_step_tokens: int = 512
-    """Most rows of one forward."""
-    max_sequences: int = 64
-    """Most sequences that hold KV blocks at once; others wait."""
-    block_size: int = 16
-    """Tokens of one KV block."""
-    kv_bytes: int = 1 << 30
-    """Memory for KV blocks, in bytes."""
-    num_blocks: int | None = None
-    """Overrides kv_bytes when set."""
-    trust_remote_code: bool = False
-    max_adapters: int = 0
-    """Adapter slots: adapters that one step may mix; 0 takes none."""
-    max_adapter_rank: int = 64
-    is_draft: bool = False
-    """Whether results are guesses that another model checks: speed then goes before exact rounding."""
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Folder or hub id of a causal language model that transformers loads.")
+    device: Device = Field(Device.AUTO, description="auto takes a GPU when there is one.")
+    dtype: Dtype = Field(Dtype.AUTO, description="Data type of the weights; auto takes the checkpoint's.")
+    num_threads: int | None = Field(None, ge=1, description="CPU threads of one forward; default: all cores.")
+    max_context_tokens: int | None = Field(None, ge=2, description="Prompt and output together; default: the model's.")
+    max_step_tokens: int = Field(512, ge=1, description="Most rows of one forward.")
+    max_sequences: int = Field(64, ge=1, description="Most sequences that hold KV blocks at once; others wait.")
+    block_size: int = Field(16, ge=1, description="Tokens of one KV block; must divide 128.")
+    kv_bytes: int = Field(1 << 30, ge=1, description="Memory for KV blocks, in bytes.")
+    num_blocks: int | None = Field(None, ge=2, description="KV blocks, in place of kv_bytes.")
+    trust_remote_code: bool = Field(False, description="Runs code that comes with a model. Only for models you trust.")
+    max_adapters: int | None = Field(
+        None, ge=0, description="Adapters that one step may mix, in slots; default: 8 with an adapter store, else none."
+    )
+    max_adapter_rank: int = Field(64, ge=1, description="Largest rank of an adapter.")
+    is_draft: bool = Field(
+        False, description="Results are guesses that another model checks: speed goes before exact rounding."
+    )

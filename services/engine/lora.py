@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from services.common.lora_config import WEIGHTS_NAME
+from services.common.lora.config import WEIGHTS_NAME
 from services.engine.adapter import Adapter, AdapterError, Target
 from services.engine.scheduler import Work
 from services.engine.sequence import NO_SLOT

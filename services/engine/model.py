@@ -16,11 +16,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
 from services.engine.adapter import Target, find_targets
-from services.engine.attention import IMPLEMENTATION, AttentionLayer, paged_attention
 from services.engine.config import Device, Dtype, EngineConfig
-from services.engine.decoder import FusedDecoder, fuse
+from services.engine.cpu.decoder import FusedDecoder, fuse
+from services.engine.cpu.linear import pack_linears
 from services.engine.kv_cache import KVShape
-from services.engine.linear import pack_linears
+from services.engine.torch_forward.attention import IMPLEMENTATION, AttentionLayer, paged_attention
 
 _log = logging.getLogger(__name__)
 

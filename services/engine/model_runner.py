@@ -8,21 +8,21 @@ import torch
 from torch import nn
 
 from services.common.sampling_params import SamplingParams
-from services.engine import small_decoder
-from services.engine.attention import AttentionPlan
 from services.engine.config import EngineConfig
-from services.engine.decoder import FusedDecoder, fused_products
+from services.engine.cpu import small_decoder
+from services.engine.cpu.decoder import FusedDecoder, fused_products
+from services.engine.cpu.linear import pack_linears
+from services.engine.cpu.plan import RowPlan
+from services.engine.cpu.row_lora import RowLora
+from services.engine.cpu.small_decoder import MAX_ROWS, SmallDecoder
 from services.engine.kv_cache import KVCache
-from services.engine.linear import pack_linears
 from services.engine.lora import Lora, single_products, wrap_linears
 from services.engine.model import LoadedModel, load_model
-from services.engine.row_lora import RowLora
-from services.engine.row_plan import RowPlan
 from services.engine.sampler import BROKEN, NonFiniteLogitsError, Picks, Row, RowLogprobs, RunnerUp, sample
 from services.engine.scheduler import Work
 from services.engine.sequence import NO_SLOT, Sequence
-from services.engine.small_decoder import MAX_ROWS, SmallDecoder
-from services.engine.stacked_lora import StackedLora
+from services.engine.torch_forward.attention import AttentionPlan
+from services.engine.torch_forward.stacked_lora import StackedLora
 
 _log = logging.getLogger(__name__)
 _PARALLEL_ELEMENTS = 32_768
@@ -161,7 +161,7 @@ class ModelRunner:
 
     def _make_lora(self, config: EngineConfig) -> Lora:
         """What adds adapters to the forward that runs here."""
-        loaded, (num_slots, max_rank) = self.loaded, (config.max_adapters, config.max_adapter_rank)
+        loaded, (num_slots, max_rank) = self.loaded, (config.max_adapters or 0, config.max_adapter_rank)
         on_cpu = loaded.device.type == "cpu" and loaded.dtype == torch.float32
         products = single_products(loaded.targets)
         if self._decoder is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Tokens
 
 from services.common.digest import block_digest, identity_digest
 from services.common.sampling_params import SamplingParams
-from services.common.tenant_token import PUBLIC_NAMESPACE
+from services.common.tokens import PUBLIC_NAMESPACE
 
 NO_SLOT = -1
 """Instead of an adapter slot: the base model."""

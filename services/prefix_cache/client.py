@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 
-from paceline.v1 import prefix_cache_pb2 as pb
-from paceline.v1 import prefix_cache_pb2_grpc
+from paceline.internal.v1 import prefix_cache_pb2 as pb
+from paceline.internal.v1 import prefix_cache_pb2_grpc
 from services.common.access import credentials
 from services.common.errors import InvalidArgumentError
 from services.prefix_cache.block import Data, sealed

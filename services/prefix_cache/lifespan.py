@@ -8,7 +8,7 @@ import grpc
 
 from services.common.access import Access
 from services.common.server import Lifespan, Served
-from services.common.tenant_token import PREFIX_CACHE, TokenVerifier
+from services.common.tokens import PREFIX_CACHE, TokenVerifier
 from services.prefix_cache.client import SERVICE
 from services.prefix_cache.disk_store import DiskStore
 from services.prefix_cache.memory_store import MemoryStore

@@ -5,8 +5,9 @@ from typing import Any
 
 import grpc
 
-from paceline.v1 import prefix_cache_pb2 as pb
-from paceline.v1 import prefix_cache_pb2_grpc
+from paceline.internal.v1 import prefix_cache_pb2 as pb
+from paceline.internal.v1 import prefix_cache_pb2_grpc
+from paceline.v1 import cache_pb2
 from services.common.access import Access
 from services.common.errors import InvalidArgumentError
 from services.prefix_cache.block import KEY_BYTES
@@ -88,7 +89,7 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
             num_misses=self._tiers.misses[request.namespace],
             quota_bytes=self._quota_bytes,
             tiers=[
-                pb.TierStatistics(
+                cache_pb2.TierStatistics(
                     tier=name,
                     num_blocks=usage.num_blocks,
                     num_bytes=usage.num_bytes,

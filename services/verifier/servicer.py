@@ -4,18 +4,16 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from paceline.v1 import sampling_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
-from services.common.access import Access
-from services.common.errors import InvalidArgumentError, NotFoundError
+from paceline.internal.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
+from paceline.v1 import sampling_pb2
+from services.common.access import CallContext
 from services.engine.engine_loop import EngineLoop
 from services.engine.sampler import RowLogprobs
-from services.engine.streams import EventStream, OpenStreams
+from services.model_server.opening import Opener, first_open
+from services.model_server.streams import EventStream
 from services.verifier.metrics import VerifierMetrics
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, TargetSequence
-from services.wire.adapter_slots import AdapterSlots
-from services.wire.opening import adapter_slot, check_tenant, to_model_info, to_modules, to_sequence
-from services.wire.prefix_tier import PrefixTier
 
 _PARTING_SECONDS = 5.0
 """How long a finished stream waits for the other end to close it. To gRPC's asyncio client a stream that the server
@@ -25,68 +23,24 @@ has ended is broken, unread commits and all, as soon as one more proposal is wri
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     """Serves one target model."""
 
-    def __init__(
-        self,
-        engine_loop: EngineLoop[TargetRole],
-        prefixes: PrefixTier | None,
-        adapters: AdapterSlots | None,
-        access: Access | None,
-        model_id: str,
-        max_open_sequences: int,
-    ) -> None:
+    def __init__(self, engine_loop: EngineLoop[TargetRole], opener: Opener) -> None:
         self._engine_loop = engine_loop
-        self._prefixes = prefixes
-        self._adapters = adapters
-        self._access = access
-        self._model_id = model_id
-        self._open_streams = OpenStreams(max_open_sequences)
-        self._metrics = VerifierMetrics(engine_loop, self._open_streams)
+        self._opener = opener
+        self._metrics = VerifierMetrics(engine_loop, opener.open_streams)
 
     async def Verify(
-        self, request_iterator: AsyncIterator[verifier_pb2.VerifyRequest], context: object
+        self, request_iterator: AsyncIterator[verifier_pb2.VerifyRequest], context: CallContext
     ) -> AsyncIterator[verifier_pb2.VerifyResponse]:
         """See verifier.proto."""
-        first = await anext(aiter(request_iterator), None)
-        if first is None or not first.HasField("open"):
-            raise InvalidArgumentError("open", "the first message must open the sequence")
-        opening = first.open
-        check_tenant(opening.tenant, self._access)
-        with self._open_streams:
-            sequence, end = to_sequence(opening, self._engine_loop.role.engine, self._model_id)
-            async with adapter_slot(opening, self._adapters) as sequence.adapter_slot:
-                if self._prefixes is not None:
-                    await self._prefixes.fetch(sequence, opening.tenant.token)
-                stream = EventStream(self._engine_loop)
-                target = TargetSequence(
-                    sequence, stream.emit, opening.max_draft_tokens, end, adapter=opening.adapter_digest
-                )
-                async with aclosing(self._run(request_iterator, stream, target)) as commits:
-                    async for committed in commits:
-                        yield verifier_pb2.VerifyResponse(commit=_to_commit(committed))
-
-    async def GetTargetModel(
-        self, request: verifier_pb2.GetTargetModelRequest, context: object
-    ) -> verifier_pb2.GetTargetModelResponse:
-        """See verifier.proto."""
-        info = to_model_info(self._engine_loop.role.engine, self._model_id)
-        return verifier_pb2.GetTargetModelResponse(model_info=info)
-
-    async def ListTargetAdapterModules(
-        self, request: verifier_pb2.ListTargetAdapterModulesRequest, context: object
-    ) -> verifier_pb2.ListTargetAdapterModulesResponse:
-        """See verifier.proto."""
-        modules = to_modules(self._engine_loop.role.engine)
-        return verifier_pb2.ListTargetAdapterModulesResponse(modules=modules)
-
-    async def PrefetchAdapter(
-        self, request: verifier_pb2.PrefetchAdapterRequest, context: object
-    ) -> verifier_pb2.PrefetchAdapterResponse:
-        """See verifier.proto."""
-        if self._adapters is None:
-            raise NotFoundError("adapter", request.adapter_digest, "this service has no adapters")
-        check_tenant(request.tenant, self._access)
-        await self._adapters.load(request.adapter_digest, request.tenant)
-        return verifier_pb2.PrefetchAdapterResponse()
+        opening = await first_open(request_iterator)
+        async with self._opener.open(opening, context) as (sequence, end):
+            stream = EventStream(self._engine_loop)
+            target = TargetSequence(
+                sequence, stream.emit, opening.max_draft_tokens, end, adapter=opening.adapter_digest
+            )
+            async with aclosing(self._run(request_iterator, stream, target)) as commits:
+                async for committed in commits:
+                    yield verifier_pb2.VerifyResponse(commit=_to_commit(committed))
 
     async def _run(
         self,

@@ -4,10 +4,10 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ServerSettings
-from services.engine.settings import EngineSettings
+from services.model_server.settings import ModelServerSettings
 
 
-class VerifierSettings(EngineSettings):
+class VerifierSettings(ModelServerSettings):
     """One verifier runs one target model."""
 
     model_config = SettingsConfigDict(env_prefix="PACELINE_VERIFIER_")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.driver import FlatStepTimes
+from support.driver import FlatStepTimes
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,19 @@ from typing import Any
 import grpc
 import pytest
 
-from fake_store import FakeAdapterStore, serve_store
-from fakes import FakeVerifier, continue_from, serve_fakes
-from gateway.client import Client, error_details
-from lora import ADAPTERS, PEFT_WARNING, continue_with_peft, digest_of, save_adapters
-from paceline.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
-from services.common.tenant_token import new_signing_key
-from system import StartGateway, System, start_system
+from paceline.client import Client, error_details
+from paceline.internal.v1 import (
+    model_server_pb2,
+    model_server_pb2_grpc,
+    speculation_pb2,
+    verifier_pb2,
+    verifier_pb2_grpc,
+)
+from services.common.tokens import new_signing_key
+from support.fake_store import FakeAdapterStore, serve_store
+from support.fakes import FakeVerifier, continue_from, serve_fakes
+from support.lora import ADAPTERS, PEFT_WARNING, continue_with_peft, digest_of, save_adapters
+from support.system import StartGateway, System, start_system
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 PROMPT = [40, 41, 42, 43, 44, 45, 46]
@@ -96,9 +102,9 @@ async def test_who_joins_the_loading_of_an_adapter_may_wait_as_long_as_the_first
     store.fetch_when = asyncio.Event()
     async with serve_store(store) as address, start(address, adapter_seconds=1.5) as system:
         async with grpc.aio.insecure_channel(system.verifier) as channel:
-            stub = verifier_pb2_grpc.VerifierServiceStub(channel)
+            stub = model_server_pb2_grpc.ModelServerServiceStub(channel)
             tenant = {"namespace": "tenant/a"}
-            request = verifier_pb2.PrefetchAdapterRequest(adapter_digest=digest_of(adapters[1]), tenant=tenant)
+            request = model_server_pb2.PrefetchAdapterRequest(adapter_digest=digest_of(adapters[1]), tenant=tenant)
             first = asyncio.ensure_future(stub.PrefetchAdapter(request).code())
             await asyncio.wait([first], timeout=0.8)
             second = asyncio.ensure_future(stub.PrefetchAdapter(request).code())
@@ -114,10 +120,10 @@ async def test_what_nobody_waits_for_any_more_is_not_loaded(
     store.fetch_when = asyncio.Event()
     async with serve_store(store) as address, start(address, max_adapters=1, adapter_seconds=0.3) as system:
         async with grpc.aio.insecure_channel(system.verifier) as channel:
-            request = verifier_pb2.PrefetchAdapterRequest(
+            request = model_server_pb2.PrefetchAdapterRequest(
                 adapter_digest=digest_of(adapters[1]), tenant={"namespace": "tenant/a"}
             )
-            asked = verifier_pb2_grpc.VerifierServiceStub(channel).PrefetchAdapter(request)
+            asked = model_server_pb2_grpc.ModelServerServiceStub(channel).PrefetchAdapter(request)
             assert await asked.code() is grpc.StatusCode.UNAVAILABLE
         store.fetch_when.set()
         for name in ("a2", "a1", "a2"):

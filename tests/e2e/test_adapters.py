@@ -10,13 +10,31 @@ from typing import Any
 import grpc
 import pytest
 
-from cached import CachedSystem
-from gateway.client import Client, error_details
-from gateway.launcher import running_stack
-from gateway.stack_settings import StackSettings
-from lora import ADAPTERS, ATTENTION, MLP, PEFT_WARNING, continue_with_peft, digest_of, save_adapter, save_adapters
-from paceline.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2, verifier_pb2, verifier_pb2_grpc
-from system import collect
+from paceline.client import Client, error_details
+from paceline.internal.v1 import (
+    draft_pb2,
+    draft_pb2_grpc,
+    model_server_pb2,
+    model_server_pb2_grpc,
+    speculation_pb2,
+    verifier_pb2,
+    verifier_pb2_grpc,
+)
+from services.common.access import credentials
+from services.local.launcher import running_stack
+from services.local.system import StackSettings
+from support.cached import CachedSystem
+from support.lora import (
+    ADAPTERS,
+    ATTENTION,
+    MLP,
+    PEFT_WARNING,
+    continue_with_peft,
+    digest_of,
+    save_adapter,
+    save_adapters,
+)
+from support.system import collect
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 NUM_TOKENS = 20
@@ -139,20 +157,22 @@ async def test_what_a_stream_says_of_its_tenant_is_not_believed_without_a_token(
     for token, code in expected.items():
         opening = speculation_pb2.Open(
             token_ids=PROMPTS[1], num_prompt_tokens=len(PROMPTS[1]), sampling={"seed": 1, "max_tokens": 2},
-            tenant={"namespace": "tenant/a", "token": token}, adapter_digest=digest, max_draft_tokens=2,
+            tenant={"namespace": "tenant/a"}, adapter_digest=digest, max_draft_tokens=2,
         )  # fmt: skip
         async with grpc.aio.insecure_channel(system.verifier) as channel:
             stub = verifier_pb2_grpc.VerifierServiceStub(channel)
-            call = stub.Verify(iter([verifier_pb2.VerifyRequest(open=opening)]))
+            call = stub.Verify(iter([verifier_pb2.VerifyRequest(open=opening)]), metadata=credentials(token))
             with contextlib.suppress(grpc.aio.AioRpcError):
                 await call.read()
             assert code == "OK" or (await call.code()).name == code
-            prefetch = verifier_pb2.PrefetchAdapterRequest(adapter_digest=digest, tenant=opening.tenant)
-            asked = stub.PrefetchAdapter(prefetch)
+            prefetch = model_server_pb2.PrefetchAdapterRequest(adapter_digest=digest, tenant=opening.tenant)
+            asked = model_server_pb2_grpc.ModelServerServiceStub(channel).PrefetchAdapter(
+                prefetch, metadata=credentials(token)
+            )
             assert (await asked.code()).name == code
         opening.adapter_digest = ""
         async with grpc.aio.insecure_channel(system.draft_address) as channel:
-            call = draft_pb2_grpc.DraftServiceStub(channel).Propose()
+            call = draft_pb2_grpc.DraftServiceStub(channel).Propose(metadata=credentials(token))
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 await call.write(draft_pb2.ProposeRequest(open=opening))
                 await call.read()

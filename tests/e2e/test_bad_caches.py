@@ -15,15 +15,15 @@ from typing import Any
 import grpc
 import pytest
 
-from cached import SEAL_KEY, CachedSystem
-from gateway.launcher import free_port, wait_serving
-from paceline.v1 import prefix_cache_pb2 as pb
-from paceline.v1 import prefix_cache_pb2_grpc
-from redis_server import running_redis
+from paceline.internal.v1 import prefix_cache_pb2 as pb
+from paceline.internal.v1 import prefix_cache_pb2_grpc
 from services.common.server import Served
+from services.local.launcher import free_port, wait_serving
+from services.model_server.seal import Seal
 from services.prefix_cache.block import sealed
-from services.wire.seal import Seal
-from system import served, start_system
+from support.cached import SEAL_KEY, CachedSystem
+from support.redis_server import running_redis
+from support.system import served, start_system
 
 PROMPT = random.Random(3).choices(range(3, 250), k=200)
 OPTIONS: dict[str, Any] = {"temperature": 1, "seed": 9, "max_tokens": 8, "ignore_eos": True}

@@ -7,9 +7,10 @@ from typing import Any
 import grpc
 import pytest
 
-from gateway.client import error_details
-from paceline.v1 import inference_pb2, speculation_pb2, verifier_pb2, verifier_pb2_grpc
-from system import System, start_system
+from paceline.client import error_details
+from paceline.internal.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
+from paceline.v1 import inference_pb2
+from support.system import System, start_system
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 

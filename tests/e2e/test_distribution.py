@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from system import start_system
+from support.system import start_system
 
 PROMPT = [40, 41, 42]
 KEPT = 4

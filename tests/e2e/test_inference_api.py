@@ -6,8 +6,8 @@ import grpc
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from gateway.client import SyncClient
-from system import System, collect
+from paceline.client import SyncClient
+from support.system import System, collect
 
 
 async def test_chat_renders_the_template(system: System) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 import pytest
 
-from cached import CachedSystem
-from redis_server import running_redis
-from system import Reply, start_system
+from support.cached import CachedSystem
+from support.redis_server import running_redis
+from support.system import Reply, start_system
 
 BLOCK = 16
 PREFIX = random.Random(1).choices(range(3, 250), k=10 * BLOCK)

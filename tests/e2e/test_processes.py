@@ -10,9 +10,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from gateway.client import Client
-from gateway.launcher import Stack, running_stack
-from gateway.stack_settings import LaunchError, StackSettings, divide_threads
+from paceline.client import Client
+from services.local.launcher import Stack, running_stack
+from services.local.system import LaunchError, StackSettings, divide_threads
 
 NUM_TOKENS = 300
 REQUEST = {"max_tokens": NUM_TOKENS, "seed": 9, "ignore_eos": True}
@@ -105,13 +105,14 @@ async def test_a_model_that_is_not_there_is_reported(settings: StackSettings) ->
 
 
 def test_the_command_line_keeps_torch_out() -> None:
-    code = "import sys, gateway.cli, gateway.up, gateway.demo, gateway.lifespan; sys.exit('torch' in sys.modules)"
+    modules = "paceline.cli.app, services.local.up, paceline.cli.demo, gateway.lifespan"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.timeout(240)
 async def test_up_runs_until_interrupted_and_serves_the_commands(target_folder: str, draft_folder: str) -> None:
-    command = [sys.executable, "-m", "gateway.cli"]
+    command = [sys.executable, "-m", "paceline.cli.app"]
     ports = [f"--{name}-port={port}" for name, port in (("gateway", 47100), ("draft", 47101), ("verifier", 47102))]
     up = await asyncio.create_subprocess_exec(
         *command, "up", f"--model={target_folder}", f"--draft-model={draft_folder}", *ports,

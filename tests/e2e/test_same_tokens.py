@@ -6,7 +6,7 @@ import random
 import pytest
 
 from paceline.v1 import sampling_pb2
-from system import System, start_system
+from support.system import System, start_system
 
 PARAMETERS = [
     {"temperature": 0.0},

@@ -10,11 +10,11 @@ import pytest
 
 import services.draft.lifespan
 import services.verifier.lifespan
-from fakes import FakeDraft, serve_fakes
-from paceline.v1 import speculation_pb2
+from paceline.internal.v1 import speculation_pb2
 from services.engine.engine_loop import EngineLoop
 from services.verifier.client import VerifierClient
-from system import StartGateway, System, start_system
+from support.fakes import FakeDraft, serve_fakes
+from support.system import StartGateway, System, start_system
 
 ENDLESS = {"seed": 3, "ignore_eos": True, "max_tokens": 480}
 

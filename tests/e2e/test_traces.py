@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from gateway.client import Client
-from gateway.launcher import running_stack
-from gateway.stack_settings import StackSettings
+from paceline.client import Client
+from services.local.launcher import running_stack
+from services.local.system import StackSettings
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -64,9 +64,9 @@ async def test_one_trace_from_gateway_to_draft_and_verifier(target_folder: str, 
         trace = await asyncio.wait_for(
             collector.trace_with(
                 ("paceline-gateway", "/paceline.v1.InferenceService/Generate"),
-                ("paceline-verifier", "/paceline.v1.VerifierService/Verify"),
-                ("paceline-draft", "/paceline.v1.DraftService/Propose"),
+                ("paceline-verifier", "/paceline.internal.v1.VerifierService/Verify"),
+                ("paceline-draft", "/paceline.internal.v1.DraftService/Propose"),
             ),
             30,
         )
-    assert ("paceline-gateway", "/paceline.v1.VerifierService/Verify") in trace
+    assert ("paceline-gateway", "/paceline.internal.v1.VerifierService/Verify") in trace

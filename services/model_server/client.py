@@ -1,0 +1,71 @@
+"""The other end of ModelServerService, and what the clients of all services with an engine share."""
+
+import asyncio
+from typing import Any, Generic, Self, TypeVar
+
+import grpc
+
+from paceline.internal.v1 import model_server_pb2 as pb
+from paceline.internal.v1 import model_server_pb2_grpc, speculation_pb2
+from paceline.v1 import model_pb2
+from services.common.access import credentials
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class ModelServerClient:
+    """One service that runs a model. Every method raises grpc.aio.AioRpcError; timeouts are in seconds."""
+
+    def __init__(self, target: str, channel: grpc.aio.Channel) -> None:
+        self.target = target
+        self._channel = channel
+        self._server = model_server_pb2_grpc.ModelServerServiceStub(channel)
+
+    async def get_model(self, timeout: float) -> model_pb2.ModelInfo:
+        """The model that runs there."""
+        return (await self._server.GetModel(pb.GetModelRequest(), timeout=timeout)).model_info
+
+    async def list_adapter_modules(self, timeout: float) -> list[pb.AdapterModule]:
+        """The layers that adapters may change."""
+        return list((await self._server.ListAdapterModules(pb.ListAdapterModulesRequest(), timeout=timeout)).modules)
+
+    async def prefetch_adapter(
+        self, digest: str, tenant: speculation_pb2.TenantAccess, token: str, timeout: float
+    ) -> None:
+        """Has an adapter loaded that will be needed soon."""
+        request = pb.PrefetchAdapterRequest(adapter_digest=digest, tenant=tenant)
+        await self._server.PrefetchAdapter(request, timeout=timeout, metadata=credentials(token))
+
+    async def close(self) -> None:
+        """Ends the channel."""
+        await self._channel.close()
+
+
+class SequenceStream(Generic[Q, R]):
+    """One sequence at a service. Use as an async context manager: leaving it cancels what is still running."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._writing = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._call.cancel()
+
+    async def write(self, request: Q) -> None:
+        """Sends a message. gRPC takes one write at a time, and ends the call when a task that is writing is cancelled:
+        so a caller that is cancelled meanwhile does not take the stream with it.
+        """
+        await asyncio.shield(self._write(request))
+
+    async def read(self) -> R | None:
+        """The next message, or None at the end of the stream. Raises grpc.aio.AioRpcError."""
+        response = await self._call.read()
+        return None if response is grpc.aio.EOF else response
+
+    async def _write(self, request: Q) -> None:
+        async with self._writing:
+            await self._call.write(request)

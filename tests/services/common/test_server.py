@@ -1,0 +1,98 @@
+"""Health follows the life of a service; reflection lists it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from paceline.v1 import model_pb2_grpc
+from services.common.server import Served, running_server
+from support.system import SERVER, System
+
+NAME = "paceline.v1.ModelService"
+
+
+async def _status(channel: grpc.aio.Channel, service: str = "") -> int:
+    response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+    return response.status
+
+
+async def test_health_is_not_serving_until_the_service_is_ready() -> None:
+    built: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    server_seen: asyncio.Future[grpc.aio.Server] = asyncio.get_running_loop().create_future()
+    port_seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        model_pb2_grpc.add_ModelServiceServicer_to_server(model_pb2_grpc.ModelServiceServicer(), server)
+        add_port = server.add_insecure_port
+
+        def record(address: str) -> int:
+            port_seen.set_result(add_port(address))
+            return port_seen.result()
+
+        server.add_insecure_port = record  # type: ignore[method-assign]
+        server_seen.set_result(server)
+        yield Served((NAME,), ready=built)
+
+    async def run() -> None:
+        async with running_server(SERVER, lifespan):
+            serving.set()
+            await leave.wait()
+
+    serving, leave = asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(run())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{await port_seen}") as channel:
+        await channel.channel_ready()
+        assert await _status(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert not serving.is_set()
+        built.set_result(None)
+        await serving.wait()
+        assert await _status(channel) == await _status(channel, NAME) == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _status(channel, "paceline.v1.NoSuchService")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    leave.set()
+    await task
+
+
+async def test_reflection_lists_and_describes_with_no_proto_files_at_hand(system: System) -> None:
+    def requests() -> list[reflection_pb2.ServerReflectionRequest]:
+        return [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol="paceline.v1.InferenceService"),
+        ]
+
+    async with grpc.aio.insecure_channel(system.gateway) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        listed, described = [r async for r in stub.ServerReflectionInfo(iter(requests()))]
+    names = {service.name for service in listed.list_services_response.service}
+    assert {"paceline.v1.InferenceService", "paceline.v1.ModelService", "grpc.health.v1.Health"} <= names
+    files = [FileDescriptorProto.FromString(f) for f in described.file_descriptor_response.file_descriptor_proto]
+    methods = {method.name for file in files for service in file.service for method in service.method}
+    assert {"Generate", "Chat", "Tokenize", "Detokenize"} <= methods
+
+
+async def test_peers_may_ask_whether_a_silent_stream_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream without data outlives many keepalive pings; gRPC's default is to end it after the third."""
+    monkeypatch.setattr("services.common.server._MIN_PING_INTERVAL_MS", 50)
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        yield Served(())
+
+    options = [("grpc.keepalive_time_ms", 1_000), ("grpc.http2.max_pings_without_data", 0)]
+    async with (
+        running_server(SERVER, lifespan) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}", options=options) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asyncio.create_task(watch.read())), 4.5)
+        watch.cancel()

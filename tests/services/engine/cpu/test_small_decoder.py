@@ -1,0 +1,52 @@
+"""Drafts may round differently: their fast forward must still say nearly what the exact one says."""
+
+import random
+
+import pytest
+
+from services.engine.config import Dtype
+from support.driver import generate, make_engine
+from support.tiny import save_tiny
+
+NUM_TOKENS = 60
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_draft_says_nearly_what_the_same_model_says_exactly(
+    tmp_path_factory: pytest.TempPathFactory, architecture: str
+) -> None:
+    model = save_tiny(tmp_path_factory.mktemp("model"), architecture, initializer_range=0.1)
+    rng = random.Random(2)
+    prompts = [[rng.randrange(3, 256) for _ in range(length)] for length in (5, 70, 33, 16)]
+    exact, guessing = make_engine(model), make_engine(model, is_draft=True, dtype=Dtype.BFLOAT16)
+    assert guessing.runner.is_small
+    assert not exact.runner.is_small
+    expected = generate(exact, prompts, NUM_TOKENS)
+    # Along the exact text, so that one different pick does not lead to a different text.
+    agreed = 0
+    for prompt, tokens in zip(prompts, expected, strict=True):
+        for at in range(0, NUM_TOKENS, 6):
+            text = [*prompt, *tokens[:at]]
+            agreed += generate(guessing, [text], 3)[0] == tokens[at : at + 3]
+    assert agreed >= 0.75 * len(prompts) * NUM_TOKENS / 6
+
+
+def test_rows_of_several_sequences_do_not_touch_each_other(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = save_tiny(tmp_path_factory.mktemp("model"))
+    rng = random.Random(3)
+    prompts = [[rng.randrange(3, 256) for _ in range(rng.randrange(1, 50))] for _ in range(8)]
+    guessing = make_engine(model, is_draft=True, dtype=Dtype.BFLOAT16, max_step_tokens=16)
+    alone = [generate(guessing, [prompt], NUM_TOKENS)[0] for prompt in prompts]
+    assert generate(guessing, prompts, NUM_TOKENS) == alone
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mistral"])
+def test_other_models_draft_through_their_usual_forward(
+    tmp_path_factory: pytest.TempPathFactory, architecture: str
+) -> None:
+    model = save_tiny(tmp_path_factory.mktemp("model"), architecture)
+    assert not make_engine(model, is_draft=True, dtype=Dtype.BFLOAT16).runner.is_small
+
+
+def test_a_draft_in_float32_is_not_rounded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert not make_engine(save_tiny(tmp_path_factory.mktemp("model")), is_draft=True).runner.is_small

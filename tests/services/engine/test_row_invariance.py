@@ -1,0 +1,106 @@
+"""The bits of a row's logits and KV depend on its own sequence, never on what else is in the step."""
+
+import random
+
+import pytest
+import torch
+
+from services.engine.config import Dtype
+from services.engine.engine import Engine
+from services.engine.scheduler import Work
+from services.engine.sequence import Sequence
+from support.driver import GREEDY, make_engine
+from support.tiny import save_tiny
+
+VOCAB = 512
+LENGTH = 120
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Widths as models have them, odd numbers of heads included, so that kernels take their usual paths."""
+    return save_tiny(
+        tmp_path_factory.mktemp("wide"),
+        vocab_size=VOCAB,
+        hidden_size=384,
+        intermediate_size=1056,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        initializer_range=0.05,
+    )
+
+
+def forward(
+    engine: Engine, tokens: list[int], chunks: list[int], others: list[list[int]], seed: int
+) -> list[torch.Tensor]:
+    """Logits of every row of `tokens`, then its keys and values, computed in these chunks beside other sequences."""
+    rng = random.Random(seed)
+    sequence = Sequence(tokens, len(tokens), GREEDY)
+    beside = [Sequence(other, len(other), GREEDY) for other in others]
+    everyone = [sequence, *beside]
+    for each in everyone:
+        engine.add(each)
+        assert engine.scheduler._make_room(each, len(each))
+    logits = []
+    for chunk in chunks:
+        works = [
+            Work(other, other.num_computed, min(other.num_uncomputed, rng.randrange(1, 40)))
+            for other in beside
+            if other.num_uncomputed
+        ]
+        works.insert(rng.randrange(len(works) + 1), Work(sequence, sequence.num_computed, chunk))
+        flat = [(s.token_ids[p], p, s is sequence) for s, start, n in works for p in range(start, start + n)]
+        wanted = [row for row, (_, _, own) in enumerate(flat) if own]
+        with torch.inference_mode():
+            logits.append(
+                engine.runner.forward(works, [t for t, _, _ in flat], [p for _, p, _ in flat], wanted).clone()
+            )
+        engine.scheduler.computed(works)
+    cache = engine.runner.kv_cache
+    slots = torch.tensor([cache.slot(sequence.block_table, position) for position in range(len(tokens))])
+    kv = [tensor[slots].clone() for tensor in (*cache.keys, *cache.values)]
+    for each in everyone:
+        each.num_settled = 0  # Nothing of it is to be found again.
+        engine.remove(each)
+    return [torch.cat(logits), *kv]
+
+
+def cut(length: int, longest: int, rng: random.Random) -> list[int]:
+    chunks = []
+    while length:
+        chunks.append(min(length, rng.randint(1, longest)))
+        length -= chunks[-1]
+    return chunks
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
+def test_equal_bits_alone_in_batches_and_in_any_chunking(model: str, dtype: Dtype, num_threads: int) -> None:
+    engine = make_engine(model, dtype, num_threads=num_threads, num_blocks=512)
+    try:
+        rng = random.Random(int(dtype is Dtype.FLOAT32) + 2 * num_threads)
+        tokens = [rng.randrange(VOCAB) for _ in range(LENGTH)]
+        expected = forward(engine, tokens, [LENGTH], [], 0)
+        assert not torch.equal(expected[0][0], expected[0][1])
+        for trial, longest in enumerate([1, 2, 5, 9, 17, 33, 64, LENGTH]):
+            others = [[rng.randrange(VOCAB) for _ in range(rng.randrange(1, 150))] for _ in range(trial % 5)]
+            got = forward(engine, tokens, cut(LENGTH, longest, rng), others, trial)
+            for part, (one, other) in enumerate(zip(expected, got, strict=True)):
+                assert torch.equal(one, other), f"part {part} differs in chunks of up to {longest} tokens"
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_linears_give_equal_bits_for_any_number_of_rows() -> None:
+    from services.engine.cpu.linear import pack
+
+    generator = torch.Generator().manual_seed(0)
+    for out_features, in_features in ((1000, 384), (384, 1056), (64, 64)):
+        weight = torch.randn(out_features, in_features, generator=generator)
+        rows = torch.randn(400, in_features, generator=generator)
+        for half in (False, True):
+            layer = pack(weight, None, half=half)
+            everything = layer(rows)
+            assert torch.allclose(everything, rows @ weight.T, rtol=1e-2, atol=0.1)
+            for count in (*range(1, 130), 240, 241, 242, 247, 254, 271, 359, 391):
+                assert torch.equal(layer(rows[:count].contiguous()), everything[:count]), (half, count)

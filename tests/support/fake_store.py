@@ -1,0 +1,80 @@
+"""A scripted adapter store: real gRPC, and whatever content, refusal or silence a test wants."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from paceline.internal.v1 import adapter_store_pb2, adapter_store_pb2_grpc
+from paceline.v1 import adapter_pb2
+from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
+from services.common.server import Served
+from support.lora import digest_of, read_files
+from support.system import served
+
+
+@dataclass
+class FakeAdapterStore(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
+    """Has the adapters of folders, by their names and digests."""
+
+    folders: dict[str, Path] = field(default_factory=dict)
+    owners: dict[str, set[str]] = field(default_factory=dict)
+    """Namespaces that may use an adapter, by its name; an adapter that is not there is everybody's."""
+    fetched: list[str] = field(default_factory=list)
+    """Digests whose content was sent, in order."""
+    num_fetches_to_damage: int = 0
+    hang: bool = False
+    fetching: asyncio.Event = field(default_factory=asyncio.Event)
+    fetch_when: asyncio.Event | None = None
+    """When set, nothing is sent before it."""
+
+    async def ResolveAdapter(
+        self, request: adapter_store_pb2.ResolveAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> adapter_store_pb2.ResolveAdapterResponse:
+        if self.hang:
+            await asyncio.Event().wait()
+        if request.name not in self.folders or not self._may(request.name, request.namespace):
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such adapter")
+        adapter = adapter_pb2.Adapter(name=request.name, digest=digest_of(self.folders[request.name]))
+        return adapter_store_pb2.ResolveAdapterResponse(adapter=adapter)
+
+    async def FetchAdapter(
+        self, request: adapter_store_pb2.FetchAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[adapter_store_pb2.FetchAdapterResponse]:
+        self.fetching.set()
+        if self.hang:
+            await asyncio.Event().wait()
+        if self.fetch_when is not None:
+            await self.fetch_when.wait()
+        for name, folder in self.folders.items():
+            if digest_of(folder) == request.digest and self._may(name, request.namespace):
+                config, weights = read_files(folder)
+                files = [(CONFIG_NAME, config), (WEIGHTS_NAME, weights)]
+                announced = [adapter_pb2.AdapterFile(name=name, num_bytes=len(data)) for name, data in files]
+                yield adapter_store_pb2.FetchAdapterResponse(files=announced)
+                if self.num_fetches_to_damage:
+                    self.num_fetches_to_damage -= 1
+                    weights = weights[:-1] + bytes([weights[-1] ^ 1])
+                self.fetched.append(request.digest)
+                yield adapter_store_pb2.FetchAdapterResponse(data=config + weights)
+                return
+        await context.abort(grpc.StatusCode.NOT_FOUND, "no such adapter")
+
+    def _may(self, name: str, namespace: str) -> bool:
+        return namespace in self.owners.get(name, {namespace})
+
+
+@asynccontextmanager
+async def serve_store(store: FakeAdapterStore) -> AsyncIterator[str]:
+    """Address of a server with this store."""
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        adapter_store_pb2_grpc.add_AdapterStoreServiceServicer_to_server(store, server)
+        yield Served(())
+
+    async with served(lifespan) as address:
+        yield address

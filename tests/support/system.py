@@ -1,0 +1,128 @@
+"""A whole system in one event loop: every service with its real server, engine thread and gRPC, on free ports."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gateway.lifespan import gateway_lifespan
+from gateway.settings import GatewaySettings
+from paceline.client import Client, Options
+from paceline.v1 import inference_pb2
+from services.common.server import Lifespan, running_server
+from services.common.settings import ServerSettings
+from services.draft.lifespan import draft_lifespan
+from services.draft.settings import DraftSettings
+from services.engine.config import EngineConfig
+from services.engine.engine_loop import EngineLoop
+from services.verifier.lifespan import verifier_lifespan
+from services.verifier.settings import VerifierSettings
+
+SERVER = ServerSettings(port=0, grace_seconds=0.2)
+
+
+class Reply(NamedTuple):
+    """All that a request streamed."""
+
+    token_ids: list[int]
+    text: str
+    started: inference_pb2.Started
+    finish_reasons: dict[int, int]
+    usage: inference_pb2.Usage
+
+
+@dataclass
+class System:
+    """Addresses and the client of a running system."""
+
+    client: Client
+    gateway: str
+    verifier: str
+    drafts: list[str]
+    engines: list[EngineLoop[Any]] = field(default_factory=list)
+
+    async def generate(self, prompt: str | Sequence[int], **options: Any) -> Reply:
+        """One request, to its end."""
+        return await collect(self.client.generate(prompt, **Options(**options)))
+
+
+StartGateway = Callable[..., AbstractAsyncContextManager[System]]
+"""Starts a gateway for lists of verifiers and drafts."""
+
+
+async def collect(events: AsyncIterator[Any]) -> Reply:
+    """Reads a stream to its end. Checks the order that the API promises."""
+    token_ids: list[int] = []
+    text: list[str] = []
+    reasons: dict[int, int] = {}
+    started, usage = None, None
+    async for event in events:
+        kind = event.WhichOneof("event")
+        if kind == "started":
+            assert started is None
+            started = event.started
+        assert started is not None, "Started comes first"
+        assert usage is None, "Usage comes last"
+        if kind == "delta":
+            assert event.delta.choice not in reasons, "nothing comes after Finished"
+            if event.delta.choice == 0:
+                token_ids.extend(event.delta.token_ids)
+                text.append(event.delta.text)
+        elif kind == "finished":
+            reasons[event.finished.choice] = event.finished.finish_reason
+        elif kind == "usage":
+            usage = event.usage
+    assert started is not None
+    assert usage is not None
+    return Reply(token_ids, "".join(text), started, reasons, usage)
+
+
+def engine_config(model: str, settings: dict[str, Any]) -> tuple[EngineConfig, dict[str, Any]]:
+    """The engine's share of flat settings, and the rest."""
+    own = {name: value for name, value in settings.items() if name in EngineConfig.model_fields}
+    rest = {name: value for name, value in settings.items() if name not in own}
+    return EngineConfig(model=model, **own), rest
+
+
+@asynccontextmanager
+async def served(lifespan: Lifespan) -> AsyncIterator[str]:
+    """Address of a server with this lifespan."""
+    async with running_server(SERVER, lifespan) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@asynccontextmanager
+async def start_system(
+    target: str,
+    drafts: Sequence[str] = (),
+    engine: dict[str, Any] | None = None,
+    gateway: dict[str, Any] | None = None,
+) -> AsyncIterator[System]:
+    """A system of one verifier and as many drafts as folders are given."""
+    engine = {"dtype": "float32", "num_threads": 1, "kv_bytes": 16 << 20, "device": "cpu", **(engine or {})}
+    async with AsyncExitStack() as stack:
+        config, more = engine_config(target, engine)
+        verifier = VerifierSettings(engine=config, model_id="tiny", server=SERVER, **more)
+        verifier_address = await stack.enter_async_context(served(verifier_lifespan(verifier)))
+        draft_addresses = [
+            await stack.enter_async_context(
+                served(
+                    draft_lifespan(
+                        DraftSettings(engine=config.model_copy(update={"model": draft}), server=SERVER, **more)
+                    )
+                )
+            )
+            for draft in drafts
+        ]
+        settings = GatewaySettings(
+            tokenizer=target,
+            verifiers=(verifier_address,),
+            drafts=tuple(draft_addresses),
+            server=SERVER,
+            **(gateway or {}),
+        )
+        gateway_address = await stack.enter_async_context(served(gateway_lifespan(settings)))
+        client = await stack.enter_async_context(Client(gateway_address))
+        yield System(client, gateway_address, verifier_address, draft_addresses)
+        await asyncio.sleep(0)
