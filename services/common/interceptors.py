@@ -6,40 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf.message import DecodeError
 
-from services.common.errors import (
-    AlreadyExistsError,
-    DeadlineExceededError,
-    FailedPreconditionError,
-    InternalError,
-    InvalidArgumentError,
-    NotFoundError,
-    PacelineError,
-    PermissionDeniedError,
-    QuotaExceededError,
-    ResourceExhaustedError,
-    UnauthenticatedError,
-    UnavailableError,
-)
+from paceline.errors import InternalError, InvalidArgumentError, PacelineError
 
 _log = logging.getLogger(__name__)
 
-_CODES: dict[type[PacelineError], grpc.StatusCode] = {
-    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
-    NotFoundError: grpc.StatusCode.NOT_FOUND,
-    AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
-    ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    QuotaExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
-    InternalError: grpc.StatusCode.INTERNAL,
-    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
-    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
-}
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -137,44 +109,8 @@ async def _abort(context: Any, error: Exception, name: str) -> None:
         # Another service's answer to a call made on this caller's behalf.
         details = tuple(pair for pair in error.trailing_metadata() if pair[0] == _DETAILS_KEY)
         await context.abort(error.code(), error.details(), details)
-    if isinstance(error, PacelineError):
-        status = to_status(error)
-    else:
+    if not isinstance(error, PacelineError):
         _log.error("%s failed", name, exc_info=error)
-        status = to_status(InternalError("internal error; the server's log says more"))
-    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
-    await context.abort(code, status.message, ((_DETAILS_KEY, status.SerializeToString()),))
-
-
-def to_status(error: PacelineError) -> status_pb2.Status:
-    """The status of a domain error with its google.rpc details."""
-    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
-    status = status_pb2.Status(code=code.value[0], message=str(error))
-    for detail in _details(error):
-        status.details.add().Pack(detail)
-    return status
-
-
-def _details(error: PacelineError) -> list[Message]:
-    if isinstance(error, InvalidArgumentError):
-        bad = error_details_pb2.BadRequest()
-        for violation in error.violations:
-            bad.field_violations.add(field=violation.field, description=violation.description)
-        return [bad]
-    if isinstance(error, NotFoundError | AlreadyExistsError):
-        return [
-            error_details_pb2.ResourceInfo(
-                resource_type=error.resource_type, resource_name=error.resource_name, description=error.description
-            )
-        ]
-    if isinstance(error, FailedPreconditionError) and error.reason:
-        return [error_details_pb2.ErrorInfo(reason=error.reason, domain="paceline")]
-    if isinstance(error, QuotaExceededError):
-        failure = error_details_pb2.QuotaFailure()
-        failure.violations.add(subject=error.subject, description=str(error))
-        return [failure]
-    if isinstance(error, ResourceExhaustedError | UnavailableError) and error.retry_after_seconds is not None:
-        delay = Duration()
-        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
-        return [error_details_pb2.RetryInfo(retry_delay=delay)]
-    return []
+        error = InternalError("internal error; the server's log says more")
+    details = ((_DETAILS_KEY, error.to_status().SerializeToString()),)
+    await context.abort(error.code, str(error), details)

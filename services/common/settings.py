@@ -1,11 +1,16 @@
-"""Settings: one frozen object a process, from the command line, then the environment. A misspelt name is an error."""
+"""Settings: one frozen object a process, from command line, file and environment. A misspelt name is an error."""
 
+import argparse
+import json
 import os
+import re
 import sys
+import tomllib
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 
@@ -31,6 +36,10 @@ class LogFormat(StrEnum):
 
     JSON = "json"
     TEXT = "text"
+
+
+_OF_KUBERNETES = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+"""Variables that Kubernetes sets for a service that is called like the process: PACELINE_GATEWAY_SERVICE_HOST, ..."""
 
 
 class _Part(BaseModel):
@@ -64,7 +73,13 @@ class ProcessSettings(BaseSettings):
     """Base of every process's settings. A subclass sets `env_prefix`."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_nested_delimiter="__", cli_kebab_case=True, cli_hide_none_type=True
+        frozen=True,
+        extra="forbid",
+        env_nested_delimiter="__",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        nested_model_default_partial_update=True,
+        hide_input_in_errors=True,
     )
 
     server: ServerSettings
@@ -78,14 +93,41 @@ class ProcessSettings(BaseSettings):
         known = {name.upper() for name in cls.model_fields}
         for variable in os.environ:
             if prefix and variable.startswith(prefix):
-                name = variable.removeprefix(prefix).split("__")[0].upper()
-                if name not in known:
+                name = variable.removeprefix(prefix)
+                if name.split("__")[0].upper() not in known and not _OF_KUBERNETES.fullmatch(name):
                     raise ValueError(f"environment variable {variable} names no setting")
         return values
 
     @classmethod
     def load(cls, arguments: list[str] | None = None) -> Self:
-        """Reads the command line (default: the process's) and the environment."""
-        parse = sys.argv[1:] if arguments is None else arguments
-        source: CliSettingsSource[Any] = CliSettingsSource(cls, cli_parse_args=parse)
-        return cls(_cli_settings_source=source)
+        """Reads the command line (default: the process's), then the file that its `--settings` names, then the
+        environment.
+
+        The file is JSON, or TOML by its name; "-" is standard input. Raises OSError or ValueError when it cannot be
+        read.
+        """
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--settings", metavar="FILE")
+        own, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+        written = {} if own.settings is None else _read(own.settings)
+        source: CliSettingsSource[Any] = CliSettingsSource(cls, cli_parse_args=rest)
+        return cls(_cli_settings_source=source, **written)
+
+    def to_json(self) -> str:
+        """All settings, secrets included, as `load` reads them from standard input."""
+        return json.dumps(self.model_dump(), default=_revealed)
+
+
+def _read(source: str) -> dict[str, Any]:
+    """Settings of a file."""
+    text = sys.stdin.read() if source == "-" else Path(source).read_text()
+    written: Any = tomllib.loads(text) if source.endswith(".toml") else json.loads(text)
+    if not isinstance(written, dict):
+        raise ValueError(f"{source} holds no settings")
+    return written
+
+
+def _revealed(value: Any) -> Any:
+    if isinstance(value, Secret | SecretStr):
+        return value.get_secret_value()
+    return str(value)

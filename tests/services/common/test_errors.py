@@ -5,35 +5,40 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 
-from paceline.client import error_details
-from paceline.internal.v1 import verifier_pb2, verifier_pb2_grpc
-from paceline.v1 import model_pb2, model_pb2_grpc
-from services.common.errors import (
+from paceline.errors import (
+    AbortedError,
     AlreadyExistsError,
     DeadlineExceededError,
+    FailedPreconditionError,
     FieldViolation,
+    InternalError,
     InvalidArgumentError,
     NotFoundError,
     PacelineError,
     QuotaExceededError,
     ResourceExhaustedError,
     UnavailableError,
+    from_call,
 )
+from paceline.internal.v1 import verifier_pb2, verifier_pb2_grpc
+from paceline.v1 import model_pb2, model_pb2_grpc
 from services.common.server import Served
 from support.system import served
 
-ERRORS: list[tuple[Exception, grpc.StatusCode]] = [
-    (InvalidArgumentError("a.b", "must be 1", FieldViolation("c", "too long")), grpc.StatusCode.INVALID_ARGUMENT),
-    (NotFoundError("model", "x"), grpc.StatusCode.NOT_FOUND),
-    (ResourceExhaustedError("full", retry_after_seconds=1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (AlreadyExistsError("adapter", "x"), grpc.StatusCode.ALREADY_EXISTS),
-    (QuotaExceededError("tenant", "has all it may"), grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (DeadlineExceededError("took too long"), grpc.StatusCode.DEADLINE_EXCEEDED),
-    (UnavailableError("away"), grpc.StatusCode.UNAVAILABLE),
-    (PacelineError("?"), grpc.StatusCode.INTERNAL),
-    (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL),
+ERRORS: list[PacelineError] = [
+    InvalidArgumentError("a.b", "must be 1", FieldViolation("c", "too long")),
+    NotFoundError("model", "x"),
+    ResourceExhaustedError("full", retry_after_seconds=1.5),
+    AlreadyExistsError("adapter", "x", "and may not be moved"),
+    QuotaExceededError("tenant", "has all it may"),
+    DeadlineExceededError("took too long"),
+    UnavailableError("away"),
+    UnavailableError("away", retry_after_seconds=0.25),
+    FailedPreconditionError("another revision", "REVISION_CHANGED"),
+    AbortedError("numbers that are not finite", "BROKEN"),
+    InternalError("?"),
 ]
 
 
@@ -68,12 +73,28 @@ async def raising() -> AsyncIterator[tuple[Raising, grpc.aio.Channel]]:
         yield servicer, channel
 
 
-@pytest.mark.parametrize(("error", "code"), ERRORS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("streaming", [False, True])
-async def test_statuses(
-    raising: tuple[Raising, grpc.aio.Channel], error: Exception, code: grpc.StatusCode, streaming: bool
+async def test_an_error_arrives_as_it_was_raised(
+    raising: tuple[Raising, grpc.aio.Channel], error: PacelineError, streaming: bool
 ) -> None:
-    servicer, channel = raising
+    got = await _raised(*raising, error, streaming=streaming)
+    assert type(got) is type(error)
+    assert str(got) == str(error)
+    for name in ("code", "violations", "resource_type", "resource_name", "subject", "reason", "retry_after_seconds"):
+        assert getattr(got, name) == getattr(error, name), name
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_what_is_not_meant_for_callers_is_not_told(
+    raising: tuple[Raising, grpc.aio.Channel], streaming: bool
+) -> None:
+    got = await _raised(*raising, ZeroDivisionError("secret"), streaming=streaming)
+    assert type(got) is InternalError
+    assert "secret" not in str(got)
+
+
+async def _raised(servicer: Raising, channel: grpc.aio.Channel, error: Exception, *, streaming: bool) -> PacelineError:
     servicer.error = error
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         if streaming:
@@ -81,23 +102,47 @@ async def test_statuses(
                 pass
         else:
             await model_pb2_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest())
-    assert caught.value.code() is code
-    details = error_details(caught.value)
-    match error:
-        case InvalidArgumentError():
-            assert [(v.field, v.description) for v in details[0].field_violations] == list(error.violations)
-        case NotFoundError():
-            assert (details[0].resource_type, details[0].resource_name) == ("model", "x")
-        case AlreadyExistsError():
-            assert (details[0].resource_type, details[0].resource_name) == ("adapter", "x")
-        case QuotaExceededError():
-            assert [(v.subject, v.description) for v in details[0].violations] == [("tenant", "has all it may")]
-        case ResourceExhaustedError():
-            assert details[0].retry_delay.ToTimedelta().total_seconds() == 1.5
-        case _:
-            assert details == []
-            assert "secret" not in caught.value.details()
-    assert all(type(detail).__module__ == error_details_pb2.__name__ for detail in details)
+    return from_call(caught.value)
+
+
+class Call:
+    """A failed call of another service."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, *trailing: tuple[str, bytes]) -> None:
+        self._values = code, details, trailing
+
+    def code(self) -> grpc.StatusCode:
+        return self._values[0]
+
+    def details(self) -> str:
+        return self._values[1]
+
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        return self._values[2]
+
+
+def test_details_that_nobody_knows_are_left_alone() -> None:
+    status = status_pb2.Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="gone")
+    status.details.add().Pack(error_details_pb2.Help())
+    status.details.add(type_url="type.googleapis.com/somebody.Elses", value=b"\x01")
+    status.details.add().Pack(error_details_pb2.ResourceInfo(resource_type="model", resource_name="x"))
+    got = from_call(Call(grpc.StatusCode.NOT_FOUND, "gone", ("grpc-status-details-bin", status.SerializeToString())))
+    assert isinstance(got, NotFoundError)
+    assert got.resource_name == "x"
+
+
+@pytest.mark.parametrize("trailing", [b"\xff", b"\x08\x03\x12\x01x"], ids=["no message", "another status"])
+def test_details_that_are_broken_do_not_hide_the_status(trailing: bytes) -> None:
+    got = from_call(Call(grpc.StatusCode.UNAVAILABLE, "away", ("grpc-status-details-bin", trailing)))
+    assert isinstance(got, UnavailableError)
+    assert str(got) == "away"
+
+
+def test_a_status_without_an_error_of_its_own_keeps_its_code() -> None:
+    got = from_call(Call(grpc.StatusCode.UNIMPLEMENTED, ""))
+    assert type(got) is PacelineError
+    assert got.code is grpc.StatusCode.UNIMPLEMENTED
+    assert str(got) == "UNIMPLEMENTED"
 
 
 async def test_a_deliberate_abort_passes(raising: tuple[Raising, grpc.aio.Channel]) -> None:
