@@ -129,4 +129,5 @@ class Relay:
         """The same for a draft, which has adapters of its own."""
         message = self._open_message()
         message.adapter_digest = self._draft_adapter
+        message.model = ""  # It names the target; whether a draft suits that is known here.
         return message

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import ProcessSettings, ServerSettings
+from services.common.settings import ProcessSettings, ServerSettings, TelemetrySettings
 
 
 class AdapterStoreSettings(ProcessSettings):
@@ -14,6 +14,7 @@ class AdapterStoreSettings(ProcessSettings):
     model_config = SettingsConfigDict(env_prefix="PACELINE_ADAPTER_STORE_")
 
     server: ServerSettings = ServerSettings(port=7104, max_message_bytes=8 << 20)
+    telemetry: TelemetrySettings = TelemetrySettings(prometheus_port=9468)
     token_keys: tuple[str, ...] = Field(
         min_length=1, description="Ed25519 public keys (64 hexadecimal digits each) of the gateways that mint tokens."
     )

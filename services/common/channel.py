@@ -1,11 +1,8 @@
 """Client channels, set up the same way everywhere."""
 
-from collections.abc import Sequence
-
 import grpc
-from opentelemetry import trace
-from opentelemetry.instrumentation.grpc import aio_client_interceptors
-from opentelemetry.sdk.trace import TracerProvider
+
+from services.common.telemetry import tracing_client_interceptors
 
 _DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 
@@ -26,7 +23,5 @@ def channel_options(max_message_bytes: int = _DEFAULT_MAX_MESSAGE_BYTES) -> list
 
 def open_channel(target: str, max_message_bytes: int = _DEFAULT_MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
     """A plaintext channel to a target such as "127.0.0.1:7102"; spans travel in its metadata when traces are on."""
-    interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
-    if isinstance(trace.get_tracer_provider(), TracerProvider):
-        interceptors = aio_client_interceptors()  # type: ignore[no-untyped-call]
-    return grpc.aio.insecure_channel(target, options=channel_options(max_message_bytes), interceptors=interceptors)
+    options = channel_options(max_message_bytes)
+    return grpc.aio.insecure_channel(target, options=options, interceptors=tracing_client_interceptors())

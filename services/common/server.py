@@ -16,15 +16,13 @@ from typing import Any, NamedTuple
 import grpc
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-from opentelemetry import trace
-from opentelemetry.instrumentation.grpc import aio_server_interceptor
-from opentelemetry.sdk.trace import TracerProvider
 
 from services.common.channel import channel_options
+from services.common.health import HealthServicer
 from services.common.interceptors import ErrorInterceptor
+from services.common.reflection import add_reflection
 from services.common.settings import ProcessSettings, ServerSettings
-from services.common.telemetry import setup_telemetry
+from services.common.telemetry import setup_telemetry, tracing_server_interceptors
 
 _log = logging.getLogger(__name__)
 _MAX_PENDING_RPCS = 100_000
@@ -95,11 +93,8 @@ async def _serve(settings: ServerSettings, lifespan: Lifespan) -> bool:
 @asynccontextmanager
 async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncIterator[RunningServer]:
     """A server that serves what the lifespan adds, until the block ends. Port 0 takes a free one."""
-    interceptors: list[grpc.aio.ServerInterceptor] = [ErrorInterceptor()]
-    if isinstance(trace.get_tracer_provider(), TracerProvider):
-        interceptors.insert(0, aio_server_interceptor())  # type: ignore[no-untyped-call]
     server = grpc.aio.server(
-        interceptors=interceptors,
+        interceptors=[*tracing_server_interceptors(), ErrorInterceptor()],
         options=[
             *channel_options(settings.max_message_bytes),
             ("grpc.so_reuseport", 0),
@@ -112,7 +107,7 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
         ],
         maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
     )
-    servicer = health.aio.HealthServicer()
+    servicer = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     async with lifespan(server) as served:
@@ -120,7 +115,7 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
         if settings.channelz:
             channelz.add_channelz_servicer(server)
         if settings.reflection:
-            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+            add_reflection(names, server)
         port = server.add_insecure_port(f"{settings.host}:{settings.port}")
         await server.start()
         _log.info("listening on %s:%d", settings.host, port)

@@ -66,6 +66,7 @@ class TelemetrySettings(_Part):
     traces: TraceExporter = Field(TraceExporter.NONE, description="Where spans go.")
     metrics: MetricExporter = Field(MetricExporter.NONE, description="Where metrics go.")
     otlp_endpoint: str = Field("http://127.0.0.1:4317", description="OTLP/gRPC collector.")
+    prometheus_host: str = Field("127.0.0.1", description="Address that Prometheus reads.")
     prometheus_port: int = Field(9464, ge=0, le=65535, description="Port that Prometheus reads.")
 
 

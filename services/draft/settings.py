@@ -3,7 +3,7 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import ServerSettings
+from services.common.settings import ServerSettings, TelemetrySettings
 from services.engine.config import EngineConfig
 from services.model_server.settings import ModelServerSettings
 
@@ -14,6 +14,7 @@ class DraftSettings(ModelServerSettings):
     model_config = SettingsConfigDict(env_prefix="PACELINE_DRAFT_")
 
     server: ServerSettings = ServerSettings(port=7101)
+    telemetry: TelemetrySettings = TelemetrySettings(prometheus_port=9465)
     max_proposal_tokens: int = Field(16, ge=1, description="Most tokens of one proposal, whatever a stream asks for.")
     ahead: bool = Field(
         True, description="Drafts on while a proposal is being verified. Off where draft and verifier share cores."

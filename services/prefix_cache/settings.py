@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import ProcessSettings, ServerSettings
+from services.common.settings import ProcessSettings, ServerSettings, TelemetrySettings
 
 
 class PrefixCacheSettings(ProcessSettings):
@@ -14,6 +14,7 @@ class PrefixCacheSettings(ProcessSettings):
     model_config = SettingsConfigDict(env_prefix="PACELINE_PREFIX_CACHE_")
 
     server: ServerSettings = ServerSettings(port=7103)
+    telemetry: TelemetrySettings = TelemetrySettings(prometheus_port=9467)
     token_keys: tuple[str, ...] = Field(
         min_length=1, description="Ed25519 public keys (64 hexadecimal digits each) of the gateways that mint tokens."
     )

@@ -8,8 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-import services.draft.lifespan
-import services.verifier.lifespan
+import services.model_server.lifespan
 from paceline.internal.v1 import speculation_pb2
 from services.engine.engine_loop import EngineLoop
 from services.verifier.client import VerifierClient
@@ -53,8 +52,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
         recorded.loops.append(EngineLoop(build, name))
         return recorded.loops[-1]
 
-    for lifespan in (services.draft.lifespan, services.verifier.lifespan):
-        monkeypatch.setattr(lifespan, "EngineLoop", record)
+    monkeypatch.setattr(services.model_server.lifespan, "EngineLoop", record)
     return recorded
 
 

@@ -274,7 +274,7 @@ async def test_memory_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 seen.append(process.memory_info().rss)
                 yield part[start : start + (1 << 20)]
 
-    monkeypatch.setattr("adapters.pieces", sent)
+    monkeypatch.setattr("support.adapters.pieces", sent)
     async with running_store(tmp_path) as store:
         adapter = await store.upload(config_bytes, weights, data=b"")
     seen.append(process.memory_info().rss)

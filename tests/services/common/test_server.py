@@ -8,7 +8,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from paceline.v1 import model_pb2_grpc
 from services.common.server import Served, running_server
@@ -57,25 +57,36 @@ async def test_health_is_not_serving_until_the_service_is_ready() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await _status(channel, "paceline.v1.NoSuchService")
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert "paceline.v1.NoSuchService" in (caught.value.details() or "")
+        assert NAME in (caught.value.details() or "")
+        listed = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
+        assert {listed.statuses[name].status for name in ("", NAME)} == {health_pb2.HealthCheckResponse.SERVING}
     leave.set()
     await task
 
 
-async def test_reflection_lists_and_describes_with_no_proto_files_at_hand(system: System) -> None:
-    def requests() -> list[reflection_pb2.ServerReflectionRequest]:
-        return [
-            reflection_pb2.ServerReflectionRequest(list_services=""),
-            reflection_pb2.ServerReflectionRequest(file_containing_symbol="paceline.v1.InferenceService"),
-        ]
-
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_lists_and_describes_with_no_proto_files_at_hand(system: System, version: str) -> None:
+    service = f"grpc.reflection.{version}.ServerReflection"
+    wanted = {
+        "paceline.v1.InferenceService": {"Generate", "Chat", "Tokenize", "Detokenize"},
+        service: {"ServerReflectionInfo"},
+    }
+    requests = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in wanted]
     async with grpc.aio.insecure_channel(system.gateway) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        listed, described = [r async for r in stub.ServerReflectionInfo(iter(requests()))]
+        ask = channel.stream_stream(
+            f"/{service}/ServerReflectionInfo",
+            reflection_pb2.ServerReflectionRequest.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        every = [reflection_pb2.ServerReflectionRequest(list_services=""), *requests]
+        listed, *described = [response async for response in ask(iter(every))]
     names = {service.name for service in listed.list_services_response.service}
-    assert {"paceline.v1.InferenceService", "paceline.v1.ModelService", "grpc.health.v1.Health"} <= names
-    files = [FileDescriptorProto.FromString(f) for f in described.file_descriptor_response.file_descriptor_proto]
-    methods = {method.name for file in files for service in file.service for method in service.method}
-    assert {"Generate", "Chat", "Tokenize", "Detokenize"} <= methods
+    assert {*wanted, "paceline.v1.ModelService", "grpc.health.v1.Health"} <= names
+    for (name, methods), answer in zip(wanted.items(), described, strict=True):
+        files = [FileDescriptorProto.FromString(f) for f in answer.file_descriptor_response.file_descriptor_proto]
+        found = {f"{f.package}.{s.name}": {m.name for m in s.method} for f in files for s in f.service}
+        assert methods <= found[name]
 
 
 async def test_peers_may_ask_whether_a_silent_stream_lives(monkeypatch: pytest.MonkeyPatch) -> None:

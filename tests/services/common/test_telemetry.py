@@ -1,0 +1,87 @@
+"""What is exported, seen from outside: each case in a process of its own, because exporters are global."""
+
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+from support.redis_server import free_ports
+
+_TRACED = """
+import asyncio
+from contextlib import asynccontextmanager
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from paceline.internal.v1 import model_server_pb2 as pb, model_server_pb2_grpc
+from paceline.v1 import model_pb2, model_pb2_grpc
+from services.common.channel import open_channel
+from services.common.server import Served, running_server
+from services.common.settings import ServerSettings, TelemetrySettings
+from services.common.telemetry import setup_telemetry
+
+
+class Both(model_pb2_grpc.ModelServiceServicer, model_server_pb2_grpc.ModelServerServiceServicer):
+    async def GetModel(self, request, context):
+        return pb.GetModelResponse()
+
+    async def ListModels(self, request, context):
+        return model_pb2.ListModelsResponse()
+
+
+@asynccontextmanager
+async def lifespan(server):
+    model_pb2_grpc.add_ModelServiceServicer_to_server(Both(), server)
+    model_server_pb2_grpc.add_ModelServerServiceServicer_to_server(Both(), server)
+    yield Served(())
+
+
+async def main():
+    async with running_server(ServerSettings(port=0), lifespan) as running:
+        async with open_channel(f"127.0.0.1:{running.port}") as channel:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            await model_server_pb2_grpc.ModelServerServiceStub(channel).GetModel(pb.GetModelRequest())
+            await model_pb2_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest())
+
+
+setup_telemetry("test", TelemetrySettings(traces="console"))
+asyncio.run(main())
+"""
+_MEASURED = """
+import sys
+from services.common.settings import TelemetrySettings
+from services.common.telemetry import meter, setup_telemetry
+
+setup_telemetry("test", TelemetrySettings(metrics="prometheus", prometheus_port=int(sys.argv[1])))
+histogram = meter("test").create_histogram("paceline.some", "s", "Some time.")
+for seconds in (0.004, 0.027, 3.0):
+    histogram.record(seconds)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_calls_of_requests_are_traced_and_polling_is_not(repository: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _TRACED], cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = [line.split('"')[3] for line in done.stderr.splitlines() if line.startswith('    "name":')]
+    assert set(names) == {"/paceline.v1.ModelService/ListModels"}
+    assert len(names) == 2  # One at each end.
+
+
+def test_times_fall_into_buckets_that_tell_them_apart(repository: Path) -> None:
+    (port,) = free_ports(1)
+    with subprocess.Popen(
+        [sys.executable, "-c", _MEASURED, str(port)], cwd=repository,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        process.communicate()
+    counts = {
+        line.split('le="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith("paceline_some_seconds_bucket")
+    }
+    assert [counts[bound] for bound in ("0.0025", "0.005", "0.02", "0.03", "2.5", "5")] == [0, 1, 1, 2, 2, 3]
