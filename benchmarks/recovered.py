@@ -5,8 +5,7 @@ a position at which the two picks differ. Counted is the rank of the target's pi
 its own pick, by the scores that it draws with (logits / temperature + shared noise) and by its logits alone.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, abc
 from typing import NamedTuple
 
 import torch
@@ -15,9 +14,10 @@ from benchmarks.systems import InProcess
 from services.common.sampling_params import SamplingParams
 from services.engine.config import Device, Dtype, EngineConfig
 from services.engine.engine import Engine
+from services.engine.forward import Batch
 from services.engine.noise import gumbel, row_state, signed
 from services.engine.scheduler import Work
-from services.engine.sequence import Sequence as EngineSequence
+from services.engine.sequence import Sequence
 
 RANKS = (1, 2, 3, 4)
 MARGINS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -37,7 +37,7 @@ class Recovered(NamedTuple):
     """(tokens, share accepted) for each bin of the margin."""
 
 
-def measure(target: str, draft: str, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[Recovered]:
+def measure(target: str, draft: str, prompts: abc.Sequence[abc.Sequence[int]], num_tokens: int) -> list[Recovered]:
     """Greedy and at temperature 1."""
     configs = [EngineConfig(model=model, device=Device.CPU, dtype=Dtype.BFLOAT16) for model in (target, draft)]
     author, reader = InProcess(configs[0]), Engine(configs[1])
@@ -45,7 +45,7 @@ def measure(target: str, draft: str, prompts: Sequence[Sequence[int]], num_token
 
 
 def _measure(
-    target: InProcess, draft: Engine, prompts: Sequence[Sequence[int]], num_tokens: int, temperature: float
+    target: InProcess, draft: Engine, prompts: abc.Sequence[abc.Sequence[int]], num_tokens: int, temperature: float
 ) -> Recovered:
     ranks: dict[bool, list[int]] = {True: [], False: []}
     bins = [Counter[bool]() for _ in range(len(MARGINS) + 1)]
@@ -71,13 +71,13 @@ def _measure(
 
 
 @torch.inference_mode()
-def _logits(engine: Engine, token_ids: Sequence[int]) -> torch.Tensor:
+def _logits(engine: Engine, token_ids: abc.Sequence[int]) -> torch.Tensor:
     """Logits [tokens, vocab] of a text, computed in one step."""
     count = len(token_ids)
-    sequence = EngineSequence(token_ids, count, SamplingParams())
+    sequence = Sequence(token_ids, count, SamplingParams())
     sequence.block_table = list(range(1, -(-count // engine.config.block_size) + 1))
     everything = list(range(count))
-    return engine.runner.forward([Work(sequence, 0, count)], list(token_ids), everything, everything)
+    return engine.runner.forward.run(Batch([Work(sequence, 0, count)], list(token_ids), everything, everything))
 
 
 def _noisy(logits: torch.Tensor, temperature: float, seed: int, start: int) -> torch.Tensor:

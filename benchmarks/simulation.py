@@ -1,6 +1,6 @@
 """What the policies give for models that do not fit here: no model runs, times and acceptance are given as numbers.
 
-The choices are made by the code that serves: `governor.choose`, `best_start` and `worth_waiting` of the verifier,
+The choices are made by the code that serves: `governor.allocate`, `best_start` and `worth_waiting` of the verifier,
 `outcomes` and `affordable_rows` of the draft. Acceptance follows the measured table of margins (recovered.md): every
 proposed token has one of its classes, and is accepted as often as that class was.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from services.draft.branching import affordable_rows, outcomes
 from services.draft.confidence import Guess
-from services.verifier.governor import Choice, Pending, best_start, choose, worth_waiting
+from services.verifier.governor import Allocation, Pending, allocate, best_start, worth_waiting
 
 ROUND_TRIPS_MS = (0, 5, 10, 20, 30, 40, 50)
 LOADS = (1, 4, 16, 64, 256)
@@ -59,7 +59,7 @@ class Point(NamedTuple):
 
 @dataclass(slots=True)
 class _Stream:
-    claims: list[float]
+    confidences: list[float]
     """Of the proposed tokens that it has, or is going to have."""
     arrives: float
     committed_at: float = 0.0
@@ -87,29 +87,29 @@ def _ahead(round_trip: float, load: int) -> float:
     now, committed = 0.0, 0
     streams = [_Stream(_draw(rng, _MAX_TOKENS), round_trip) for _ in range(load)]
     for _ in range(ROUNDS):
-        stepped, choice, start = _next_step(streams, now, load)
-        now = start + choice.seconds
-        for stream, count in zip(stepped, choice.num_tokens, strict=True):
+        stepped, allocation, start = _next_step(streams, now, load)
+        now = start + allocation.seconds
+        for stream, count in zip(stepped, allocation.num_tokens, strict=True):
             late = _BRANCH_TOKENS * draft_seconds(load) + round_trip
-            if stream.arrives > start and rng.random() < stream.claims[0]:
+            if stream.arrives > start and rng.random() < stream.confidences[0]:
                 # A plain step that picked what was proposed: the rest of it is as good as before.
                 committed += 1
-                stream.claims = [*stream.claims[1:], *_draw(rng, 1)]
+                stream.confidences = [*stream.confidences[1:], *_draw(rng, 1)]
                 continue
-            claims = stream.claims[:count]
-            accepted = _verify(rng, claims)
+            confidences = stream.confidences[:count]
+            accepted = _verify(rng, confidences)
             committed += accepted + 1
             # Pushed while the block was verified, or begun when the commit has come.
-            hit = count > 0 and _prepared(rng, claims, accepted, choice.seconds, load)
+            hit = count > 0 and _prepared(rng, confidences, accepted, allocation.seconds, load)
             stream.arrives = start + late if hit else now + late
-            stream.claims, stream.committed_at = _draw(rng, _MAX_TOKENS), now
+            stream.confidences, stream.committed_at = _draw(rng, _MAX_TOKENS), now
     return committed / now
 
 
-def _next_step(streams: Sequence[_Stream], now: float, load: int) -> tuple[list[_Stream], Choice, float]:
+def _next_step(streams: Sequence[_Stream], now: float, load: int) -> tuple[list[_Stream], Allocation, float]:
     """Who steps, with how many proposed tokens, and when: as the verifier's role decides it."""
     typical = sum(c * w for c, w in zip(_CLASSES, _WEIGHTS, strict=True)) / sum(_WEIGHTS)
-    wanted = choose([_survival([typical] * _MAX_TOKENS)] * load, _target_curve)
+    wanted = allocate([_survival([typical] * _MAX_TOKENS)] * load, _target_curve)
     tokens = wanted.tokens / load
     worth = worth_waiting(tokens, typical, wanted.seconds) if any(wanted.num_tokens) else 0.0
     waits = [s for s in streams if now < s.arrives <= s.committed_at + worth]
@@ -117,26 +117,26 @@ def _next_step(streams: Sequence[_Stream], now: float, load: int) -> tuple[list[
     if not ready:
         now = min(s.arrives for s in waits)
         return _next_step(streams, now, load)
-    choice = _choose(ready, now)
-    rows = len(ready) + sum(choice.num_tokens)
+    allocation = _allocate(ready, now)
+    rows = len(ready) + sum(allocation.num_tokens)
     pending = [Pending(s.arrives, tokens, 1 + max(wanted.num_tokens)) for s in waits]
-    start = best_start(now, choice, rows, pending, target_seconds)
+    start = best_start(now, allocation, rows, pending, target_seconds)
     if start > now:
         ready += [s for s in waits if s.arrives <= start]
-        choice = _choose(ready, start)
-    return ready, choice, start
+        allocation = _allocate(ready, start)
+    return ready, allocation, start
 
 
-def _choose(streams: Sequence[_Stream], now: float) -> Choice:
-    return choose([_survival(s.claims) if s.arrives <= now else [] for s in streams], _target_curve)
+def _allocate(streams: Sequence[_Stream], now: float) -> Allocation:
+    return allocate([_survival(s.confidences) if s.arrives <= now else [] for s in streams], _target_curve)
 
 
-def _prepared(rng: random.Random, claims: Sequence[float], accepted: int, seconds: float, load: int) -> bool:
+def _prepared(rng: random.Random, confidences: Sequence[float], accepted: int, seconds: float, load: int) -> bool:
     """Whether the draft had prepared for what the target picked after the accepted tokens."""
     rows = affordable_rows(lambda n: draft_seconds(load * (1 + n)), seconds / _BRANCH_TOKENS, _MAX_BRANCHES)
     bonus = _draw(rng, 1)[0]
-    guesses = [Guess(0, 0.0, claim, list(range(len(_RANKS)))) for claim in (*claims, bonus)]
-    if accepted == len(claims) and rng.random() < bonus:
+    guesses = [Guess(0, 0.0, confidence, list(range(len(_RANKS)))) for confidence in (*confidences, bonus)]
+    if accepted == len(confidences) and rng.random() < bonus:
         return True
     rank = rng.choices(range(len(_RANKS) + 1), [*_RANKS, max(0.0, 1 - sum(_RANKS))])[0]
     prepared = outcomes(guesses, 0, 1.0, lambda r: _RANKS[r])[:rows]
@@ -147,10 +147,10 @@ def _draw(rng: random.Random, count: int) -> list[float]:
     return rng.choices(_CLASSES, _WEIGHTS, k=count)
 
 
-def _verify(rng: random.Random, claims: Sequence[float]) -> int:
+def _verify(rng: random.Random, confidences: Sequence[float]) -> int:
     """How many tokens are accepted."""
-    return next((index for index, claim in enumerate(claims) if rng.random() >= claim), len(claims))
+    return next((index for index, confidence in enumerate(confidences) if rng.random() >= confidence), len(confidences))
 
 
-def _survival(claims: Sequence[float]) -> list[float]:
-    return list(accumulate(claims, mul))
+def _survival(confidences: Sequence[float]) -> list[float]:
+    return list(accumulate(confidences, mul))

@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections import abc
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from paceline.client import Client
 from services.common.sampling_params import SamplingParams
 from services.engine.config import EngineConfig
 from services.engine.engine import Engine
-from services.engine.sequence import Sequence as EngineSequence
+from services.engine.sequence import Sequence
 
 
 class Measured(NamedTuple):
@@ -33,11 +33,11 @@ class Measured(NamedTuple):
 
 async def through_gateway(
     client: Client,
-    prompts: Sequence[Sequence[int]],
+    prompts: abc.Sequence[abc.Sequence[int]],
     num_tokens: int,
     *,
     speculation: bool,
-    adapters: Sequence[str] = (),
+    adapters: abc.Sequence[str] = (),
 ) -> Measured:
     """Continues all prompts at once through gateway and gRPC; `adapters` has a name for each, or is empty."""
     started = time.perf_counter()
@@ -60,7 +60,7 @@ async def through_gateway(
 
 
 async def _stream(
-    client: Client, prompt: Sequence[int], num_tokens: int, speculation: bool, adapter: str
+    client: Client, prompt: abc.Sequence[int], num_tokens: int, speculation: bool, adapter: str
 ) -> tuple[list[int], float, list[float], Any]:
     token_ids: list[int] = []
     gaps: list[float] = []
@@ -90,13 +90,13 @@ class InProcess:
     def __init__(self, config: EngineConfig) -> None:
         self._engine = Engine(config)
 
-    def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int, temperature: float = 0.0) -> Measured:
+    def generate(self, prompts: abc.Sequence[abc.Sequence[int]], num_tokens: int, temperature: float = 0.0) -> Measured:
         """Continues all prompts at once, one pick a step. A prompt's seed is its index."""
         engine = self._engine
         sequences = []
         for seed, prompt in enumerate(prompts):
             params = SamplingParams(temperature=temperature, seed=seed, ignore_eos=True)
-            sequences.append(EngineSequence(prompt, len(prompt), params))
+            sequences.append(Sequence(prompt, len(prompt), params))
         started = time.perf_counter()
         for sequence in sequences:
             engine.add(sequence)
@@ -120,7 +120,9 @@ class Transformers:
         self._model = _load(model, dtype)
         self._assistant = _load(assistant, dtype) if assistant else None
 
-    def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int, *, assisted: bool = False) -> Measured:
+    def generate(
+        self, prompts: abc.Sequence[abc.Sequence[int]], num_tokens: int, *, assisted: bool = False
+    ) -> Measured:
         """Continues all prompts, of equal length, as one batch."""
         ids = torch.tensor([list(prompt) for prompt in prompts])
         more = {"assistant_model": self._assistant} if assisted else {}
@@ -146,6 +148,6 @@ def _load(model: str, dtype: torch.dtype) -> PreTrainedModel:
     return loaded
 
 
-def median(runs: Sequence[Measured]) -> float:
+def median(runs: abc.Sequence[Measured]) -> float:
     """Median tokens per second."""
     return statistics.median(run.tokens_per_second for run in runs)

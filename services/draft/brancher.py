@@ -1,6 +1,6 @@
 """Begins branches as far as there is time for them, and holds back those for which there is none."""
 
-from collections.abc import Collection, Iterator
+from collections import abc
 
 from services.common.digest import extend_digest
 from services.draft.branching import Outcome, affordable_rows
@@ -26,7 +26,7 @@ class Brancher:
         self._confidence = confidence
         self._max_branches = max_branches
 
-    def pace(self, drafts: Collection[DraftSequence], now: float) -> Iterator[tuple[DraftSequence, Path]]:
+    def pace(self, drafts: abc.Collection[DraftSequence], now: float) -> abc.Iterator[tuple[DraftSequence, Path]]:
         """Holds back and lets go those that there are; yields those newly begun."""
         ahead = [draft for draft in drafts if draft.ahead and draft.verifying_since is not None and draft.wanted]
         if not ahead:
@@ -59,13 +59,15 @@ class Brancher:
         sequence.first_logits = position
         path = Path(sequence, position + 1, position + 1, digest, probability)
         path.until = min(draft.end, position + 1 + min(draft.wanted, _BRANCH_TOKENS))
-        if position + 1 >= draft.end or path.ends_at_eos(position, self._engine.description.eos_token_ids):
+        if position + 1 >= draft.end or path.ends_at_eos(position, self._engine.facts.description.eos_token_ids):
             path.done, sequence.hold_until = True, NEVER
         draft.branches[position, token_id] = path
         self.num_begun += 1
         return path
 
-    def _affordable(self, drafts: Collection[DraftSequence], ahead: Collection[DraftSequence], now: float) -> int:
+    def _affordable(
+        self, drafts: abc.Collection[DraftSequence], ahead: abc.Collection[DraftSequence], now: float
+    ) -> int:
         """Branches that the next steps may compute beside the paths."""
         seconds = self._engine.step_times.seconds
         running = [

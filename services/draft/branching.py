@@ -6,7 +6,7 @@ the target picks. Where acceptance is high the likeliest outcomes lie deep, wher
 positions: the geometry that speculative speculative decoding derives (arXiv 2603.03251) comes out of the order alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections import abc
 from typing import NamedTuple
 
 from services.draft.confidence import Guess
@@ -23,7 +23,9 @@ class Outcome(NamedTuple):
     token_id: int
 
 
-def outcomes(guesses: Sequence[Guess], position: int, reach: float, share: Callable[[int], float]) -> list[Outcome]:
+def outcomes(
+    guesses: abc.Sequence[Guess], position: int, reach: float, share: abc.Callable[[int], float]
+) -> list[Outcome]:
     """Rejections at positions `position`, `position` + 1, ... of which these are the guesses; likeliest first.
 
     `reach` is the probability that the text gets to the first of them, `share(rank)` that of a rejected pick's place
@@ -31,17 +33,17 @@ def outcomes(guesses: Sequence[Guess], position: int, reach: float, share: Calla
     """
     found: list[Outcome] = []
     for at, guess in enumerate(guesses, position):
-        rejected = reach * (1 - guess.acceptance)
+        rejected = reach * (1 - guess.confidence)
         for rank, token_id in enumerate(guess.runners_up):
             probability = rejected * share(rank)
             if probability < MIN_PROBABILITY:
                 break
             found.append(Outcome(probability, at, token_id))
-        reach *= guess.acceptance
+        reach *= guess.confidence
     return sorted(found, reverse=True)
 
 
-def affordable_rows(seconds: Callable[[int], float], limit: float, most: int) -> int:
+def affordable_rows(seconds: abc.Callable[[int], float], limit: float, most: int) -> int:
     """Most rows, up to `most`, whose step takes no longer than `limit` seconds."""
     low, high = 0, most
     while low < high:

@@ -5,7 +5,7 @@ quarter of a nat and with all but one in seventy of those that win by more than 
 with what was measured there and follow what the served pair does.
 """
 
-from collections.abc import Sequence
+from collections import abc
 from typing import NamedTuple
 
 from services.common.calibration import Calibration
@@ -29,7 +29,7 @@ class Guess(NamedTuple):
     token_id: int
     margin: float
     """Score of the pick minus that of the first runner-up."""
-    acceptance: float
+    confidence: float
     """Expected probability that the target picks the same."""
     runners_up: list[int]
     """What the target may pick instead, likeliest first."""
@@ -48,11 +48,11 @@ class Confidence:
             False: Calibration(_RANKS, _SAMPLED_RANKS, _WEIGHT, _MEMORY),
         }
 
-    def guess(self, token_id: int, runners_up: Sequence[RunnerUp], params: SamplingParams) -> Guess:
+    def guess(self, token_id: int, runners_up: abc.Sequence[RunnerUp], params: SamplingParams) -> Guess:
         """A pick with its probability."""
         margin = runners_up[0].gap if runners_up else 0.0
-        acceptance = self._margins[params.temperature == 0].rate(margin)
-        return Guess(token_id, margin, acceptance, [runner.token_id for runner in runners_up])
+        confidence = self._margins[params.temperature == 0].rate(margin)
+        return Guess(token_id, margin, confidence, [runner.token_id for runner in runners_up])
 
     def share(self, rank: int, params: SamplingParams) -> float:
         """Probability that the target's pick is the runner-up of this rank (0 is the first), given a rejection."""

@@ -6,17 +6,18 @@ target went; the path or branch that goes the same way stays, and what fell away
 """
 
 import time
-from collections.abc import Sequence as Tokens
+from collections import abc
 
 from services.common.errors import FailedPreconditionError
 from services.draft.brancher import Brancher
 from services.draft.confidence import NUM_RUNNERS_UP, Confidence
-from services.draft.draft_sequence import NEVER, DraftSequence
+from services.draft.draft_sequence import NEVER, DraftSequence, Event
 from services.draft.path import Path
 from services.engine.adapter import BROKEN_MESSAGE
 from services.engine.engine import Engine
-from services.engine.engine_loop import Outbox
 from services.engine.model_runner import Result
+from services.engine.outbox import Outbox
+from services.engine.readings import Reading, Readings
 from services.engine.sampler import BROKEN
 from services.engine.sequence import Sequence
 
@@ -30,7 +31,7 @@ class DraftRole:
     """Turns picks into proposals. Runs on the engine's thread."""
 
     def __init__(
-        self, engine: Engine, outbox: Outbox, max_branches: int = 16, confidence: Confidence | None = None
+        self, engine: Engine, outbox: Outbox[Event], max_branches: int = 16, confidence: Confidence | None = None
     ) -> None:
         self.engine = engine
         self.num_branches_taken = 0
@@ -40,13 +41,8 @@ class DraftRole:
         self._brancher = Brancher(engine, self._confidence, max_branches)
         self._drafts: dict[DraftSequence, None] = {}
         self._by_sequence: dict[Sequence, tuple[DraftSequence, Path]] = {}
-        self._eos = frozenset(engine.description.eos_token_ids)
-        self._vocab_size = engine.description.vocab_size
-
-    @property
-    def num_branches(self) -> int:
-        """Branches begun since the start."""
-        return self._brancher.num_begun
+        self._eos = frozenset(engine.facts.description.eos_token_ids)
+        self._vocab_size = engine.facts.description.vocab_size
 
     def open(self, draft: DraftSequence) -> None:
         """Takes a sequence in. Limits have been checked."""
@@ -56,7 +52,7 @@ class DraftRole:
         self._by_sequence[draft.opened] = draft, draft.path
         self.engine.add(draft.opened)
 
-    def commit(self, draft: DraftSequence, position: int, token_ids: Tokens[int], wanted: int) -> None:
+    def commit(self, draft: DraftSequence, position: int, token_ids: abc.Sequence[int], wanted: int) -> None:
         """Moves the root to the end of the committed tokens [position, position + len(token_ids)).
 
         `wanted` is how many proposed tokens the verifier would take in its next round.
@@ -112,6 +108,11 @@ class DraftRole:
         """Ends every sequence with the error."""
         for draft in self._drafts:
             self._outbox.put(draft.emit, error)
+
+    def readings(self) -> Readings:
+        """How many branches it began, and how many of them the text took."""
+        begun, taken = self._brancher.num_begun, self.num_branches_taken
+        return {"branches": (Reading(begun, {"state": "begun"}), Reading(taken, {"state": "taken"}))}
 
     def _learn(self, draft: DraftSequence, fresh: list[int]) -> None:
         """Compares what was guessed with what came."""

@@ -1,15 +1,17 @@
 """A sequence that the draft runs ahead of: what is committed, the draft's own path, and branches."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections import abc
 from dataclasses import dataclass, field
 
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.draft.branching import Outcome, outcomes
 from services.draft.confidence import Confidence
-from services.draft.path import Path
+from services.draft.path import Path, Proposed
 from services.engine.sequence import Sequence
 
+Event = Proposed | BaseException
+"""What a sequence emits: proposals, or the error that ended it."""
 NEVER = math.inf
 _MAX_WANTED_AT_FIRST = 6
 _SMOOTHING = 0.2
@@ -21,8 +23,7 @@ class DraftSequence:
 
     opened: Sequence
     """As it was opened: parameters and priority. Its path may have become a fork of it."""
-    emit: Callable[[object], None]
-    """Delivers a Proposed, or the exception that ended the sequence."""
+    emit: abc.Callable[[Event], None]
     max_draft_tokens: int
     """Most tokens of one proposal."""
     end: int
@@ -53,7 +54,7 @@ class DraftSequence:
         self.path = Path(self.opened, self.root, self.root, self.root_digest)
 
     @property
-    def paths(self) -> Iterable[Path]:
+    def paths(self) -> abc.Iterable[Path]:
         """Its own path, then the branches."""
         return self.path, *self.branches.values()
 

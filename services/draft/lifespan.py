@@ -5,10 +5,12 @@ import grpc
 from paceline.internal.v1 import draft_pb2, draft_pb2_grpc
 from services.common.server import Lifespan
 from services.draft.draft_role import DraftRole
+from services.draft.draft_sequence import Event
 from services.draft.servicer import DraftServicer
 from services.draft.settings import DraftSettings
 from services.engine.engine import Engine
-from services.engine.engine_loop import EngineLoop, Outbox
+from services.engine.engine_loop import EngineLoop
+from services.engine.outbox import Outbox
 from services.model_server.lifespan import model_server_lifespan
 from services.model_server.opening import Opener
 
@@ -16,7 +18,7 @@ from services.model_server.opening import Opener
 def draft_lifespan(settings: DraftSettings) -> Lifespan:
     """The life of a draft service with these settings."""
 
-    def make_role(engine: Engine, outbox: Outbox) -> DraftRole:
+    def make_role(engine: Engine, outbox: Outbox[Event]) -> DraftRole:
         return DraftRole(engine, outbox, settings.max_branches)
 
     def add_servicer(engine_loop: EngineLoop[DraftRole], opener: Opener, server: grpc.aio.Server) -> str:

@@ -1,14 +1,9 @@
 """What the draft service measures of itself."""
 
-from collections.abc import Iterable
-from functools import partial
-
-from opentelemetry.metrics import CallbackOptions, Observation
-
 from services.common.telemetry import meter
 from services.draft.draft_role import DraftRole
 from services.engine.engine_loop import EngineLoop
-from services.model_server.metrics import observe_engine
+from services.model_server.metrics import observe_engine, readings
 from services.model_server.streams import OpenStreams
 
 
@@ -20,7 +15,7 @@ class DraftMetrics:
         self._proposals = instruments.create_counter("paceline.proposals", "{proposal}", "Proposals sent.")
         self._proposed = instruments.create_counter("paceline.proposed_tokens", "{token}", "Tokens proposed.")
         instruments.create_observable_counter(
-            "paceline.branches", [partial(_branches, engine_loop)], "{branch}", "Branches, begun and taken."
+            "paceline.branches", [readings(engine_loop, "branches")], "{branch}", "Branches, begun and taken."
         )
         observe_engine(instruments, engine_loop, open_streams)
 
@@ -28,13 +23,3 @@ class DraftMetrics:
         """Counts one proposal."""
         self._proposals.add(1)
         self._proposed.add(num_tokens)
-
-
-def _branches(engine_loop: EngineLoop[DraftRole], _: CallbackOptions) -> Iterable[Observation]:
-    if not engine_loop.is_ready:
-        return ()
-    role = engine_loop.role
-    return (
-        Observation(role.num_branches, {"state": "begun"}),
-        Observation(role.num_branches_taken, {"state": "taken"}),
-    )

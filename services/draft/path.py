@@ -1,7 +1,7 @@
 """One way that a text may go on: a sequence in the draft's engine with what the draft thinks of each position."""
 
 import math
-from collections.abc import Collection
+from collections import abc
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -46,10 +46,10 @@ class Path:
 
     def survival(self, length: int) -> float:
         """Probability that the text goes along it for so many tokens."""
-        acceptances = (self.guesses[at].acceptance for at in range(self.start, length) if at in self.guesses)
-        return self.probability * math.prod(acceptances)
+        confidences = (self.guesses[at].confidence for at in range(self.start, length) if at in self.guesses)
+        return self.probability * math.prod(confidences)
 
-    def ends_at_eos(self, length: int, eos_token_ids: Collection[int]) -> bool:
+    def ends_at_eos(self, length: int, eos_token_ids: abc.Collection[int]) -> bool:
         """Whether its last token, behind so many others, is one that ends the text."""
         sequence = self.sequence
         return len(sequence) > length and not sequence.params.ignore_eos and sequence.token_ids[-1] in eos_token_ids
@@ -89,6 +89,6 @@ class Path:
         """What was not proposed yet; counts as proposed from now on."""
         position, digest = self.sent, self.sent_digest
         token_ids = self.sequence.token_ids[position:]
-        claims = bytes(round(255 * self.guesses[at].acceptance) for at in range(position, len(self.sequence)))
+        confidences = bytes(round(255 * self.guesses[at].confidence) for at in range(position, len(self.sequence)))
         self.sent, self.sent_digest = len(self.sequence), extend_digest(digest, token_ids)
-        return Proposed(position, digest, token_ids, claims)
+        return Proposed(position, digest, token_ids, confidences)

@@ -1,7 +1,7 @@
 """DraftService over gRPC: one stream is one sequence; its end, however it comes, frees everything."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import abc
 from contextlib import aclosing
 
 from paceline.internal.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
@@ -29,14 +29,14 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self._metrics = DraftMetrics(engine_loop, opener.open_streams)
 
     async def Propose(
-        self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: CallContext
-    ) -> AsyncIterator[draft_pb2.ProposeResponse]:
+        self, request_iterator: abc.AsyncIterator[draft_pb2.ProposeRequest], context: CallContext
+    ) -> abc.AsyncIterator[draft_pb2.ProposeResponse]:
         """See draft.proto."""
         opening = await first_open(request_iterator)
         if not opening.max_draft_tokens:
             raise InvalidArgumentError("open.max_draft_tokens", "must be at least 1 to be given proposals")
         async with self._opener.open(opening, context) as (sequence, end):
-            stream = EventStream(self._engine_loop)
+            stream = EventStream[Proposed]()
             length = min(opening.max_draft_tokens, self._max_proposal_tokens)
             draft = DraftSequence(sequence, stream.emit, length, end, self._ahead)
             async with aclosing(self._run(request_iterator, stream, draft)) as proposals:
@@ -44,45 +44,41 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
                     yield draft_pb2.ProposeResponse(proposal=proposal)
 
     async def _run(
-        self, requests: AsyncIterator[draft_pb2.ProposeRequest], stream: EventStream[DraftRole], draft: DraftSequence
-    ) -> AsyncGenerator[speculation_pb2.Proposal, None]:
+        self, requests: abc.AsyncIterator[draft_pb2.ProposeRequest], stream: EventStream[Proposed], draft: DraftSequence
+    ) -> abc.AsyncGenerator[speculation_pb2.Proposal, None]:
         """One sequence from its opening to its end, whatever ends it."""
-        stream.submit(lambda role: role.open(draft))
+        self._engine_loop.submit(lambda role: role.open(draft))
         reader = asyncio.create_task(self._read(requests, stream, draft))
         try:
-            async for event in stream:
-                if event is None:
-                    return
-                proposal = _to_proposal(event)
-                self._metrics.record(len(proposal.token_ids))
-                yield proposal
+            async for proposed in stream:
+                self._metrics.record(len(proposed.token_ids))
+                yield _to_proposal(proposed)
         finally:
             reader.cancel()
-            stream.submit(lambda role: role.close(draft))
+            self._engine_loop.submit(lambda role: role.close(draft))
 
-    @staticmethod
     async def _read(
-        requests: AsyncIterator[draft_pb2.ProposeRequest], stream: EventStream[DraftRole], draft: DraftSequence
+        self,
+        requests: abc.AsyncIterator[draft_pb2.ProposeRequest],
+        stream: EventStream[Proposed],
+        draft: DraftSequence,
     ) -> None:
         """Hands commits to the role as they come; when no more can come, the stream ends."""
         try:
             async for request in requests:
                 if request.HasField("commit"):
-                    _hand_over(request.commit, stream, draft)
+                    self._hand_over(request.commit, draft)
         finally:
-            stream.emit(None)
+            stream.end()
+
+    def _hand_over(self, commit: speculation_pb2.Commit, draft: DraftSequence) -> None:
+        position, token_ids, wanted = commit.anchor.position, list(commit.token_ids), commit.num_wanted
+        self._engine_loop.submit(lambda role: role.commit(draft, position, token_ids, wanted))
 
 
-def _hand_over(commit: speculation_pb2.Commit, stream: EventStream[DraftRole], draft: DraftSequence) -> None:
-    position, token_ids, wanted = commit.anchor.position, list(commit.token_ids), commit.num_wanted
-    stream.submit(lambda role: role.commit(draft, position, token_ids, wanted))
-
-
-def _to_proposal(event: object) -> speculation_pb2.Proposal:
-    if not isinstance(event, Proposed):
-        raise TypeError(f"the draft's role emitted {type(event).__name__}")
+def _to_proposal(proposed: Proposed) -> speculation_pb2.Proposal:
     return speculation_pb2.Proposal(
-        anchor=speculation_pb2.Anchor(position=event.position, digest=event.digest),
-        token_ids=event.token_ids,
-        confidences=event.confidences,
+        anchor=speculation_pb2.Anchor(position=proposed.position, digest=proposed.digest),
+        token_ids=proposed.token_ids,
+        confidences=proposed.confidences,
     )

@@ -86,7 +86,7 @@ class BlockPool:
         else:
             self._cached[block] = None
 
-    def name(self, block: int, digest: bytes) -> None:
+    def register(self, block: int, digest: bytes) -> None:
         """Makes the content of a used block known. The first block of a digest keeps it."""
         if self._references[block] < 1:
             raise ValueError(f"block {block} is not in use")

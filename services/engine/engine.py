@@ -1,19 +1,19 @@
 """The engine: schedule, run, hand over. Token ids in, token ids out."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections import abc
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from services.common.sampling_params import SamplingParams
-from services.engine.adapter import AdapterError, Target, read_adapter
+from services.engine.adapter import AdapterError, AdapterReader
 from services.engine.block_pool import NULL_BLOCK, BlockPool
 from services.engine.config import EngineConfig
 from services.engine.kv_cache import Buffer
-from services.engine.lora import Lora
+from services.engine.loading import Phase, Progress, Report, unreported
 from services.engine.model import ModelDescription
 from services.engine.model_runner import ModelRunner, Result
+from services.engine.readings import Reading, Readings
 from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.step_times import ROWS, StepTimes
@@ -21,51 +21,46 @@ from services.engine.step_times import ROWS, StepTimes
 _WARM_UP_REPEATS = 2
 _WARM_UP_ROWS = 64
 _WARM_UP_SECONDS = 1.0
+_SHOWN_ROWS = (1, 8, 64)
+"""The expected time of a step is read at these numbers of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What never changes of a running engine. Any thread may read it."""
+
+    description: ModelDescription
+    max_context_tokens: int
+    """Most tokens of one sequence: what the model takes and what fits into all blocks."""
+    max_step_tokens: int
+    block_size: int
+    """Tokens of one KV block."""
+    block_bytes: int
+    """Bytes of one KV block over all layers."""
+    kv_identity: str
+    """What has to be the same for another engine's KV to be what this one would compute, bit by bit."""
+    adapters: AdapterReader | None
+    """What reads adapters; None where the engine takes none."""
 
 
 class Engine:
     """A model, its KV blocks and the sequences that use them. Used by one thread."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, report: Report = unreported) -> None:
+        """Loads the model, and reports how far that is."""
         self.config = config
-        self.runner = ModelRunner(config)
+        self.runner = ModelRunner(config, report)
         self.pool = BlockPool(self.runner.kv_cache.num_blocks)
         self.scheduler = Scheduler(self.pool, config.block_size, config.max_step_tokens, config.max_sequences)
         self.num_steps = 0
         self.step_times = StepTimes()
-
-    @property
-    def description(self) -> ModelDescription:
-        """The model that runs here."""
-        return self.runner.loaded.description
-
-    @property
-    def max_context_tokens(self) -> int:
-        """Most tokens of one sequence: what the model takes and what fits into all blocks."""
-        return min(self.description.max_context_tokens, self.scheduler.max_sequence_tokens)
-
-    @property
-    def adapter_targets(self) -> dict[str, Target]:
-        """Layers that adapters may change, by name; none where the engine takes no adapters."""
-        return self.runner.loaded.targets if self.runner.lora is not None else {}
-
-    def read_adapter(self, config: bytes, weights: bytes) -> Any:
-        """An adapter as `install_adapter` takes it, from the files that PEFT wrote. Any thread may call it.
-
-        Raises AdapterError or InvalidArgumentError when it does not fit.
-        """
-        adapter = read_adapter(config, weights, self.adapter_targets, self.config.max_adapter_rank)
-        return self._lora.pack(adapter)
+        self.facts = self._facts()
 
     def install_adapter(self, slot: int, packed: Any) -> None:
-        """Puts an adapter into a slot that no sequence uses."""
-        self._lora.install(slot, packed)
-
-    @property
-    def _lora(self) -> Lora:
-        if self.runner.lora is None:
+        """Puts an adapter that the facts' reader read into a slot that no sequence uses."""
+        if self.runner.forward.adapters is None:
             raise AdapterError("this engine takes no adapters")
-        return self.runner.lora
+        self.runner.forward.adapters.install(slot, packed)
 
     def add(self, sequence: Sequence) -> None:
         """Takes a sequence in; it runs until it has no uncomputed tokens left."""
@@ -89,23 +84,7 @@ class Engine:
         self.step_times.observe(sum(work.num_tokens for work in works), time.perf_counter() - started)
         return results
 
-    @property
-    def kv_identity(self) -> str:
-        """What has to be the same for another engine's KV to be what this one would compute, bit by bit."""
-        runner = self.runner
-        forward = "fused" if runner.is_fused else "small" if runner.is_small else "own"
-        place = runner.loaded.device.type
-        if place == "cpu":
-            place = torch.backends.cpu.get_cpu_capability()
-        weights = self.description.dtype
-        return f"{runner.kv_cache.layout}; {weights} weights; {forward} forward; {place}; torch {torch.__version__}"
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one KV block over all layers."""
-        return self.runner.kv_cache.block_bytes
-
-    def adopt(self, blocks: Mapping[bytes, Buffer]) -> int:
+    def adopt(self, blocks: abc.Mapping[bytes, Buffer]) -> int:
         """Takes in blocks by digest that another engine computed, as far as there is room; returns how many."""
         taken: dict[int, Buffer] = {}
         for digest, content in blocks.items():
@@ -114,7 +93,7 @@ class Engine:
             block = self.pool.allocate()
             if block is None:
                 break
-            self.pool.name(block, digest)
+            self.pool.register(block, digest)
             taken[block] = content
         if taken:
             self.runner.kv_cache.write_blocks(list(taken), list(taken.values()))
@@ -122,19 +101,30 @@ class Engine:
                 self.pool.release(block)
         return len(taken)
 
-    def read(self, digests: Iterable[bytes]) -> dict[bytes, memoryview]:
+    def read(self, digests: abc.Iterable[bytes]) -> dict[bytes, memoryview]:
         """Contents of those of the blocks that are here."""
         found = {digest: block for digest in digests if (block := self.pool.find(digest)) is not None}
         if not found:
             return {}
         return dict(zip(found, self.runner.kv_cache.read_blocks(list(found.values())), strict=True))
 
-    def warm_up(self) -> None:
+    def count_leading(self, digests: abc.Sequence[bytes]) -> int:
+        """How many of these blocks are here, from the first on."""
+        return next((at for at, digest in enumerate(digests) if self.pool.find(digest) is None), len(digests))
+
+    @property
+    def prompt_seconds(self) -> float:
+        """Expected time of computing one token of a long prompt."""
+        return self.step_times.seconds(self.config.max_step_tokens) / self.config.max_step_tokens
+
+    def warm_up(self, report: Report = unreported) -> None:
         """Measures steps of growing size for some time, so that their times are known from the first request on."""
         measured: dict[int, float] = {}
         give_up = time.perf_counter() + _WARM_UP_SECONDS
-        for rows in ROWS:
-            if rows > min(_WARM_UP_ROWS, self.config.max_step_tokens) or time.perf_counter() > give_up:
+        sizes = [rows for rows in ROWS if rows <= min(_WARM_UP_ROWS, self.config.max_step_tokens)]
+        for at, rows in enumerate(sizes):
+            report(Progress(Phase.MEASURING, at / len(sizes)))
+            if time.perf_counter() > give_up:
                 break
             works = [Work(_dummy(), 0, 1) for _ in range(rows)]
             seconds = []
@@ -145,9 +135,35 @@ class Engine:
             measured[rows] = min(seconds)
         self.step_times = StepTimes(measured)
 
+    def readings(self) -> Readings:
+        """What the engine counts and measures, as it stands now."""
+        return {
+            "kv_blocks": (
+                Reading(self.pool.num_used, {"state": "used"}),
+                Reading(self.pool.num_available, {"state": "available"}),
+            ),
+            "step_seconds": tuple(Reading(self.step_times.seconds(rows), {"rows": rows}) for rows in _SHOWN_ROWS),
+            "preemptions": (Reading(self.scheduler.num_preemptions),),
+        }
+
     def check_integrity(self) -> None:
         """Raises RuntimeError when blocks were lost or are counted twice."""
         self.scheduler.check_integrity()
+
+    def _facts(self) -> EngineFacts:
+        loaded, kv_cache, forward = self.runner.loaded, self.runner.kv_cache, self.runner.forward
+        reader = None
+        if forward.adapters is not None:
+            reader = AdapterReader(loaded.targets, self.config.max_adapter_rank, forward.adapters.packer)
+        return EngineFacts(
+            description=loaded.description,
+            max_context_tokens=min(loaded.description.max_context_tokens, self.scheduler.max_sequence_tokens),
+            max_step_tokens=self.config.max_step_tokens,
+            block_size=self.config.block_size,
+            block_bytes=kv_cache.block_bytes,
+            kv_identity=f"{kv_cache.layout}; {forward.identity}",
+            adapters=reader,
+        )
 
 
 def _dummy() -> Sequence:

@@ -1,8 +1,14 @@
 """The engine's thread: commands in through an inbox, events out in one hand-over a step.
 
-The thread owns the engine and every sequence. Nothing here is locked because nothing is shared: asyncio puts commands
-(callables) into the inbox, the thread runs them between steps, and what a role emits is delivered on the asyncio side
-in the order in which it was emitted.
+The thread builds and owns the engine, its role and every sequence that was opened. Nothing is locked because nothing is
+shared: asyncio puts commands (callables) into the inbox, the thread runs them between steps, and what a role emits is
+delivered on the event loop in the order in which it was emitted. What may be read from outside is
+
+- `facts`, frozen, once the engine is there;
+- `readings`, a copy of what is counted and measured, replaced while steps are made;
+- `progress`, how far the engine is loaded, replaced by messages to the event loop.
+
+All else is asked for with `ask`.
 """
 
 import asyncio
@@ -10,18 +16,23 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import abc
 from typing import Any, Generic, Protocol, TypeVar
 
 from services.common.errors import UnavailableError
-from services.engine.engine import Engine
+from services.engine.config import EngineConfig
+from services.engine.engine import Engine, EngineFacts
+from services.engine.loading import Phase, Progress
 from services.engine.model_runner import Result
+from services.engine.outbox import Outbox
+from services.engine.readings import Readings
+from services.engine.scheduler import Registered
 
 _log = logging.getLogger(__name__)
 _LOADING_RETRY_SECONDS = 2.0
 _STUCK_SECONDS = 0.005
-
-_Event = tuple[Callable[[object], None], object]
+_READING_SECONDS = 0.25
+"""Readings are replaced at most this often while steps are made, and whenever there is nothing to do."""
 
 
 class Role(Protocol):
@@ -38,64 +49,90 @@ class Role(Protocol):
     def fail(self, error: BaseException) -> None:
         """Tells every open stream that the engine is gone."""
 
-
-class Outbox:
-    """Collects events on the engine's thread and delivers them on the event loop, one call a flush."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._events: list[_Event] = []
-
-    def put(self, deliver: Callable[[object], None], event: object) -> None:
-        """Has `deliver(event)` called on the event loop."""
-        self._events.append((deliver, event))
-
-    def flush(self) -> None:
-        """Hands over everything collected since the last flush."""
-        if self._events:
-            events, self._events = self._events, []
-            self._loop.call_soon_threadsafe(_deliver, events)
+    def readings(self) -> Readings:
+        """What the role counts and measures, as it stands now."""
 
 
 R = TypeVar("R", bound=Role)
+E = TypeVar("E")
+T = TypeVar("T")
 
 
 class EngineLoop(Generic[R]):
-    """Runs a role's engine on a thread of its own."""
+    """Runs an engine and its role on a thread of their own. All of its methods belong to the event loop."""
 
-    def __init__(self, build: Callable[[Outbox], R], name: str) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        make_role: abc.Callable[[Engine, Outbox[E]], R],
+        on_registered: abc.Callable[[list[Registered]], None] | None = None,
+    ) -> None:
+        """`make_role` runs on the thread; `on_registered` is called on the event loop with blocks just computed."""
         loop = asyncio.get_running_loop()
-        self._build = build
-        self._outbox = Outbox(loop)
-        self._inbox: queue.SimpleQueue[Callable[[R], None] | None] = queue.SimpleQueue()
-        self._loop = loop
-        self._ready: asyncio.Future[R] = loop.create_future()
+        self.readings: Readings = {}
+        self.progress = Progress(Phase.WEIGHTS, 0.0)
         self.stopped: asyncio.Future[None] = loop.create_future()
-        """Done when the thread has ended; carries the error that ended it."""
-        self.background: Callable[[Engine], bool] = lambda _: False
-        """Run on the thread between steps, and again while nothing else is to do and it says that more is."""
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        """Stopped is done when the thread has ended; it carries the error that ended it."""
+        self._config = config
+        self._make_role = make_role
+        self._on_registered = on_registered
+        self._loop = loop
+        self._outbox: Outbox[Any] = Outbox(loop)
+        self._inbox: queue.SimpleQueue[abc.Callable[[R], object] | None] = queue.SimpleQueue()
+        self._ready: asyncio.Future[EngineFacts] = loop.create_future()
+        self._progressed = asyncio.Event()
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._thread.start()
 
-    async def ready(self) -> R:
-        """The role, once its engine is built. Raises what building raised."""
+    async def ready(self) -> EngineFacts:
+        """The facts of the engine, once it is built. Raises what building raised."""
         return await asyncio.shield(self._ready)
 
     @property
-    def is_ready(self) -> bool:
-        """Whether the engine has been built."""
-        return self._ready.done() and self._ready.exception() is None
-
-    @property
-    def role(self) -> R:
-        """The role. Raises UnavailableError while the engine is being built, or when it could not be."""
-        if not self.is_ready:
+    def facts(self) -> EngineFacts:
+        """The facts of the engine. Raises UnavailableError while it is being built, or when it could not be."""
+        if not self._ready.done() or self._ready.exception() is not None:
             raise UnavailableError("the model is being loaded", retry_after_seconds=_LOADING_RETRY_SECONDS)
         return self._ready.result()
 
-    def submit(self, command: Callable[[R], None]) -> None:
-        """Has `command(role)` run on the engine's thread before its next step."""
+    async def watch_loading(self) -> abc.AsyncIterator[Progress]:
+        """How far the engine is loaded, now and whenever that changes, until it is ready. Raises what loading raised.
+
+        Whoever watches slowly is not told of every change, but always of the last.
+        """
+        while True:
+            progressed, progress = self._progressed, self.progress
+            yield progress
+            if progress.phase is Phase.READY:
+                return
+            await progressed.wait()
+            if self._ready.done():
+                await self.ready()
+
+    def submit(self, command: abc.Callable[[R], object]) -> None:
+        """Has `command(role)` run on the engine's thread before its next step. An error in it ends the engine."""
         self._inbox.put(command)
+
+    async def ask(self, question: abc.Callable[[R], T]) -> T:
+        """What `question(role)` gives, or raises, on the engine's thread before its next step.
+
+        Raises UnavailableError when the engine ends before it has answered.
+        """
+        answer: asyncio.Future[T] = self._loop.create_future()
+
+        def command(role: R) -> None:
+            try:
+                result = question(role)
+            except Exception as error:  # It is the asker's, whatever it is.
+                self._loop.call_soon_threadsafe(_settle, answer, None, error)
+            else:
+                self._loop.call_soon_threadsafe(_settle, answer, result, None)
+
+        self._inbox.put(command)
+        await asyncio.wait((answer, self.stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise UnavailableError("the engine has ended")
+        return answer.result()
 
     async def stop(self) -> None:
         """Ends the thread after the step that it is in. Returns when it has ended."""
@@ -103,33 +140,40 @@ class EngineLoop(Generic[R]):
         await asyncio.wait([self.stopped])
 
     def _main(self) -> None:
+        call = self._loop.call_soon_threadsafe
         try:
-            role = self._build(self._outbox)
+            engine = Engine(self._config, self._report)
+            engine.warm_up(self._report)
+            role = self._make_role(engine, self._outbox)
         except BaseException as error:
-            self._loop.call_soon_threadsafe(_settle, self._ready, None, error)
-            self._loop.call_soon_threadsafe(_settle, self.stopped, None, error)
+            call(self._could_not_load, error)
             return
-        self._loop.call_soon_threadsafe(_settle, self._ready, role, None)
+        self.readings = {**engine.readings(), **role.readings()}
+        call(_settle, self._ready, engine.facts, None)
+        self._report(Progress(Phase.READY, 1.0))
         try:
             self._run(role)
         except Exception as error:
             _log.exception("the engine failed")
             role.fail(error)
             self._outbox.flush()
-            self._loop.call_soon_threadsafe(_settle, self.stopped, None, error)
+            call(_settle, self.stopped, None, error)
         else:
-            self._loop.call_soon_threadsafe(_settle, self.stopped, None, None)
+            call(_settle, self.stopped, None, None)
 
     def _run(self, role: R) -> None:
         engine = role.engine
         stuck = False
+        read_at = 0.0
         while self._take_commands(role, stuck=stuck):
             num_steps = engine.num_steps
             results = engine.step()
             stuck = engine.num_steps == num_steps
             role.advance(results)
-            self._outbox.flush()
-            self.background(engine)
+            self._flush(role)
+            if (now := time.monotonic()) > read_at + _READING_SECONDS:
+                read_at = now
+                self._read(role)
 
     def _take_commands(self, role: R, *, stuck: bool) -> bool:
         """Runs all commands there are; waits for one while nothing is runnable. False when told to stop.
@@ -147,8 +191,8 @@ class EngineLoop(Generic[R]):
                 wait = max(wait, _STUCK_SECONDS)
             if wait == 0:
                 return True
-            if self.background(role.engine):
-                continue
+            if wait is None:
+                self._read(role)
             try:
                 command = self._inbox.get(timeout=wait)
             except queue.Empty:
@@ -165,14 +209,33 @@ class EngineLoop(Generic[R]):
             while (command := self._inbox.get_nowait()) is not None:
                 command(role)
         except queue.Empty:
-            self._outbox.flush()
+            self._flush(role)
             return True
         return False
 
+    def _flush(self, role: R) -> None:
+        """Hands over all events, and the blocks that were computed."""
+        registered = role.engine.scheduler.registered
+        if registered and self._on_registered is not None:
+            self._outbox.put(self._on_registered, list(registered))
+            registered.clear()
+        self._outbox.flush()
 
-def _deliver(events: list[_Event]) -> None:
-    for deliver, event in events:
-        deliver(event)
+    def _read(self, role: R) -> None:
+        self.readings = {**role.engine.readings(), **role.readings()}
+
+    def _report(self, progress: Progress) -> None:
+        self._loop.call_soon_threadsafe(self._progress, progress)
+
+    def _progress(self, progress: Progress) -> None:
+        self.progress = progress
+        self._progressed.set()
+        self._progressed = asyncio.Event()
+
+    def _could_not_load(self, error: BaseException) -> None:
+        _settle(self._ready, None, error)
+        self._progressed.set()
+        _settle(self.stopped, None, error)
 
 
 def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:

@@ -1,14 +1,14 @@
 """KV of all sequences: one pair of tensors a layer, cut into blocks of `block_size` token slots."""
 
-from collections.abc import Iterator, Sequence
+from collections import abc
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from services.engine.block_pool import NULL_BLOCK
 
+NULL_SLOT = NULL_BLOCK
 _ROOM = 128
 Buffer = bytes | bytearray | memoryview
 
@@ -67,7 +67,7 @@ class KVCache:
         rows = torch.cat([part.view(torch.uint8) for part in parts], dim=1).cpu().numpy()
         return [memoryview(row) for row in rows]
 
-    def write_blocks(self, blocks: list[int], contents: Sequence[Buffer]) -> None:
+    def write_blocks(self, blocks: list[int], contents: abc.Sequence[Buffer]) -> None:
         """Puts contents that `read_blocks` gave into blocks: one transfer, one scatter."""
         rows = np.stack([np.frombuffer(content, np.uint8) for content in contents])
         device = self.keys[0].device
@@ -89,15 +89,11 @@ class KVCache:
         shapes = [tuple(part.shape[1:]) for part in (*self.keys, *self.values)]
         return f"{self.keys[0].dtype} {shapes}"
 
-    def _parts(self) -> Iterator[torch.Tensor]:
+    def _parts(self) -> abc.Iterator[torch.Tensor]:
         """Keys, then values, of each layer as [blocks, elements]."""
         for keys, values in zip(self._key_blocks, self._value_blocks, strict=True):
             yield keys
             yield values
-
-    def arrays(self, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Keys and values of a layer as numpy arrays: float32, on the CPU."""
-        return self.keys[layer].numpy(), self.values[layer].numpy()
 
     def run(self, layer: int, first_slot: int, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values that lie in a row, not copied, as [1, tokens, kv_heads, dim]."""
@@ -122,6 +118,3 @@ def _zeros(
     if len(set(shapes)) == 1:
         return torch.zeros(len(shapes), *shapes[0], dtype=dtype, device=device)
     return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
-
-
-NULL_SLOT = NULL_BLOCK

@@ -4,14 +4,14 @@ A product is one matrix multiplication of the forward: a linear layer, or severa
 computed as one. An adapter sits in a slot; slots are filled between two steps while other sequences run on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import abc
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from services.common.lora.config import WEIGHTS_NAME
-from services.engine.adapter import Adapter, AdapterError, Target
+from services.engine.adapter import AdapterError, Packer, Target
 from services.engine.scheduler import Work
 from services.engine.sequence import NO_SLOT
 
@@ -32,15 +32,16 @@ class Product(NamedTuple):
 
 
 class Lora(Protocol):
-    """Adapters of one forward. All but `pack` belong to the engine's thread."""
+    """Adapters of one forward. All but its packer belongs to the engine's thread."""
 
-    def pack(self, adapter: Adapter) -> Any:
-        """An adapter as `install` takes it. Any thread."""
+    @property
+    def packer(self) -> Packer:
+        """What makes of an adapter what `install` takes."""
 
     def install(self, slot: int, packed: Any) -> None:
         """Puts an adapter into a slot, in place of what was there."""
 
-    def select(self, works: Sequence[Work], num_rows: int) -> bool:
+    def select(self, works: abc.Sequence[Work], num_rows: int) -> bool:
         """Notes which rows of the coming step use which slot; whether any does."""
 
     def add(self, product: int, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -57,7 +58,7 @@ def product_of(*targets: Target) -> Product:
     return Product(targets[0].in_features, first, tuple(parts))
 
 
-def rows_with_adapters(works: Iterable[Work]) -> tuple[list[int], list[int]]:
+def rows_with_adapters(works: abc.Iterable[Work]) -> tuple[list[int], list[int]]:
     """Rows of a step that use adapters and their slots, rows of equal slots one behind the other."""
     found: list[tuple[int, int]] = []
     row = 0
@@ -90,7 +91,7 @@ class LoraLinear(nn.Module):
         return out
 
 
-def wrap_linears(model: nn.Module, products: Sequence[Product], lora: Lora) -> None:
+def wrap_linears(model: nn.Module, products: abc.Sequence[Product], lora: Lora) -> None:
     """Has every layer that is a product of its own add what adapters add."""
     for index, product in enumerate(products):
         parent_name, _, name = product.parts[0].target.name.rpartition(".")
@@ -98,6 +99,6 @@ def wrap_linears(model: nn.Module, products: Sequence[Product], lora: Lora) -> N
         setattr(parent, name, LoraLinear(getattr(parent, name), lora, index))
 
 
-def single_products(targets: Mapping[str, Target]) -> list[Product]:
+def single_products(targets: abc.Mapping[str, Target]) -> list[Product]:
     """Every layer as a product of its own."""
     return [product_of(target) for target in targets.values()]

@@ -1,12 +1,11 @@
-"""Loads a causal language model through `transformers` and prepares it for paged, row-invariant forwards."""
+"""Loads a causal language model through `transformers` and finds out what a forward has to know of it."""
 
 import json
-import logging
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from blake3 import blake3
@@ -17,14 +16,20 @@ from transformers.utils import logging as transformers_logging
 
 from services.engine.adapter import Target, find_targets
 from services.engine.config import Device, Dtype, EngineConfig
-from services.engine.cpu.decoder import FusedDecoder, fuse
-from services.engine.cpu.linear import pack_linears
 from services.engine.kv_cache import KVShape
-from services.engine.torch_forward.attention import IMPLEMENTATION, AttentionLayer, paged_attention
+from services.engine.loading import Report, reporting_weights
 
-_log = logging.getLogger(__name__)
+_RECORDING = "paceline_record"
+"""The name under which attention is registered that only notes what each layer asks for."""
 
-ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, paged_attention)
+
+class AttentionLayer(NamedTuple):
+    """What one layer of a model asks of its attention."""
+
+    kv_shape: KVShape
+    scaling: float
+    window: int | None
+    """A window is how many tokens a row sees, its own included; None is all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,46 +48,44 @@ class ModelDescription:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run."""
+    """A model as `transformers` has it. What runs it is chosen afterwards."""
 
     model: PreTrainedModel
-    decoder: FusedDecoder | None
-    """A faster forward of the same model, where there is one; still to be compared with the model's own."""
     description: ModelDescription
     layers: list[AttentionLayer]
     targets: dict[str, Target]
-    """Layers that adapters may change, by name."""
+    """Targets are the layers that adapters may change, by name."""
+    weights: torch.dtype
+    """The weights' data type is the one that was asked for, in which a forward may keep them."""
     dtype: torch.dtype
-    """Data type of activations and KV."""
+    """This is the data type of activations and KV."""
     device: torch.device
+    is_quantized: bool
 
 
-def load_model(config: EngineConfig) -> LoadedModel:
+def load_model(config: EngineConfig, report: Report) -> LoadedModel:
     """Loads folder or hub id `config.model`. Raises OSError or ValueError when it cannot be loaded."""
     quiet_transformers()
     device = _pick_device(config.device)
     hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    text_config = hf_config.get_text_config()
     weights = _pick_dtype(config.dtype, hf_config)
     quantized = getattr(hf_config, "quantization_config", None) is not None
-    # On the CPU activations are float32 whatever the weights are: few CPUs compute in bfloat16, and packed layers read
-    # half-precision weights all the same.
-    packed = device.type == "cpu" and not quantized
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        config.model,
-        dtype=weights,
-        attn_implementation=IMPLEMENTATION,
-        trust_remote_code=config.trust_remote_code,
-    )
+    layers: dict[int, AttentionLayer] = {}
+    ALL_ATTENTION_FUNCTIONS.register(_RECORDING, partial(_record, layers))
+    with reporting_weights(report):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            config.model,
+            dtype=weights,
+            attn_implementation=_RECORDING,
+            trust_remote_code=config.trust_remote_code,
+        )
     num_parameters = model.num_parameters()
     model.eval().requires_grad_(False)
-    model.to(torch.float32 if packed else device)
-    activations = torch.float32 if packed else weights
-    text_config = hf_config.get_text_config()
-    layers = _attention_layers(model, text_config)
-    targets = find_targets(model)
-    decoder = fuse(model, weights, layers) if packed else None
-    if packed and decoder is None:
-        pack_linears(model, weights)
+    # On the CPU activations are float32 whatever the weights are: few CPUs compute in bfloat16, and packed layers read
+    # half-precision weights all the same.
+    widens = device.type == "cpu" and not quantized
+    model.to(torch.float32 if widens else device)
     description = ModelDescription(
         revision_digest=revision_digest(config.model, hf_config),
         architecture=(hf_config.architectures or [type(model).__name__])[0],
@@ -93,7 +96,16 @@ def load_model(config: EngineConfig) -> LoadedModel:
         dtype=str(weights).removeprefix("torch."),
         device=str(device),
     )
-    return LoadedModel(model, decoder, description, layers, targets, activations, device)
+    return LoadedModel(
+        model=model,
+        description=description,
+        layers=_attention_layers(model, layers, text_config),
+        targets=find_targets(model),
+        weights=weights,
+        dtype=torch.float32 if widens else weights,
+        device=device,
+        is_quantized=quantized,
+    )
 
 
 def revision_digest(model: str, hf_config: Any) -> str:
@@ -145,27 +157,13 @@ def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
 
 
-def _attention_layers(model: PreTrainedModel, text_config: Any) -> list[AttentionLayer]:
-    """What each layer asks of its attention, learnt by running two tokens past a recording one."""
-    layers: dict[int, AttentionLayer] = {}
-
-    def record(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **more: Any
-    ) -> tuple[torch.Tensor, None]:
-        shape = KVShape(key.shape[1], key.shape[-1], value.shape[-1])
-        scaling, window = more.get("scaling") or shape.key_dim**-0.5, more.get("sliding_window")
-        layers[int(module.layer_idx)] = AttentionLayer(shape, scaling, window)  # type: ignore[arg-type]
-        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
-
-    name = f"{IMPLEMENTATION}_record"
-    ALL_ATTENTION_FUNCTIONS.register(name, record)
-    model.set_attn_implementation(name)
-    try:
-        with torch.inference_mode():
-            token = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-            model(input_ids=token, position_ids=torch.arange(2, device=model.device)[None], use_cache=False)
-    finally:
-        model.set_attn_implementation(IMPLEMENTATION)
+def _attention_layers(
+    model: PreTrainedModel, layers: dict[int, AttentionLayer], text_config: Any
+) -> list[AttentionLayer]:
+    """What each layer asks of its attention, learnt by running two tokens past the recording one."""
+    with torch.inference_mode():
+        token = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+        model(input_ids=token, position_ids=torch.arange(2, device=model.device)[None], use_cache=False)
     if sorted(layers) != list(range(len(layers))) or not layers:
         raise ValueError(f"{type(model).__name__} does not use the attention interface of transformers in every layer")
     if len(layers) != text_config.num_hidden_layers:
@@ -173,24 +171,23 @@ def _attention_layers(model: PreTrainedModel, text_config: Any) -> list[Attentio
     return [layers[index] for index in range(len(layers))]
 
 
+def _record(
+    layers: dict[int, AttentionLayer],
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *_: Any,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """In place of attention: notes what it would have had to compute, and gives zeros."""
+    shape = KVShape(key.shape[1], key.shape[-1], value.shape[-1])
+    scaling, window = more.get("scaling") or shape.key_dim**-0.5, more.get("sliding_window")
+    layers[int(module.layer_idx)] = AttentionLayer(shape, scaling, window)  # type: ignore[arg-type]
+    return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+
+
 def quiet_transformers() -> None:
-    """Keeps progress bars of `transformers` out of a server's log; how far loading is goes there as plain lines."""
+    """Keeps the progress bars of `transformers` out of a server's log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_tqdm_hook(_log_progress)
-
-
-def _log_progress(make_bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """In place of a bar over tensors: the same items, and a line every twentieth of them."""
-    if options.get("desc") != "Loading weights" or not args:
-        return make_bar(*args, **options)
-    items = list(args[0])
-    marks = {len(items) * part // 20: 5 * part for part in range(1, 21)}
-
-    def passing() -> Iterator[Any]:
-        for count, item in enumerate(items, 1):
-            yield item
-            if count in marks:
-                _log.info("loading weights: %d %%", marks[count])
-
-    return passing()

@@ -5,8 +5,7 @@ penalty (over the output, as in the OpenAI API), logit bias, temperature, top-k,
 that transformers keeps). A row's pick depends on its own row alone.
 """
 
-from collections import Counter
-from collections.abc import Sequence as Ints
+from collections import Counter, abc
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ class Row(NamedTuple):
     params: SamplingParams
     position: int
     """Absolute position that the token will take: the number of tokens before it."""
-    token_ids: Ints[int]
+    token_ids: abc.Sequence[int]
     """The sequence's tokens; those before `position` are the history."""
     num_prompt_tokens: int
     num_runners_up: int = 0
@@ -56,7 +55,7 @@ class Picks(NamedTuple):
     runners_up: list[list[RunnerUp]]
 
 
-def sample(logits: torch.Tensor, rows: Ints[Row]) -> Picks:
+def sample(logits: torch.Tensor, rows: abc.Sequence[Row]) -> Picks:
     """Picks a token for each row of logits [rows, vocab] (any float dtype, any device). One transfer to the host."""
     scores = logits.float()
     if any(not row.params.keeps_logits for row in rows):
@@ -76,7 +75,7 @@ def sample(logits: torch.Tensor, rows: Ints[Row]) -> Picks:
     return Picks(token_ids, logprobs, _runners_up(scores, best, picks, count) if count else [])
 
 
-def _perturb(scores: torch.Tensor, rows: Ints[Row]) -> torch.Tensor:
+def _perturb(scores: torch.Tensor, rows: abc.Sequence[Row]) -> torch.Tensor:
     """Scores / temperature + noise in float64, cut-off tokens at -inf."""
     device = scores.device
     temperatures = torch.tensor([[row.params.temperature] for row in rows], dtype=torch.float64, device=device)
@@ -89,7 +88,7 @@ def _perturb(scores: torch.Tensor, rows: Ints[Row]) -> torch.Tensor:
     return scaled.add_(gumbel(states, scores.shape[-1]))
 
 
-def truncate(scaled: torch.Tensor, params: Ints[SamplingParams]) -> torch.Tensor:
+def truncate(scaled: torch.Tensor, params: abc.Sequence[SamplingParams]) -> torch.Tensor:
     """Scores [rows, vocab] with the tokens at -inf that top-k, top-p and min-p cut off."""
     device, vocab_size = scaled.device, scaled.shape[-1]
     ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
@@ -106,7 +105,7 @@ def truncate(scaled: torch.Tensor, params: Ints[SamplingParams]) -> torch.Tensor
     return torch.empty_like(scaled).scatter_(1, order, ordered)
 
 
-def _penalise(scores: torch.Tensor, rows: Ints[Row]) -> torch.Tensor:
+def _penalise(scores: torch.Tensor, rows: abc.Sequence[Row]) -> torch.Tensor:
     """Scores after penalties and bias. Work grows with the history of the rows that have them."""
     scores = scores.clone()
     for index, row in enumerate(rows):
@@ -144,7 +143,7 @@ def _runners_up(scores: torch.Tensor, best: torch.Tensor, picks: torch.Tensor, c
     ]
 
 
-def _logprobs(logits: torch.Tensor, rows: Ints[Row], picks: torch.Tensor) -> list[RowLogprobs | None]:
+def _logprobs(logits: torch.Tensor, rows: abc.Sequence[Row], picks: torch.Tensor) -> list[RowLogprobs | None]:
     """Log-probabilities of the picks and of the likeliest tokens, for the rows that asked."""
     logprobs = logits.float().log_softmax(dim=-1)
     count = max(row.params.logprobs or 0 for row in rows)

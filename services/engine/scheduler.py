@@ -6,14 +6,13 @@ computed anew later (preemption by recomputation).
 """
 
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import abc, deque
 from typing import NamedTuple
 
 from services.engine.block_pool import NULL_BLOCK, BlockPool
 from services.engine.sequence import Sequence
 
-_MAX_NAMED = 8192
+_MAX_REGISTERED = 8192
 
 
 class Work(NamedTuple):
@@ -31,6 +30,13 @@ class Schedule(NamedTuple):
     copies: list[tuple[int, int]]
 
 
+class Registered(NamedTuple):
+    """A block whose content became known, and the label under which it may be kept elsewhere."""
+
+    label: str
+    digest: bytes
+
+
 class Scheduler:
     """Holds the sequences of an engine and the blocks that they use."""
 
@@ -40,15 +46,15 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.max_sequences = max_sequences
         self.num_preemptions = 0
-        self.named: deque[tuple[str, bytes]] = deque(maxlen=_MAX_NAMED)
-        """Blocks that became known, as (namespace, digest), for whoever keeps them elsewhere; the oldest fall out."""
+        self.registered: deque[Registered] = deque(maxlen=_MAX_REGISTERED)
+        """Blocks that were computed and may be kept elsewhere wait here to be taken; the oldest fall out."""
         self._arrivals = 0
         self._sequences: list[Sequence] = []
 
     def __len__(self) -> int:
         return len(self._sequences)
 
-    def __iter__(self) -> Iterator[Sequence]:
+    def __iter__(self) -> abc.Iterator[Sequence]:
         return iter(self._sequences)
 
     @property
@@ -71,7 +77,7 @@ class Scheduler:
         self.add(other)
         other.num_computed = min(sequence.num_computed, length)
         other.block_table = sequence.block_table[: -(-other.num_computed // self.block_size)]
-        other.num_named = min(sequence.num_named, other.num_computed // self.block_size)
+        other.num_registered = min(sequence.num_registered, other.num_computed // self.block_size)
         for block in other.block_table:
             self.pool.share(block)
         return other
@@ -116,7 +122,7 @@ class Scheduler:
             budget -= count
         return Schedule(works, copies)
 
-    def computed(self, works: Iterable[Work]) -> None:
+    def computed(self, works: abc.Iterable[Work]) -> None:
         """Records that a step computed these tokens."""
         for sequence, start, count in works:
             sequence.num_computed = start + count
@@ -128,13 +134,13 @@ class Scheduler:
         while len(sequence.block_table) > needed:
             self.pool.release(sequence.block_table.pop())
         full = min(sequence.num_computed, sequence.num_settled) // size
-        while sequence.num_named < full:
-            index = sequence.num_named
+        while sequence.num_registered < full:
+            index = sequence.num_registered
             digest = sequence.digest_of_block(index, size)
-            self.pool.name(sequence.block_table[index], digest)
-            if namespace := sequence.namespace_of_block(index):
-                self.named.append((namespace, digest))
-            sequence.num_named += 1
+            self.pool.register(sequence.block_table[index], digest)
+            if label := sequence.roots.label_of(index):
+                self.registered.append(Registered(label, digest))
+            sequence.num_registered += 1
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when the blocks in tables and the pool's references disagree."""
@@ -151,8 +157,8 @@ class Scheduler:
             if block is None:
                 break
             sequence.block_table.append(block)
-        sequence.num_named = len(sequence.block_table)
-        sequence.num_computed = sequence.num_named * self.block_size
+        sequence.num_registered = len(sequence.block_table)
+        sequence.num_computed = sequence.num_registered * self.block_size
         sequence.num_cached = max(sequence.num_cached, min(sequence.num_computed, sequence.num_prompt_tokens))
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -199,4 +205,4 @@ class Scheduler:
             self.pool.release(block)
         sequence.block_table.clear()
         sequence.num_computed = 0
-        sequence.num_named = 0
+        sequence.num_registered = 0

@@ -4,14 +4,13 @@ A sequence is runnable exactly when it has tokens not computed yet. A prompt is 
 is the last token and the proposed ones; rejecting is truncating; eviction is "nothing computed".
 """
 
-from collections.abc import Sequence as Tokens
+from collections import abc
 
-from services.common.digest import block_digest, identity_digest
 from services.common.sampling_params import SamplingParams
-from services.common.tokens import PUBLIC_NAMESPACE
+from services.engine.roots import NO_ROOTS, Roots
 
 NO_SLOT = -1
-"""Instead of an adapter slot: the base model."""
+"""This stands in place of an adapter slot for the base model."""
 
 
 class Sequence:
@@ -24,29 +23,26 @@ class Sequence:
         "block_table",
         "first_logits",
         "hold_until",
-        "namespace",
         "num_cached",
         "num_computed",
-        "num_named",
         "num_prompt_tokens",
-        "num_public_blocks",
+        "num_registered",
         "num_runners_up",
         "num_settled",
         "params",
         "priority",
-        "public_root_digest",
-        "root_digest",
+        "roots",
         "token_ids",
     )
 
     def __init__(
         self,
-        token_ids: Tokens[int],
+        token_ids: abc.Sequence[int],
         num_prompt_tokens: int,
         params: SamplingParams,
         *,
         priority: int = 0,
-        root_digest: bytes = b"",
+        roots: Roots = NO_ROOTS,
         num_runners_up: int = 0,
         adapter_slot: int = NO_SLOT,
     ) -> None:
@@ -69,15 +65,9 @@ class Sequence:
         self.hold_until = 0.0
         """Not scheduled before this time of the monotonic clock, in seconds; infinity for not until told."""
         self.block_table: list[int] = []
-        self.num_named = 0
-        """Blocks of the table whose content is known to the pool."""
-        self.root_digest = root_digest
-        """Stands for whose the sequence is and what computes it. Equal blocks under another root are others."""
-        self.public_root_digest = b""
-        self.num_public_blocks = 0
-        """Leading blocks that are under the public root instead, and so shared by all."""
-        self.namespace = ""
-        """Under which its blocks may be kept elsewhere; empty: they may not."""
+        self.num_registered = 0
+        """So many blocks of the table the pool knows by their content."""
+        self.roots = roots
         self.block_digests: list[bytes] = []
 
     def __len__(self) -> int:
@@ -95,13 +85,11 @@ class Sequence:
             self.num_prompt_tokens,
             self.params,
             priority=priority,
-            root_digest=self.root_digest,
+            roots=self.roots,
             num_runners_up=self.num_runners_up,
             adapter_slot=self.adapter_slot,
         )
         other.num_settled = min(self.num_settled, length)
-        other.public_root_digest, other.num_public_blocks = self.public_root_digest, self.num_public_blocks
-        other.namespace = self.namespace
         return other
 
     def truncate(self, length: int) -> None:
@@ -111,17 +99,9 @@ class Sequence:
 
     def digest_of_block(self, index: int, block_size: int) -> bytes:
         """Digest of the index-th block and all before it; its tokens must be settled."""
-        while len(self.block_digests) <= index:
-            start = len(self.block_digests) * block_size
-            parent = self.block_digests[-1] if self.block_digests else self._first_parent()
-            if start == self.num_public_blocks * block_size and start:
-                parent = identity_digest(root=self.root_digest, parent=parent)
-            self.block_digests.append(block_digest(parent, self.token_ids[start : start + block_size]))
-        return self.block_digests[index]
-
-    def namespace_of_block(self, index: int) -> str:
-        """Where the index-th block may be kept; empty for nowhere."""
-        return PUBLIC_NAMESPACE if self.namespace and index < self.num_public_blocks else self.namespace
-
-    def _first_parent(self) -> bytes:
-        return self.public_root_digest if self.num_public_blocks else self.root_digest
+        digests = self.block_digests
+        while len(digests) <= index:
+            at = len(digests)
+            block = self.token_ids[at * block_size : (at + 1) * block_size]
+            digests.append(self.roots.digest(at, digests[-1] if at else b"", block))
+        return digests[index]

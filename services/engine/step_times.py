@@ -5,7 +5,7 @@ number of rows, and all points a little: a machine that got slower got slower fo
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections import abc
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ _ROW_COST = 0.05
 class StepTimes:
     """Times in seconds. Unknown, and so 0, until something was observed."""
 
-    def __init__(self, measured: Mapping[int, float] | None = None) -> None:
+    def __init__(self, measured: abc.Mapping[int, float] | None = None) -> None:
         self._times: list[float] = []
         if measured:
             last = max(measured)
@@ -82,7 +82,7 @@ def _place(rows: int) -> tuple[int, float]:
     return low, (rows - ROWS[low]) / (ROWS[low + 1] - ROWS[low])
 
 
-def _between(known: Sequence[tuple[int, float]], rows: int) -> float:
+def _between(known: abc.Sequence[tuple[int, float]], rows: int) -> float:
     """Linear between the two entries (rows, seconds) around a number of rows."""
     above = next(index for index, (at, _) in enumerate(known) if rows <= at)
     low, high = known[max(0, above - 1)], known[above]

@@ -7,8 +7,7 @@ before the one that opens the sequence, and after the one that closed the last s
 import asyncio
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections import OrderedDict, abc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +26,6 @@ from services.common.errors import (
 from services.common.lora.config import adapter_digest, check_digest
 from services.common.telemetry import meter
 from services.engine.adapter import AdapterError
-from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop
 from services.engine.sequence import NO_SLOT
 from services.model_server.settings import ModelServerSettings
@@ -81,7 +79,7 @@ class AdapterSlots:
         return cls(engine_loop, client, settings.num_adapter_slots, settings.adapter_seconds)
 
     @asynccontextmanager
-    async def use(self, digest: str, tenant: Tenant) -> AsyncIterator[int]:
+    async def use(self, digest: str, tenant: Tenant) -> abc.AsyncIterator[int]:
         """The slot of an adapter, which stays there until the block ends.
 
         Raises NotFoundError when the tenant has no such adapter, UnavailableError when it could not be had in time,
@@ -184,9 +182,11 @@ class AdapterSlots:
         raise UnavailableError("the adapter store sent something else than the adapter", _RETRY_AFTER_SECONDS)
 
     def _read(self, config: bytes, weights: bytes) -> Any:
-        engine: Engine = self._engine_loop.role.engine
+        reader = self._engine_loop.facts.adapters
+        if reader is None:
+            raise InvalidArgumentError("adapter_digest", "this service takes no adapters")
         try:
-            return engine.read_adapter(config, weights)
+            return reader.read(config, weights)
         except (AdapterError, InvalidArgumentError) as error:
             raise InvalidArgumentError("adapter_digest", f"does not fit the model here: {error}") from error
 

@@ -1,6 +1,7 @@
 """The other end of ModelServerService, and what the clients of all services with an engine share."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, Generic, Self, TypeVar
 
 import grpc
@@ -36,6 +37,11 @@ class ModelServerClient:
         """Has an adapter loaded that will be needed soon."""
         request = pb.PrefetchAdapterRequest(adapter_digest=digest, tenant=tenant)
         await self._server.PrefetchAdapter(request, timeout=timeout, metadata=credentials(token))
+
+    async def watch_loading(self, timeout: float | None = None) -> AsyncIterator[pb.WatchLoadingResponse]:
+        """How far the model is loaded, now and whenever that changes; the last one says that it is ready."""
+        async for progress in self._server.WatchLoading(pb.WatchLoadingRequest(), timeout=timeout):
+            yield progress
 
     async def close(self) -> None:
         """Ends the channel."""

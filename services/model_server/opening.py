@@ -1,20 +1,21 @@
 """From an opening message to a sequence: checks all that a caller may get wrong, and has what it needs brought here."""
 
 import os
-from collections.abc import AsyncIterator
-from collections.abc import Sequence as Tokens
+from collections import abc
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from paceline.internal.v1 import model_server_pb2, speculation_pb2
-from paceline.v1 import model_pb2, sampling_pb2
+from paceline.internal.v1 import speculation_pb2
+from paceline.v1 import sampling_pb2
 from services.common.access import Access, CallContext, bearer_token
 from services.common.digest import identity_digest
-from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from services.common.sampling_params import SamplingParams
+from services.common.errors import FailedPreconditionError, FieldViolation, InvalidArgumentError, NotFoundError
+from services.common.lora.config import check_digest
+from services.common.sampling_params import InvalidSamplingError, SamplingParams
 from services.common.tokens import PUBLIC_NAMESPACE
-from services.engine.engine import Engine
+from services.engine.engine import EngineFacts
 from services.engine.engine_loop import EngineLoop
+from services.engine.roots import Roots
 from services.engine.sequence import NO_SLOT, Sequence
 from services.model_server.adapter_slots import AdapterSlots
 from services.model_server.prefix_tier import PrefixTier
@@ -23,7 +24,9 @@ from services.model_server.streams import OpenStreams
 from services.model_server.tenant import Tenant
 
 REVISION_CHANGED = "REVISION_CHANGED"
-"""Reason of a refusal: the sequence was begun on another revision of the model."""
+"""The reason of a refusal: the sequence was begun on another revision of the model."""
+MAX_DRAFT_TOKENS = 64
+"""No round verifies more proposed tokens than this, whatever a stream asks for."""
 
 
 class Opened(NamedTuple):
@@ -51,7 +54,7 @@ class Opener:
         self.open_streams = OpenStreams(settings.max_open_sequences)
 
     @asynccontextmanager
-    async def open(self, message: speculation_pb2.Open, context: CallContext) -> AsyncIterator[Opened]:
+    async def open(self, message: speculation_pb2.Open, context: CallContext) -> abc.AsyncIterator[Opened]:
         """The sequence that a stream's first message opens, with its adapter in a slot until the block ends.
 
         Raises InvalidArgumentError and its like for everything that does not fit, ResourceExhaustedError when too many
@@ -59,14 +62,14 @@ class Opener:
         """
         tenant = to_tenant(message.tenant, context, self._access)
         with self.open_streams:
-            opened = to_sequence(message, self._engine_loop.role.engine, self._model_id)
+            opened = to_sequence(message, self._engine_loop.facts, self._model_id)
             async with self._adapter_slot(message.adapter_digest, tenant) as opened.sequence.adapter_slot:
                 if self._prefixes is not None:
-                    await self._prefixes.fetch(opened.sequence, tenant.token)
+                    await self._prefixes.fetch(opened.sequence, tenant)
                 yield opened
 
     @asynccontextmanager
-    async def _adapter_slot(self, digest: str, tenant: Tenant) -> AsyncIterator[int]:
+    async def _adapter_slot(self, digest: str, tenant: Tenant) -> abc.AsyncIterator[int]:
         if not digest:
             yield NO_SLOT
             return
@@ -76,7 +79,7 @@ class Opener:
             yield slot
 
 
-async def first_open(requests: AsyncIterator[Any]) -> speculation_pb2.Open:
+async def first_open(requests: abc.AsyncIterator[Any]) -> speculation_pb2.Open:
     """The message that opens a stream's sequence. Raises InvalidArgumentError when another comes first."""
     first = await anext(aiter(requests), None)
     if first is None or not first.HasField("open"):
@@ -94,7 +97,7 @@ def to_tenant(message: speculation_pb2.TenantAccess, context: CallContext, acces
     return Tenant(message.namespace, bearer_token(context))
 
 
-def to_sequence(message: speculation_pb2.Open, engine: Engine, model_id: str) -> Opened:
+def to_sequence(message: speculation_pb2.Open, facts: EngineFacts, model_id: str) -> Opened:
     """The sequence that a message opens, and the length at which it ends.
 
     Raises NotFoundError for another model, FailedPreconditionError for another revision of it, InvalidArgumentError for
@@ -102,62 +105,62 @@ def to_sequence(message: speculation_pb2.Open, engine: Engine, model_id: str) ->
     """
     if message.model not in ("", model_id):
         raise NotFoundError("model", message.model, f"this service runs {model_id!r}")
-    if message.revision_digest not in ("", engine.description.revision_digest):
+    if message.revision_digest not in ("", facts.description.revision_digest):
         raise FailedPreconditionError(f"this service runs another revision of {model_id!r}", REVISION_CHANGED)
     token_ids = list(message.token_ids)
-    check_token_ids(token_ids, engine.description.vocab_size, "open.token_ids")
-    context = engine.max_context_tokens
+    vocab_size, context = facts.description.vocab_size, facts.max_context_tokens
+    if not token_ids:
+        raise InvalidArgumentError("open.token_ids", "must not be empty")
+    if max(token_ids) >= vocab_size:
+        problem = f"token id {max(token_ids)} is not below the vocabulary's {vocab_size}"
+        raise InvalidArgumentError("open.token_ids", problem)
     if len(token_ids) >= context:
-        raise InvalidArgumentError(
-            "open.token_ids", f"{len(token_ids)} tokens leave no room in a context of {context} tokens"
-        )
+        problem = f"{len(token_ids)} tokens leave no room in a context of {context} tokens"
+        raise InvalidArgumentError("open.token_ids", problem)
     if not 1 <= message.num_prompt_tokens <= len(token_ids):
-        raise InvalidArgumentError(
-            "open.num_prompt_tokens", f"must be 1 to {len(token_ids)}, got {message.num_prompt_tokens}"
-        )
-    params = to_sampling_params(message.sampling, context - message.num_prompt_tokens)
+        problem = f"must be 1 to {len(token_ids)}, got {message.num_prompt_tokens}"
+        raise InvalidArgumentError("open.num_prompt_tokens", problem)
+    if message.max_draft_tokens > MAX_DRAFT_TOKENS:
+        problem = f"must be 0 to {MAX_DRAFT_TOKENS}, got {message.max_draft_tokens}"
+        raise InvalidArgumentError("open.max_draft_tokens", problem)
+    if message.adapter_digest:
+        check_digest("open.adapter_digest", message.adapter_digest)
+    params = to_sampling_params(message.sampling, context - message.num_prompt_tokens, vocab_size)
     end = min(context, message.num_prompt_tokens + params.max_tokens)
     if len(token_ids) >= end:
         raise InvalidArgumentError("open.sampling.max_tokens", "all of its tokens have been produced already")
-    sequence = Sequence(token_ids, message.num_prompt_tokens, params, priority=message.priority)
-    _identify(sequence, message, engine)
-    return Opened(sequence, end)
+    roots = to_roots(message, facts)
+    return Opened(Sequence(token_ids, message.num_prompt_tokens, params, priority=message.priority, roots=roots), end)
 
 
-def _identify(sequence: Sequence, message: speculation_pb2.Open, engine: Engine) -> None:
-    """Says whose the sequence's blocks are. Nobody's are never found again."""
+def to_roots(message: speculation_pb2.Open, facts: EngineFacts) -> Roots:
+    """Whose a sequence's blocks are. Nobody's are never found again."""
     tenant = message.tenant
     if not tenant.namespace:
-        sequence.root_digest = os.urandom(32)
-        return
+        return Roots(os.urandom(32))
     if tenant.num_public_tokens > message.num_prompt_tokens:
         raise InvalidArgumentError("open.tenant.num_public_tokens", "there are more than tokens of the prompt")
 
     def root(namespace: str) -> bytes:
         return identity_digest(
             namespace=namespace,
-            model=engine.description.revision_digest,
+            model=facts.description.revision_digest,
             adapter=message.adapter_digest,
-            kv=engine.kv_identity,
-            block_size=engine.config.block_size,
+            kv=facts.kv_identity,
+            block_size=facts.block_size,
             first_position=0,
         )
 
-    sequence.namespace = tenant.namespace
-    sequence.root_digest = root(tenant.namespace)
-    sequence.public_root_digest = root(PUBLIC_NAMESPACE)
-    sequence.num_public_blocks = tenant.num_public_tokens // engine.config.block_size
+    return Roots(
+        own=root(tenant.namespace),
+        public=root(PUBLIC_NAMESPACE),
+        num_public_blocks=tenant.num_public_tokens // facts.block_size,
+        label=tenant.namespace,
+        public_label=PUBLIC_NAMESPACE,
+    )
 
 
-def check_token_ids(token_ids: Tokens[int], vocab_size: int, field: str) -> None:
-    """Raises InvalidArgumentError when there are none or one is not of the vocabulary."""
-    if not token_ids:
-        raise InvalidArgumentError(field, "must not be empty")
-    if max(token_ids) >= vocab_size:
-        raise InvalidArgumentError(field, f"token id {max(token_ids)} is not below the vocabulary's {vocab_size}")
-
-
-def to_sampling_params(message: sampling_pb2.SamplingParams, room: int) -> SamplingParams:
+def to_sampling_params(message: sampling_pb2.SamplingParams, room: int, vocab_size: int) -> SamplingParams:
     """Sampling parameters with their defaults; `room` tokens fit behind the prompt."""
     if not message.HasField("seed"):
         raise InvalidArgumentError("open.sampling.seed", "must be set")
@@ -167,31 +170,12 @@ def to_sampling_params(message: sampling_pb2.SamplingParams, room: int) -> Sampl
         if field.name not in ("stop", "logit_bias")
     }
     given.setdefault("max_tokens", room)
+    highest = max(message.logit_bias, default=0)
+    if highest >= vocab_size:
+        problem = f"token id {highest} is not below the vocabulary's {vocab_size}"
+        raise InvalidArgumentError("open.sampling.logit_bias", problem)
     try:
         return SamplingParams(**given, logit_bias=dict(message.logit_bias))
-    except ValueError as error:
-        raise InvalidArgumentError("open.sampling", str(error)) from error
-
-
-def to_model_info(engine: Engine, model_id: str) -> model_pb2.ModelInfo:
-    """The message that describes the model of an engine."""
-    description = engine.description
-    return model_pb2.ModelInfo(
-        id=model_id,
-        revision_digest=description.revision_digest,
-        architecture=description.architecture,
-        max_context_tokens=engine.max_context_tokens,
-        vocab_size=description.vocab_size,
-        eos_token_ids=description.eos_token_ids,
-        num_parameters=description.num_parameters,
-        dtype=description.dtype,
-        device=description.device,
-    )
-
-
-def to_modules(engine: Engine) -> list[model_server_pb2.AdapterModule]:
-    """The messages that describe the layers which adapters may change."""
-    return [
-        model_server_pb2.AdapterModule(name=name, in_features=in_features, out_features=out_features)
-        for name, in_features, out_features in engine.adapter_targets.values()
-    ]
+    except InvalidSamplingError as error:
+        first, *more = (FieldViolation(f"open.sampling.{name}", problem) for name, problem in error.violations)
+        raise InvalidArgumentError(*first, *more) from error

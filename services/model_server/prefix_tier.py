@@ -6,7 +6,7 @@ waits for it longer than computing would take.
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import abc
 from contextlib import aclosing
 from itertools import groupby
 from typing import Any
@@ -16,13 +16,13 @@ import grpc
 from services.common.backoff import Backoff
 from services.common.channel import open_channel
 from services.common.telemetry import meter
-from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop
 from services.engine.kv_cache import Buffer
 from services.engine.sequence import Sequence
-from services.model_server.publisher import BATCH_BYTES, Publisher
+from services.model_server.publisher import BATCH_BYTES, Computed, Publisher
 from services.model_server.seal import Seal
 from services.model_server.settings import ModelServerSettings
+from services.model_server.tenant import Tenant
 from services.prefix_cache.client import PrefixCacheClient
 
 _log = logging.getLogger(__name__)
@@ -39,13 +39,19 @@ class PrefixTier:
     """One engine's dealings with a prefix cache."""
 
     def __init__(
-        self, engine_loop: EngineLoop[Any], client: PrefixCacheClient, seal: Seal, max_pending_bytes: int
+        self,
+        engine_loop: EngineLoop[Any],
+        computed: Computed,
+        client: PrefixCacheClient,
+        seal: Seal,
+        max_pending_bytes: int,
     ) -> None:
+        """`computed` is where the engine says which blocks it computed."""
         self._engine_loop = engine_loop
         self._client = client
         self._backoff = Backoff(client.target)
         self._seal = seal
-        self._publisher = Publisher(engine_loop, client, self._backoff, seal, max_pending_bytes)
+        self._publisher = Publisher(engine_loop, computed, client, self._backoff, seal, max_pending_bytes)
         self._rate = _FIRST_RATE
         self._latency = _FIRST_LATENCY
         instruments = meter("paceline.prefix_tier")
@@ -54,31 +60,40 @@ class PrefixTier:
         self._seconds = instruments.create_histogram("paceline.fetch_duration", "s", "Time spent on fetching a prefix.")
 
     @classmethod
-    def connect(cls, engine_loop: EngineLoop[Any], settings: ModelServerSettings) -> "PrefixTier | None":
+    def connect(
+        cls, engine_loop: EngineLoop[Any], computed: Computed, settings: ModelServerSettings
+    ) -> "PrefixTier | None":
         """With the prefix cache that settings name; None without one."""
         if settings.prefix_cache is None:
             return None
         client = PrefixCacheClient(settings.prefix_cache, open_channel(settings.prefix_cache))
-        return cls(engine_loop, client, Seal(settings.seal_key), settings.max_unpublished_bytes)
+        return cls(engine_loop, computed, client, Seal(settings.seal_key), settings.max_unpublished_bytes)
 
-    async def fetch(self, sequence: Sequence, token: str) -> None:
+    async def fetch(self, sequence: Sequence, tenant: Tenant) -> None:
         """Has the engine take in what the cache has of a sequence that is about to be opened, if that is quicker."""
-        if not sequence.namespace or not token:
+        if not tenant.namespace or not tenant.token:
             return
-        self._publisher.use(sequence.namespace, token)
+        self._publisher.use(tenant.namespace, tenant.token)
         if self._backoff.is_off:
             return
-        engine: Engine = self._engine_loop.role.engine
-        wanted = _missing(sequence, engine)
-        if not wanted:
+        size = self._engine_loop.facts.block_size
+        # The last token is always computed.
+        usable = min(sequence.first_logits, sequence.num_settled - 1) // size
+        if not usable:
             return
-        if not self._pays(engine, len(wanted)):
+        digests = [sequence.digest_of_block(index, size) for index in range(usable)]
+        first, seconds = await self._engine_loop.ask(
+            lambda role: (role.engine.count_leading(digests), size * role.engine.prompt_seconds)
+        )
+        if first == usable:
+            return
+        if not self._pays(usable - first, seconds):
             self._doubt()
             return
         started = time.monotonic()
-        for namespace, run in groupby(wanted, sequence.namespace_of_block):
-            keys = [sequence.block_digests[index] for index in run]
-            if not await self._fetch(token, namespace, keys):
+        for namespace, run in groupby(range(first, usable), sequence.roots.label_of):
+            keys = [digests[index] for index in run]
+            if not await self._fetch(tenant.token, namespace, keys, seconds):
                 break
         self._seconds.record(time.monotonic() - started)
 
@@ -87,15 +102,14 @@ class PrefixTier:
         self._publisher.close()
         await self._client.close()
 
-    async def _fetch(self, token: str, namespace: str, keys: list[bytes]) -> bool:
-        """Fetches the leading ones of the blocks. Whether it got all."""
-        engine: Engine = self._engine_loop.role.engine
-        limit = min(_MAX_FETCH_SECONDS, _compute_seconds(engine, len(keys)))
+    async def _fetch(self, token: str, namespace: str, keys: list[bytes], seconds: float) -> bool:
+        """Fetches the leading ones of the blocks, each of which takes `seconds` to compute. Whether it got all."""
+        limit = min(_MAX_FETCH_SECONDS, len(keys) * seconds)
         got = 0
         try:
             count = await self._match(token, namespace, keys, min(_MATCH_SECONDS, limit))
-            if count and self._pays(engine, count):
-                size = engine.block_bytes + self._seal.num_bytes
+            if count and self._pays(count, seconds):
+                size = self._engine_loop.facts.block_bytes + self._seal.num_bytes
                 async with aclosing(self._client.fetch(token, namespace, keys[:count], size, limit)) as blocks:
                     got = await self._receive(blocks, count)
         except grpc.aio.AioRpcError as error:
@@ -119,9 +133,9 @@ class PrefixTier:
         self._publisher.forget(keys[count:])
         return count
 
-    async def _receive(self, blocks: AsyncIterator[tuple[bytes, Buffer]], count: int) -> int:
+    async def _receive(self, blocks: abc.AsyncIterator[tuple[bytes, Buffer]], count: int) -> int:
         """Hands blocks to the engine as they come; returns how many came."""
-        engine: Engine = self._engine_loop.role.engine
+        facts = self._engine_loop.facts
         batch: dict[bytes, Buffer] = {}
         got, started = 0, time.monotonic()
         try:
@@ -132,14 +146,14 @@ class PrefixTier:
                     break
                 batch[key] = content
                 got += 1
-                if len(batch) * engine.block_bytes >= BATCH_BYTES:
+                if len(batch) * facts.block_bytes >= BATCH_BYTES:
                     self._adopt(batch)
                     batch = {}
         finally:
             self._adopt(batch)
-            self._fetched.add(got * engine.config.block_size)
+            self._fetched.add(got * facts.block_size)
             seconds = max(time.monotonic() - started, 1e-6)
-            self._rate += _SMOOTHING * (got * engine.block_bytes / seconds - self._rate)
+            self._rate += _SMOOTHING * (got * facts.block_bytes / seconds - self._rate)
         if got < count:
             _log.warning("the prefix cache gave %d blocks of %d that it said it had", got, count)
         return got
@@ -149,28 +163,12 @@ class PrefixTier:
             self._publisher.remember(batch)
             self._engine_loop.submit(lambda role: role.engine.adopt(batch))
 
-    def _pays(self, engine: Engine, num_blocks: int) -> bool:
-        """Whether fetching is expected to be quicker than computing."""
-        seconds = self._latency + num_blocks * engine.block_bytes / max(self._rate, 1.0)
-        return seconds < _compute_seconds(engine, num_blocks)
+    def _pays(self, num_blocks: int, seconds: float) -> bool:
+        """Whether fetching is expected to be quicker than computing, which takes `seconds` a block."""
+        num_bytes = num_blocks * self._engine_loop.facts.block_bytes
+        return self._latency + num_bytes / max(self._rate, 1.0) < num_blocks * seconds
 
     def _doubt(self) -> None:
         """What was measured counts a little less: a cache that was slow once is asked again some day."""
         self._rate += _DOUBT * (_FIRST_RATE - self._rate)
         self._latency += _DOUBT * (_FIRST_LATENCY - self._latency)
-
-
-def _missing(sequence: Sequence, engine: Engine) -> list[int]:
-    """Indexes of the blocks behind those that the engine has; the last token is always computed."""
-    size = engine.config.block_size
-    usable = min(sequence.first_logits, sequence.num_settled - 1) // size
-    have: Callable[[bytes], int | None] = engine.pool.find
-    first = next((index for index in range(usable) if have(sequence.digest_of_block(index, size)) is None), usable)
-    if first < usable:
-        sequence.digest_of_block(usable - 1, size)
-    return list(range(first, usable))
-
-
-def _compute_seconds(engine: Engine, num_blocks: int) -> float:
-    rows = engine.config.max_step_tokens
-    return num_blocks * engine.config.block_size * engine.step_times.seconds(rows) / rows

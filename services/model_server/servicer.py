@@ -1,17 +1,27 @@
 """ModelServerService over gRPC: the same at verifiers and drafts."""
 
+from collections import abc
 from typing import Any
 
 from paceline.internal.v1 import model_server_pb2 as pb
 from paceline.internal.v1 import model_server_pb2_grpc
+from paceline.v1 import model_pb2
 from services.common.access import CallContext
-from services.common.errors import NotFoundError
+from services.common.errors import FailedPreconditionError, NotFoundError
+from services.engine.engine import EngineFacts
 from services.engine.engine_loop import EngineLoop
+from services.engine.loading import Phase
 from services.model_server.adapter_slots import AdapterSlots
-from services.model_server.opening import to_model_info, to_modules, to_tenant
+from services.model_server.opening import to_tenant
 from services.model_server.settings import ModelServerSettings
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ModelServerService"].full_name
+_PHASES = {
+    Phase.WEIGHTS: pb.WatchLoadingResponse.PHASE_WEIGHTS,
+    Phase.FORWARD: pb.WatchLoadingResponse.PHASE_FORWARD,
+    Phase.MEASURING: pb.WatchLoadingResponse.PHASE_MEASURING,
+    Phase.READY: pb.WatchLoadingResponse.PHASE_READY,
+}
 
 
 class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
@@ -27,13 +37,20 @@ class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: object) -> pb.GetModelResponse:
         """See model_server.proto."""
-        return pb.GetModelResponse(model_info=to_model_info(self._engine_loop.role.engine, self._model_id))
+        return pb.GetModelResponse(model_info=_to_model_info(self._engine_loop.facts, self._model_id))
 
     async def ListAdapterModules(
         self, request: pb.ListAdapterModulesRequest, context: object
     ) -> pb.ListAdapterModulesResponse:
         """See model_server.proto."""
-        return pb.ListAdapterModulesResponse(modules=to_modules(self._engine_loop.role.engine))
+        reader = self._engine_loop.facts.adapters
+        targets = () if reader is None else reader.targets.values()
+        return pb.ListAdapterModulesResponse(
+            modules=[
+                pb.AdapterModule(name=name, in_features=in_features, out_features=out_features)
+                for name, in_features, out_features in targets
+            ]
+        )
 
     async def PrefetchAdapter(
         self, request: pb.PrefetchAdapterRequest, context: CallContext
@@ -43,3 +60,29 @@ class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
             raise NotFoundError("adapter", request.adapter_digest, "this service has no adapters")
         await self._adapters.load(request.adapter_digest, to_tenant(request.tenant, context, self._access))
         return pb.PrefetchAdapterResponse()
+
+    async def WatchLoading(
+        self, request: pb.WatchLoadingRequest, context: object
+    ) -> abc.AsyncIterator[pb.WatchLoadingResponse]:
+        """See model_server.proto."""
+        try:
+            async for phase, fraction in self._engine_loop.watch_loading():
+                yield pb.WatchLoadingResponse(phase=_PHASES[phase], fraction=fraction)
+        except Exception as error:
+            raise FailedPreconditionError(f"the model could not be loaded: {error}") from error
+
+
+def _to_model_info(facts: EngineFacts, model_id: str) -> model_pb2.ModelInfo:
+    """The message that describes the model of an engine."""
+    description = facts.description
+    return model_pb2.ModelInfo(
+        id=model_id,
+        revision_digest=description.revision_digest,
+        architecture=description.architecture,
+        max_context_tokens=facts.max_context_tokens,
+        vocab_size=description.vocab_size,
+        eos_token_ids=description.eos_token_ids,
+        num_parameters=description.num_parameters,
+        dtype=description.dtype,
+        device=description.device,
+    )

@@ -1,13 +1,12 @@
-"""The asyncio end of a sequence: opens it on the engine's thread and yields what its role emits."""
+"""The asyncio end of a sequence: what its role emits, in order, until the sequence or the engine ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import abc
 from typing import Generic, TypeVar
 
 from services.common.errors import PacelineError, ResourceExhaustedError, UnavailableError
-from services.engine.engine_loop import EngineLoop, Role
 
-R = TypeVar("R", bound=Role)
+E = TypeVar("E")
 _RETRY_AFTER_SECONDS = 1.0
 
 
@@ -30,26 +29,24 @@ class OpenStreams:
         self.count -= 1
 
 
-class EventStream(Generic[R]):
-    """Events of one sequence, from the engine's thread to a stream of the service."""
+class EventStream(Generic[E]):
+    """Events of one sequence, from the engine's thread to a stream of the service. It belongs to the event loop."""
 
-    def __init__(self, engine_loop: EngineLoop[R]) -> None:
-        self._engine_loop = engine_loop
+    def __init__(self) -> None:
         # Bounded by what a sequence can emit: at most one event a token of its context.
-        self._events: asyncio.Queue[object] = asyncio.Queue()
+        self._events: asyncio.Queue[E | BaseException | None] = asyncio.Queue()
 
-    def emit(self, event: object) -> None:
-        """Takes an event; called on the event loop."""
+    def emit(self, event: E | BaseException) -> None:
+        """Takes an event, or the error that ended the sequence."""
         self._events.put_nowait(event)
 
-    def submit(self, command: Callable[[R], None]) -> None:
-        """Has a command run on the engine's thread."""
-        self._engine_loop.submit(command)
+    def end(self) -> None:
+        """Ends the stream behind the events that there are."""
+        self._events.put_nowait(None)
 
-    async def __aiter__(self) -> AsyncIterator[object]:
+    async def __aiter__(self) -> abc.AsyncIterator[E]:
         """Yields events; raises what ended the sequence, UnavailableError when the engine has failed."""
-        while True:
-            event = await self._events.get()
+        while (event := await self._events.get()) is not None:
             if isinstance(event, PacelineError):
                 raise event
             if isinstance(event, BaseException):

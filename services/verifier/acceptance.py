@@ -4,16 +4,17 @@ A draft says with each token how sure it is. What it says is believed as far as 
 draft that claims too much is soon taken at its worth, at the cost of its own stream alone.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import abc
 from itertools import accumulate
 from operator import mul
 
+from cachetools import LRUCache
+
 from services.common.calibration import Calibration
 
-_CLAIMS = (0.3, 0.5, 0.7, 0.85, 0.95)
-_CLAIMED = (0.2, 0.4, 0.6, 0.78, 0.9, 0.98)
-_CLAIM_WEIGHT = 4.0
+_CONFIDENCES = (0.3, 0.5, 0.7, 0.85, 0.95)
+_CONFIDENT = (0.2, 0.4, 0.6, 0.78, 0.9, 0.98)
+_CONFIDENCE_WEIGHT = 4.0
 _MATCHES = (4, 6, 8, 12, 16, 24)
 _MATCHED = (0.35, 0.5, 0.6, 0.7, 0.8, 0.88, 0.94)
 _MATCH_WEIGHT = 8.0
@@ -29,7 +30,7 @@ class Acceptance:
 
     def __init__(self, typical: float = DEFAULT_TYPICAL) -> None:
         """`typical` is the acceptance of other sequences."""
-        self._claims = Calibration(_CLAIMS, _CLAIMED, _CLAIM_WEIGHT, _MEMORY)
+        self._confidences = Calibration(_CONFIDENCES, _CONFIDENT, _CONFIDENCE_WEIGHT, _MEMORY)
         self._matches = Calibration(_MATCHES, _MATCHED, _MATCH_WEIGHT, _MEMORY)
         self._typical = Calibration((), (typical,), _TYPICAL_WEIGHT, _MEMORY)
 
@@ -38,9 +39,9 @@ class Acceptance:
         """Probability that the draft's next token is accepted, given that those before it were."""
         return self._typical.rate(0)
 
-    def of_claims(self, claims: Sequence[float | None]) -> list[float]:
-        """Probabilities that the first 1, 2, ... tokens are all accepted, by what the draft claims of each."""
-        rates = (self.typical if claim is None else self._claims.rate(claim) for claim in claims)
+    def of_confidences(self, confidences: abc.Sequence[float | None]) -> list[float]:
+        """Probabilities that the first 1, 2, ... tokens are all accepted, by what the draft says of each."""
+        rates = (self.typical if one is None else self._confidences.rate(one) for one in confidences)
         return list(accumulate(rates, mul))
 
     def of_match(self, length: int, count: int) -> list[float]:
@@ -51,12 +52,12 @@ class Acceptance:
         """The same for proposals that are still to come."""
         return list(accumulate([self.typical] * count, mul))
 
-    def observe_claims(self, claims: Sequence[float | None], num_accepted: int) -> None:
-        """So many of the tokens with these claims were accepted; the next one, if there was one, was not."""
-        for index, claim in enumerate(claims[: num_accepted + 1]):
+    def observe_draft(self, confidences: abc.Sequence[float | None], num_accepted: int) -> None:
+        """So many of the draft's tokens were accepted, of which it had said this; the next one, if any, was not."""
+        for index, confidence in enumerate(confidences[: num_accepted + 1]):
             self._typical.observe(0, success=index < num_accepted)
-            if claim is not None:
-                self._claims.observe(claim, success=index < num_accepted)
+            if confidence is not None:
+                self._confidences.observe(confidence, success=index < num_accepted)
 
     def observe_match(self, length: int, num_drafted: int, num_accepted: int) -> None:
         """So many of the tokens after a match were accepted."""
@@ -68,16 +69,19 @@ class TypicalAcceptance:
     """Acceptance over all sequences of an adapter, with which new ones begin. An adapter not met begins as the base."""
 
     def __init__(self) -> None:
-        self._rates: OrderedDict[str, float] = OrderedDict()
+        self._rates: LRUCache[str, float] = LRUCache(_MAX_ADAPTERS)
+        """Rates are found by the adapter's digest; the adapters longest unheard of are forgotten."""
+        self._base = DEFAULT_TYPICAL
 
     def of(self, adapter: str) -> float:
-        """Of an adapter by its digest; empty for the base model."""
-        return self._rates.get(adapter, self._rates.get("", DEFAULT_TYPICAL))
+        """Acceptance of an adapter by its digest; of the base model where that is empty."""
+        return self._rates.get(adapter, self._base) if adapter else self._base
 
     def observe(self, adapter: str, rate: float) -> None:
-        """A sequence's acceptance after another round. The adapters longest unheard of are forgotten."""
+        """A sequence's acceptance after another round."""
         now = self.of(adapter)
-        self._rates[adapter] = now + _SMOOTHING * (rate - now)
-        self._rates.move_to_end(adapter)
-        while len(self._rates) > _MAX_ADAPTERS:
-            self._rates.popitem(last=False)
+        smoothed = now + _SMOOTHING * (rate - now)
+        if adapter:
+            self._rates[adapter] = smoothed
+        else:
+            self._base = smoothed

@@ -1,24 +1,24 @@
 """How many proposed tokens go into the next step, and whether to wait for more: the most expected tokens a second.
 
 A row costs what the measured step times say; a proposed token is worth the probability that it and all before it are
-accepted. At a full batch no row is cheap enough, and the choice is zero. Pure functions: the simulation in `benchmarks`
-draws its curves with the same code.
+accepted. At a full batch no row is cheap enough, and no sequence is allocated any. Pure functions: the simulation in
+`benchmarks` draws its curves with the same code.
 """
 
-from collections.abc import Callable, Sequence
+from collections import abc
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-StepSeconds = Callable[[int], float]
+StepSeconds = abc.Callable[[int], float]
 """Expected time of a step by its number of rows, in seconds."""
-StepCurve = Callable[[int, int], NDArray[np.float64]]
+StepCurve = abc.Callable[[int, int], NDArray[np.float64]]
 """The same for all numbers of rows from the first to the last, both included."""
 
 
-class Choice(NamedTuple):
+class Allocation(NamedTuple):
     """What a step takes of each offer, and what it is expected to give."""
 
     num_tokens: list[int]
@@ -39,7 +39,7 @@ class Pending(NamedTuple):
     """Rows of a round with it."""
 
 
-def choose(offers: Sequence[Sequence[float]], step_curve: StepCurve, other_rows: int = 0) -> Choice:
+def allocate(offers: abc.Sequence[abc.Sequence[float]], step_curve: StepCurve, other_rows: int = 0) -> Allocation:
     """Takes the likeliest proposed tokens of all sequences as long as that raises expected tokens a second.
 
     `offers[i][j]` is the probability that the first j + 1 proposed tokens of sequence i are all accepted: it never
@@ -54,10 +54,12 @@ def choose(offers: Sequence[Sequence[float]], step_curve: StepCurve, other_rows:
     best = int(np.argmax(tokens / seconds)) if seconds[0] > 0 else 0
     owners = np.repeat(np.arange(len(offers)), sizes)[ranked[:best]]
     num_tokens = np.bincount(owners, minlength=len(offers))
-    return Choice(num_tokens.tolist(), float(tokens[best]), float(seconds[best]))
+    return Allocation(num_tokens.tolist(), float(tokens[best]), float(seconds[best]))
 
 
-def best_start(now: float, ready: Choice, rows: int, pending: Sequence[Pending], step_seconds: StepSeconds) -> float:
+def best_start(
+    now: float, ready: Allocation, rows: int, pending: abc.Sequence[Pending], step_seconds: StepSeconds
+) -> float:
     """When to start a step: `now`, or the time by which some pending proposals are expected to be there.
 
     What waits is `ready`, a step of `rows` rows. A sequence whose proposal has not come by then is left out and goes

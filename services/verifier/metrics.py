@@ -1,13 +1,8 @@
 """What the verifier measures of itself."""
 
-from collections.abc import Iterable
-from functools import partial
-
-from opentelemetry.metrics import CallbackOptions, Observation
-
 from services.common.telemetry import meter
 from services.engine.engine_loop import EngineLoop
-from services.model_server.metrics import observe_engine
+from services.model_server.metrics import observe_engine, readings
 from services.model_server.streams import OpenStreams
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed
@@ -34,19 +29,19 @@ class VerifierMetrics:
         self._committed = instruments.create_counter("paceline.committed_tokens", "{token}", "Tokens decided.")
         instruments.create_observable_counter(
             "paceline.governor_decisions",
-            [partial(_decisions, engine_loop)],
+            [readings(engine_loop, "governor_decisions")],
             "{step}",
             "Steps by whether the next round speculates, and why.",
         )
         instruments.create_observable_gauge(
             "paceline.governor_gain",
-            [partial(_gain, engine_loop)],
+            [readings(engine_loop, "governor_gain")],
             "1",
             "Estimated tokens a second with speculation, relative to without.",
         )
         instruments.create_observable_gauge(
             "paceline.governor_rate",
-            [partial(_rates, engine_loop)],
+            [readings(engine_loop, "governor_rate")],
             "{token}/s",
             "Measured tokens a second of the batch by load, with and without speculation.",
         )
@@ -62,24 +57,3 @@ class VerifierMetrics:
             self._drafted.add(committed.num_drafted, of)
             self._accepted.add(committed.num_accepted, of)
         self._wanted.record(committed.num_wanted)
-
-
-def _decisions(engine_loop: EngineLoop[TargetRole], _: CallbackOptions) -> Iterable[Observation]:
-    if not engine_loop.is_ready:
-        return ()
-    counts = engine_loop.role.planner.decisions.copy()
-    return [
-        Observation(count, {"speculates": decision.speculate, "reason": decision.reason.value})
-        for decision, count in counts.items()
-    ]
-
-
-def _gain(engine_loop: EngineLoop[TargetRole], _: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(engine_loop.role.planner.gain)] if engine_loop.is_ready else ()
-
-
-def _rates(engine_loop: EngineLoop[TargetRole], _: CallbackOptions) -> Iterable[Observation]:
-    if not engine_loop.is_ready:
-        return ()
-    rates = engine_loop.role.planner.payoff.rates()
-    return [Observation(rate, {"sequences": at, "speculates": way}) for (at, way), rate in rates.items()]

@@ -1,6 +1,6 @@
 """What may continue a sequence: the draft's proposals, or what followed when its end occurred before."""
 
-from collections import OrderedDict
+from cachetools import LRUCache
 
 from services.verifier.suffix_index import NO_MATCH, History, Match
 from services.verifier.target_sequence import NO_OFFER, Offer, Origin, TargetSequence
@@ -15,7 +15,7 @@ class Offers:
 
     def __init__(self, *, suffix_drafting: bool) -> None:
         self._suffix_drafting = suffix_drafting
-        self._histories: OrderedDict[bytes, History] = OrderedDict()
+        self._histories: LRUCache[bytes, History] = LRUCache(_MAX_HISTORIES)
 
     def best(self, target: TargetSequence) -> Offer:
         """The offer with the most expected tokens; NO_OFFER when there is none."""
@@ -24,8 +24,8 @@ class Offers:
             return NO_OFFER
         found = target.proposals.following(target.committed, target.digest, limit)
         token_ids = [token_id for token_id, _ in found]
-        claims = [claim for _, claim in found]
-        drafted = Offer(Origin.DRAFT, token_ids, target.acceptance.of_claims(claims), claims, 0)
+        confidences = [confidence for _, confidence in found]
+        drafted = Offer(Origin.DRAFT, token_ids, target.acceptance.of_confidences(confidences), confidences, 0)
         match = self._match(target, limit) if self._suffix_drafting else NO_MATCH
         survival = target.acceptance.of_match(match.length, len(match.token_ids))
         if sum(survival) > sum(drafted.survival):
@@ -36,19 +36,16 @@ class Offers:
         """Keeps what a sequence produced for those to come."""
         if not self._suffix_drafting or not target.max_draft_tokens:
             return
-        root = target.sequence.root_digest
-        if root not in self._histories:
-            self._histories[root] = History(_HISTORY_TOKENS)
-        self._histories[root].add(target.produced())
-        self._histories.move_to_end(root)
-        while len(self._histories) > _MAX_HISTORIES:
-            self._histories.popitem(last=False)
+        root = target.sequence.roots.own
+        history = self._histories.get(root) or History(_HISTORY_TOKENS)
+        history.add(target.produced())
+        self._histories[root] = history
 
     def _match(self, target: TargetSequence, limit: int) -> Match:
         if not target.catch_up(_CATCH_UP_TOKENS):
             return NO_MATCH
         own = target.suffixes.match(limit)
-        history = self._histories.get(target.sequence.root_digest)
+        history = self._histories.get(target.sequence.roots.own)
         if history is None:
             return own
         other = history.match(target.sequence.token_ids[max(0, target.committed - 32) : target.committed], limit)

@@ -67,11 +67,7 @@ class Payoff:
 
     def rates(self) -> dict[tuple[int, bool], float]:
         """Measured tokens a second by (smallest number of sequences of the load, whether with speculation)."""
-        return {
-            (1 << bits >> 1, way): rate
-            for bits, load in list(self._loads.items())
-            for way, rate in list(load.rates.items())
-        }
+        return {(1 << bits >> 1, way): rate for bits, load in self._loads.items() for way, rate in load.rates.items()}
 
     def decide(self, num_sequences: int, gain: float) -> Decision:
         """Whether to speculate. `gain` is the governor's estimate: tokens a second with speculation / without."""

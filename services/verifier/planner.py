@@ -4,17 +4,17 @@ Counts its decisions by reason, for metrics.
 """
 
 import time
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, abc
 
+from services.engine.readings import Reading, Readings
 from services.engine.step_times import StepTimes
-from services.verifier.governor import Choice, choose, worth_waiting
+from services.verifier.governor import Allocation, allocate, worth_waiting
 from services.verifier.payoff import Decision, Payoff
 from services.verifier.target_sequence import TargetSequence
 
 
 class Planner:
-    """Used by the engine's thread; metrics read its counters."""
+    """Decides for all sequences at once. It belongs to the engine's thread."""
 
     def __init__(self) -> None:
         self.speculates = True
@@ -31,28 +31,28 @@ class Planner:
         """The round's time is not to count."""
         self._mixed = True
 
-    def plan(self, targets: Collection[TargetSequence], step_times: StepTimes) -> Choice:
+    def plan(self, targets: abc.Collection[TargetSequence], step_times: StepTimes) -> Allocation:
         """What a step would take if every sequence had as many proposed tokens as it may; notes it as wanted."""
         decoding = [target for target in targets if target.num_due <= 1]
         offers = [target.acceptance.of_next(target.room) for target in decoding]
-        choice = choose(offers, step_times.curve)
+        allocation = allocate(offers, step_times.curve)
         if any(offers):
             plain = len(decoding) / max(step_times.seconds(len(decoding)), 1e-9)
-            self.gain = choice.tokens / max(choice.seconds, 1e-9) / plain
+            self.gain = allocation.tokens / max(allocation.seconds, 1e-9) / plain
             decision = self.payoff.decide(len(decoding), self.gain)
             self.decisions[decision] += 1
             self.speculates = decision.speculate
         else:
             self.speculates = True
-        for target, count in zip(decoding, choice.num_tokens, strict=True):
+        for target, count in zip(decoding, allocation.num_tokens, strict=True):
             target.wanted = count if self.speculates else 0
-        return choice
+        return allocation
 
-    def wait(self, target: TargetSequence, choice: Choice, now: float) -> None:
+    def wait(self, target: TargetSequence, allocation: Allocation, now: float) -> None:
         """Lets a sequence wait for its proposal as long as that may pay."""
         worth = 0.0
         if target.wanted:
-            worth = worth_waiting(target.expected_tokens, target.acceptance.typical, choice.seconds)
+            worth = worth_waiting(target.expected_tokens, target.acceptance.typical, allocation.seconds)
         target.waiting_until = target.pacing.wait_until(now, worth)
 
     def record(self, num_sequences: int, num_committed: int) -> None:
@@ -61,3 +61,16 @@ class Planner:
         if not self._mixed:
             self.payoff.record(num_sequences, num_committed, now - self._advanced_at)
         self._advanced_at, self._mixed = now, False
+
+    def readings(self) -> Readings:
+        """What was decided how often, and the estimated and measured tokens a second behind it."""
+        return {
+            "governor_decisions": tuple(
+                Reading(count, {"speculates": decision.speculate, "reason": decision.reason.value})
+                for decision, count in self.decisions.items()
+            ),
+            "governor_gain": (Reading(self.gain),),
+            "governor_rate": tuple(
+                Reading(rate, {"sequences": at, "speculates": way}) for (at, way), rate in self.payoff.rates().items()
+            ),
+        }

@@ -5,7 +5,7 @@ falls into, or follows, is found in one look-up: continuations, proposals drafte
 Stale, repeated or reordered proposals need no special case: no look-up ever reaches them.
 """
 
-from collections.abc import Sequence as Tokens
+from collections import abc
 from typing import NamedTuple
 
 from services.common.digest import extend_digest
@@ -21,7 +21,7 @@ class _Next(NamedTuple):
 
     token_id: int
     digest: int
-    claim: float | None
+    confidence: float | None
 
 
 class ProposalIndex:
@@ -30,32 +30,36 @@ class ProposalIndex:
     def __init__(self) -> None:
         self._next: dict[tuple[int, int], _Next] = {}
 
-    def add(self, position: int, digest: int, token_ids: Tokens[int], end: int, claims: Tokens[int] = ()) -> None:
+    def add(
+        self, position: int, digest: int, token_ids: abc.Sequence[int], end: int, confidences: abc.Sequence[int] = ()
+    ) -> None:
         """Takes tokens that follow (position, digest). `end` is the committed length.
 
-        `claims` says of each token how sure the draft is, in 255ths; unless there is one a token they are ignored.
+        `confidences` says of each token how sure the draft is, in 255ths; unless there is one a token they are ignored.
         """
         if not end - MAX_AHEAD <= position <= end + MAX_AHEAD:
             return
-        has_claims = len(claims) == len(token_ids)
+        has_confidences = len(confidences) == len(token_ids)
         for index, token_id in enumerate(token_ids[: end + MAX_AHEAD - position]):
             after = extend_digest(digest, (token_id,))
             if position >= end:
                 self._next.pop((position, digest), None)
-                self._next[position, digest] = _Next(token_id, after, claims[index] / 255 if has_claims else None)
+                self._next[position, digest] = _Next(
+                    token_id, after, confidences[index] / 255 if has_confidences else None
+                )
             position += 1
             digest = after
         while len(self._next) > MAX_INDEXED:
             del self._next[next(iter(self._next))]
 
     def following(self, position: int, digest: int, limit: int) -> list[tuple[int, float | None]]:
-        """At most `limit` proposed tokens, each with its claim, that continue the text from (position, digest) on."""
+        """At most `limit` proposed tokens, with confidences, that continue the text from (position, digest) on."""
         tokens: list[tuple[int, float | None]] = []
         while len(tokens) < limit:
             found = self._next.get((position, digest))
             if found is None:
                 break
-            tokens.append((found.token_id, found.claim))
+            tokens.append((found.token_id, found.confidence))
             position, digest = position + 1, found.digest
         return tokens
 

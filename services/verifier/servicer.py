@@ -1,7 +1,7 @@
 """VerifierService over gRPC: one stream is one sequence; its end, however it comes, frees everything."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import abc
 from contextlib import aclosing
 
 from paceline.internal.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
@@ -11,6 +11,7 @@ from services.engine.engine_loop import EngineLoop
 from services.engine.sampler import RowLogprobs
 from services.model_server.opening import Opener, first_open
 from services.model_server.streams import EventStream
+from services.verifier.accept import Finish
 from services.verifier.metrics import VerifierMetrics
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, TargetSequence
@@ -29,12 +30,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         self._metrics = VerifierMetrics(engine_loop, opener.open_streams)
 
     async def Verify(
-        self, request_iterator: AsyncIterator[verifier_pb2.VerifyRequest], context: CallContext
-    ) -> AsyncIterator[verifier_pb2.VerifyResponse]:
+        self, request_iterator: abc.AsyncIterator[verifier_pb2.VerifyRequest], context: CallContext
+    ) -> abc.AsyncIterator[verifier_pb2.VerifyResponse]:
         """See verifier.proto."""
         opening = await first_open(request_iterator)
         async with self._opener.open(opening, context) as (sequence, end):
-            stream = EventStream(self._engine_loop)
+            stream = EventStream[Committed]()
             target = TargetSequence(
                 sequence, stream.emit, opening.max_draft_tokens, end, adapter=opening.adapter_digest
             )
@@ -44,16 +45,15 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
 
     async def _run(
         self,
-        requests: AsyncIterator[verifier_pb2.VerifyRequest],
-        stream: EventStream[TargetRole],
+        requests: abc.AsyncIterator[verifier_pb2.VerifyRequest],
+        stream: EventStream[Committed],
         target: TargetSequence,
-    ) -> AsyncGenerator[Committed, None]:
+    ) -> abc.AsyncGenerator[Committed, None]:
         """One sequence from its opening to its end, whatever ends it."""
-        stream.submit(lambda role: role.open(target))
-        reader = asyncio.create_task(self._read(requests, stream, target))
+        self._engine_loop.submit(lambda role: role.open(target))
+        reader = asyncio.create_task(self._read(requests, target))
         try:
-            async for event in stream:
-                committed = _expect(event)
+            async for committed in stream:
                 self._metrics.record(committed)
                 yield committed
                 if committed.finish is not None:
@@ -61,35 +61,26 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
                     return
         finally:
             reader.cancel()
-            stream.submit(lambda role: role.close(target))
+            self._engine_loop.submit(lambda role: role.close(target))
 
-    async def _read(
-        self,
-        requests: AsyncIterator[verifier_pb2.VerifyRequest],
-        stream: EventStream[TargetRole],
-        target: TargetSequence,
-    ) -> None:
+    async def _read(self, requests: abc.AsyncIterator[verifier_pb2.VerifyRequest], target: TargetSequence) -> None:
         """Hands proposals to the role as they come. Anything else is no proposal and is dropped."""
         async for request in requests:
             if request.HasField("proposal"):
-                self._hand_over(request.proposal, stream, target)
+                self._hand_over(request.proposal, target)
 
-    @staticmethod
-    def _hand_over(proposal: speculation_pb2.Proposal, stream: EventStream[TargetRole], target: TargetSequence) -> None:
-        anchor, token_ids, claims = proposal.anchor, list(proposal.token_ids), proposal.confidences
-        stream.submit(lambda role: role.propose(target, anchor.position, anchor.digest, token_ids, claims))
-
-
-def _expect(event: object) -> Committed:
-    if not isinstance(event, Committed):
-        raise TypeError(f"the verifier's role emitted {type(event).__name__}")
-    return event
+    def _hand_over(self, proposal: speculation_pb2.Proposal, target: TargetSequence) -> None:
+        anchor, token_ids, confidences = proposal.anchor, list(proposal.token_ids), proposal.confidences
+        self._engine_loop.submit(
+            lambda role: role.propose(target, anchor.position, anchor.digest, token_ids, confidences)
+        )
 
 
 def _to_commit(committed: Committed) -> speculation_pb2.Commit:
     reason = sampling_pb2.FINISH_REASON_UNSPECIFIED
     if committed.finish is not None:
-        reason = sampling_pb2.FINISH_REASON_EOS if committed.finish.eos else sampling_pb2.FINISH_REASON_LENGTH
+        is_eos = committed.finish is Finish.EOS
+        reason = sampling_pb2.FINISH_REASON_EOS if is_eos else sampling_pb2.FINISH_REASON_LENGTH
     return speculation_pb2.Commit(
         anchor=speculation_pb2.Anchor(position=committed.position, digest=committed.digest),
         token_ids=committed.token_ids,

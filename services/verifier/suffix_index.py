@@ -5,7 +5,7 @@ their end (Saxena 2023, "Prompt lookup decoding"; Hu et al. 2024, arXiv 2411.049
 are found by their last `MIN_MATCH` tokens and compared backwards.
 """
 
-from collections.abc import Sequence
+from collections import abc
 from typing import NamedTuple
 
 MIN_MATCH = 3
@@ -37,7 +37,7 @@ class SuffixIndex:
     def __len__(self) -> int:
         return len(self._text)
 
-    def extend(self, token_ids: Sequence[int]) -> None:
+    def extend(self, token_ids: abc.Sequence[int]) -> None:
         """The text goes on."""
         text = self._text
         for token_id in token_ids:
@@ -46,7 +46,7 @@ class SuffixIndex:
             self._before.append(self._last.get(run, 0))
             self._last[run] = len(text)
 
-    def match(self, limit: int, ending: Sequence[int] | None = None) -> Match:
+    def match(self, limit: int, ending: abc.Sequence[int] | None = None) -> Match:
         """What may follow `ending` (default: the text itself), at most `limit` tokens."""
         text = self._text
         own = ending is None
@@ -77,7 +77,7 @@ class History:
         self._texts: list[list[int]] = []
         self._index = SuffixIndex()
 
-    def add(self, token_ids: Sequence[int]) -> None:
+    def add(self, token_ids: abc.Sequence[int]) -> None:
         """Remembers a text's latest tokens."""
         text = list(token_ids)[-self._max_tokens // 2 :]
         if len(self._index) + len(text) > self._max_tokens:
@@ -89,12 +89,12 @@ class History:
         self._texts.append(text)
         self._index.extend(text)
 
-    def match(self, ending: Sequence[int], limit: int) -> Match:
+    def match(self, ending: abc.Sequence[int], limit: int) -> Match:
         """What may follow, by an earlier text."""
         return self._index.match(limit, ending)
 
 
-def _common(text: Sequence[int], at: int, wanted: Sequence[int]) -> int:
+def _common(text: abc.Sequence[int], at: int, wanted: abc.Sequence[int]) -> int:
     """Tokens before `at` that equal the last of `wanted`."""
     most = min(at, len(wanted), _MAX_MATCH)
     for count in range(most):

@@ -6,21 +6,23 @@ rejection, bonus after full acceptance). A proposal can only ever save steps: it
 """
 
 import time
-from collections.abc import Sequence as Tokens
+from collections import abc
 
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.errors import FailedPreconditionError
 from services.engine.adapter import BROKEN_MESSAGE
 from services.engine.engine import Engine
-from services.engine.engine_loop import Outbox
 from services.engine.model_runner import Result
+from services.engine.outbox import Outbox
+from services.engine.readings import Readings
 from services.engine.sampler import BROKEN
 from services.engine.sequence import Sequence
+from services.verifier.accept import accept
 from services.verifier.acceptance import Acceptance, TypicalAcceptance
-from services.verifier.governor import Pending, best_start, choose
+from services.verifier.governor import Pending, allocate, best_start
 from services.verifier.offers import Offers
 from services.verifier.planner import Planner
-from services.verifier.target_sequence import NO_OFFER, Committed, Finish, Offer, Origin, TargetSequence
+from services.verifier.target_sequence import NO_OFFER, Committed, Event, Offer, Origin, TargetSequence
 
 _GOOD_ENOUGH = 0.8
 """Share of a draft's expected tokens from which on others are taken without waiting for it."""
@@ -29,15 +31,15 @@ _GOOD_ENOUGH = 0.8
 class TargetRole:
     """Turns picks into commits. Runs on the engine's thread."""
 
-    def __init__(self, engine: Engine, outbox: Outbox, *, suffix_drafting: bool = True) -> None:
+    def __init__(self, engine: Engine, outbox: Outbox[Event], *, suffix_drafting: bool = True) -> None:
         self.engine = engine
         self._outbox = outbox
         self._by_sequence: dict[Sequence, TargetSequence] = {}
         self._offers = Offers(suffix_drafting=suffix_drafting)
         self.planner = Planner()
         self._typical = TypicalAcceptance()
-        self._eos = frozenset(engine.description.eos_token_ids)
-        self._vocab_size = engine.description.vocab_size
+        self._eos = frozenset(engine.facts.description.eos_token_ids)
+        self._vocab_size = engine.facts.description.vocab_size
 
     def open(self, target: TargetSequence) -> None:
         """Takes a sequence in. Limits have been checked."""
@@ -51,14 +53,19 @@ class TargetRole:
         self.engine.add(sequence)
 
     def propose(
-        self, target: TargetSequence, position: int, digest: int, token_ids: Tokens[int], claims: Tokens[int] = ()
+        self,
+        target: TargetSequence,
+        position: int,
+        digest: int,
+        token_ids: abc.Sequence[int],
+        confidences: abc.Sequence[int] = (),
     ) -> None:
         """Takes a proposal; whatever does not fit is dropped in silence."""
         if target.done or not target.max_draft_tokens:
             return
         if any(token_id >= self._vocab_size for token_id in token_ids):
             return
-        target.proposals.add(position, digest, token_ids, target.committed, claims)
+        target.proposals.add(position, digest, token_ids, target.committed, confidences)
         if target.proposals.following(target.committed, target.digest, 1):
             target.pacing.proposal_arrived(time.monotonic())
             target.waiting_until = 0.0
@@ -99,12 +106,12 @@ class TargetRole:
         if other_rows:
             self.planner.mix()
         other_rows = min(other_rows, most_rows)
-        choice = choose([offer.survival for _, offer in ready], self.engine.step_times.curve, other_rows)
+        allocation = allocate([offer.survival for _, offer in ready], self.engine.step_times.curve, other_rows)
         start = now
         if waiting and not other_rows:
-            rows = len(ready) + sum(choice.num_tokens)
-            start = best_start(now, choice, rows, [self._pending(target) for target in waiting], seconds)
-        for (target, offer), count in zip(ready, choice.num_tokens, strict=True):
+            rows = len(ready) + sum(allocation.num_tokens)
+            start = best_start(now, allocation, rows, [self._pending(target) for target in waiting], seconds)
+        for (target, offer), count in zip(ready, allocation.num_tokens, strict=True):
             target.take(offer.first(count))
             target.sequence.hold_until = start
 
@@ -112,7 +119,7 @@ class TargetRole:
         """Commits what the step decided and lets each sequence wait for its proposal as long as that may pay."""
         if not results:
             return
-        choice = self.planner.plan(self._by_sequence.values(), self.engine.step_times)
+        allocation = self.planner.plan(self._by_sequence.values(), self.engine.step_times)
         now = time.monotonic()
         num_committed = 0
         for result in results:
@@ -126,13 +133,17 @@ class TargetRole:
                 self.close(target)
                 continue
             target.undecided = True
-            self.planner.wait(target, choice, now)
+            self.planner.wait(target, allocation, now)
         self.planner.record(len(results), num_committed)
 
     def fail(self, error: BaseException) -> None:
         """Ends every sequence with the error."""
         for target in self._by_sequence.values():
             self._outbox.put(target.emit, error)
+
+    def readings(self) -> Readings:
+        """What it decided, and what it measured to decide it."""
+        return self.planner.readings()
 
     def _waits(self, target: TargetSequence, offer: Offer, now: float) -> bool:
         """Whether a sequence waits for its draft rather than going on with what is on offer."""
@@ -147,20 +158,8 @@ class TargetRole:
     def _commit(self, target: TargetSequence, result: Result) -> int:
         """Returns the number of committed tokens."""
         sequence, start, taken = target.sequence, target.committed, target.taken
-        proposed = sequence.token_ids[start:]
-        token_ids: list[int] = []
-        num_accepted = 0
-        finish: Finish | None = None
-        for index, pick in enumerate(result.token_ids):
-            token_ids.append(pick)
-            matched = index < len(proposed) and proposed[index] == pick
-            num_accepted += matched
-            if pick in self._eos and not sequence.params.ignore_eos:
-                finish = Finish(eos=True)
-            elif start + len(token_ids) >= target.end:
-                finish = Finish(eos=False)
-            if finish or not matched:
-                break
+        eos = frozenset[int]() if sequence.params.ignore_eos else self._eos
+        token_ids, num_accepted, finish = accept(sequence.token_ids[start:], result.token_ids, eos, target.end - start)
         num_drafted = len(result.token_ids) - 1
         committed = Committed(
             start,
@@ -192,7 +191,7 @@ class TargetRole:
     def _learn(self, target: TargetSequence, num_drafted: int, num_accepted: int) -> None:
         taken = target.taken
         if taken.origin is Origin.DRAFT:
-            target.acceptance.observe_claims(taken.claims[:num_drafted], num_accepted)
+            target.acceptance.observe_draft(taken.confidences[:num_drafted], num_accepted)
             self._typical.observe(target.adapter, target.acceptance.typical)
         elif taken.origin is Origin.SUFFIX:
             target.acceptance.observe_match(taken.match_length, num_drafted, num_accepted)

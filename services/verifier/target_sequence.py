@@ -1,7 +1,6 @@
 """A sequence under verification, and what is on offer to continue it."""
 
-from collections.abc import Callable
-from collections.abc import Sequence as Tokens
+from collections import abc
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -9,6 +8,7 @@ from typing import NamedTuple
 from services.common.digest import EMPTY_DIGEST
 from services.engine.sampler import RowLogprobs
 from services.engine.sequence import Sequence
+from services.verifier.accept import Finish
 from services.verifier.acceptance import Acceptance
 from services.verifier.pacing import Pacing
 from services.verifier.proposals import ProposalIndex
@@ -33,24 +33,18 @@ class Offer(NamedTuple):
     token_ids: list[int]
     survival: list[float]
     """Probability that the first 1, 2, ... of them are all accepted."""
-    claims: list[float | None]
-    """What the draft says of each."""
+    confidences: list[float | None]
+    """What the draft says of each token; None where it says nothing."""
     match_length: int
 
     def first(self, count: int) -> "Offer":
         """The offer cut to so many tokens."""
         if not count:
             return NO_OFFER
-        return self._replace(token_ids=self.token_ids[:count], claims=self.claims[:count])
+        return self._replace(token_ids=self.token_ids[:count], confidences=self.confidences[:count])
 
 
 NO_OFFER = Offer(Origin.NONE, [], [], [], 0)
-
-
-class Finish(NamedTuple):
-    """Why a sequence ended: an end-of-sequence token, or else the limit of its length."""
-
-    eos: bool
 
 
 class Committed(NamedTuple):
@@ -74,13 +68,16 @@ class Committed(NamedTuple):
     """Digest of the adapter, or empty."""
 
 
+Event = Committed | BaseException
+"""What a sequence emits: commits, or the error that ended it."""
+
+
 @dataclass(slots=True, eq=False)
 class TargetSequence:
     """A sequence under verification. Owned by the engine's thread."""
 
     sequence: Sequence
-    emit: Callable[[object], None]
-    """Delivers a Committed, or the exception that ended the sequence."""
+    emit: abc.Callable[[Event], None]
     max_draft_tokens: int
     end: int
     """Length at which it ends."""
@@ -133,6 +130,6 @@ class TargetSequence:
             self.suffixes.extend(self.sequence.token_ids[done : min(self.committed, done + most)])
         return self.committed <= done + most
 
-    def produced(self) -> Tokens[int]:
+    def produced(self) -> abc.Sequence[int]:
         """The tokens behind the prompt."""
         return self.sequence.token_ids[self.sequence.num_prompt_tokens : self.committed]

@@ -1,14 +1,13 @@
 """However a stream ends, and whatever happens to the draft, every KV block comes back and nothing hangs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 import pytest
 
-import services.model_server.lifespan
 from paceline.internal.v1 import speculation_pb2
 from services.engine.engine_loop import EngineLoop
 from services.verifier.client import VerifierClient
@@ -32,15 +31,8 @@ class Engines:
     @staticmethod
     async def _settled(loop: EngineLoop[Any]) -> None:
         while True:
-            seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-            def look(role: Any, seen: "asyncio.Future[int]" = seen) -> None:
-                role.engine.check_integrity()
-                used = role.engine.pool.num_used + len(role.engine.scheduler)
-                seen.get_loop().call_soon_threadsafe(seen.set_result, used)
-
-            loop.submit(look)
-            if await seen == 0:
+            await loop.ask(lambda role: role.engine.check_integrity())
+            if not await loop.ask(lambda role: role.engine.pool.num_used + len(role.engine.scheduler)):
                 return
 
 
@@ -48,11 +40,11 @@ class Engines:
 def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
     recorded = Engines()
 
-    def record(build: Callable[[Any], Any], name: str) -> EngineLoop[Any]:
-        recorded.loops.append(EngineLoop(build, name))
+    def record(*given: Any) -> EngineLoop[Any]:
+        recorded.loops.append(EngineLoop(*given))
         return recorded.loops[-1]
 
-    monkeypatch.setattr(services.model_server.lifespan, "EngineLoop", record)
+    monkeypatch.setattr("services.model_server.lifespan.EngineLoop", record)
     return recorded
 
 

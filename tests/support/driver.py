@@ -1,6 +1,6 @@
 """Runs sequences through an engine the plain way: one pick a step, no services."""
 
-from collections.abc import Sequence as Tokens
+from collections import abc
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ def make_engine(model: str, dtype: Dtype = Dtype.FLOAT32, **settings: object) ->
     return engine
 
 
-def add(engine: Engine, token_ids: Tokens[int], params: SamplingParams = GREEDY, **more: object) -> Sequence:
+def add(engine: Engine, token_ids: abc.Sequence[int], params: SamplingParams = GREEDY, **more: object) -> Sequence:
     """A sequence taken in by the engine."""
     sequence = Sequence(token_ids, len(token_ids), params, **more)
     engine.add(sequence)
@@ -48,7 +48,9 @@ def append(sequence: Sequence, token_id: int) -> None:
     sequence.first_logits = len(sequence) - 1
 
 
-def generate(engine: Engine, prompts: Tokens[Tokens[int]], num_tokens: int, **more: object) -> list[list[int]]:
+def generate(
+    engine: Engine, prompts: abc.Sequence[abc.Sequence[int]], num_tokens: int, **more: object
+) -> list[list[int]]:
     """Continues all prompts in one batch and returns what was produced; frees everything."""
     sequences = [add(engine, prompt, **more) for prompt in prompts]
     while engine.scheduler:

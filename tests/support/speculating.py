@@ -2,13 +2,13 @@
 
 import random
 import time
-from collections import Counter
-from collections.abc import Callable
-from collections.abc import Sequence as Tokens
+from collections import Counter, abc
+from typing import Any
 
 from services.common.digest import extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.engine import Engine
+from services.engine.roots import Roots
 from services.engine.sequence import NO_SLOT, Sequence
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, Origin, TargetSequence
@@ -21,13 +21,13 @@ class Collected:
     def __init__(self) -> None:
         self.commits: list[Committed] = []
 
-    def put(self, deliver: object, event: object) -> None:
-        deliver(event)  # type: ignore[operator]
+    def put(self, deliver: abc.Callable[[Any], None], event: Any) -> None:
+        deliver(event)
 
 
 def open_target(
     role: TargetRole,
-    prompt: Tokens[int],
+    prompt: abc.Sequence[int],
     num_tokens: int,
     params: SamplingParams = GREEDY,
     max_draft_tokens: int = 5,
@@ -36,7 +36,7 @@ def open_target(
     """A sequence opened at the role, and the list in which its commits appear."""
     commits: list[Committed] = []
     sequence = Sequence(
-        prompt, len(prompt), params, adapter_slot=adapter_slot, root_digest=bytes([adapter_slot + 1]) * 32
+        prompt, len(prompt), params, adapter_slot=adapter_slot, roots=Roots(bytes([adapter_slot + 1]) * 32)
     )
     target = TargetSequence(sequence, commits.append, max_draft_tokens, len(prompt) + num_tokens)
     role.open(target)
@@ -56,14 +56,14 @@ def run(role: TargetRole, propose: object = None) -> None:
 
 def propose_from(
     role: TargetRole,
-    opened: Tokens[tuple[TargetSequence, list[Committed]]],
-    prompts: Tokens[Tokens[int]],
-    expected: Tokens[Tokens[int]],
+    opened: abc.Sequence[tuple[TargetSequence, list[Committed]]],
+    prompts: abc.Sequence[abc.Sequence[int]],
+    expected: abc.Sequence[abc.Sequence[int]],
     draft: str,
     rng: random.Random,
-) -> Callable[[], None]:
+) -> abc.Callable[[], None]:
     """Proposes for every sequence as a perfect, bad (every third token wrong) or random draft would."""
-    vocab = role.engine.description.vocab_size
+    vocab = role.engine.facts.description.vocab_size
 
     def guess(token: int, at: int) -> int:
         if draft == "perfect" or (draft == "bad" and at % 3):
@@ -85,8 +85,8 @@ def propose_from(
 
 def generate_speculating(
     engine: Engine,
-    prompts: Tokens[Tokens[int]],
-    expected: Tokens[Tokens[int]],
+    prompts: abc.Sequence[abc.Sequence[int]],
+    expected: abc.Sequence[abc.Sequence[int]],
     draft: str,
     params: SamplingParams = GREEDY,
 ) -> tuple[list[list[int]], Counter[Origin]]:

@@ -7,7 +7,7 @@ tokens agree with those of its own forward. Every other model runs through its o
 """
 
 import copy
-from collections.abc import Mapping
+from collections import abc
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from services.engine.cpu.plan import RowPlan
 from services.engine.cpu.row_attention import RowAttention
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, product_of
-from services.engine.torch_forward.attention import AttentionLayer
+from services.engine.model import AttentionLayer
 
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -86,7 +86,8 @@ class FusedDecoder:
             kernels.rms_norm(rows[0], layer.input_norm, self.eps, rows[1])
             kernels.rotate_and_store(
                 add(0, normed, layer.query_key_value(normed)).numpy(), layer.query_norm, layer.key_norm, self.eps,
-                *angles, plan.positions, plan.slots, attention.queries, *kv_cache.arrays(index),
+                *angles, plan.positions, plan.slots, attention.queries, kv_cache.keys[index].numpy(),
+                kv_cache.values[index].numpy(),
             )  # fmt: skip
             attended = attention.run(index, layer.scaling, layer.window)
             hidden += add(1, attended, layer.output(attended))
@@ -117,7 +118,7 @@ class FusedDecoder:
         return cos[0].float().contiguous().numpy(), sin[0].float().contiguous().numpy()
 
 
-def fused_products(targets: Mapping[str, Target], num_layers: int) -> list[Product]:
+def fused_products(targets: abc.Mapping[str, Target], num_layers: int) -> list[Product]:
     """What the fused forward computes as one: four products a layer, in the order in which it adds to them."""
     products: list[Product] = []
     for index in range(num_layers):

@@ -1,6 +1,6 @@
 """Where the rows of one step of a fused forward write their KV, and which keys they see."""
 
-from collections.abc import Sequence
+from collections import abc
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from services.engine.scheduler import Work
 class RowPlan:
     """Flat rows of several sequences; rows past the last token are padding, whose KV goes to the null block."""
 
-    def __init__(self, works: Sequence[Work], num_rows: int, kv_cache: KVCache) -> None:
+    def __init__(self, works: abc.Sequence[Work], num_rows: int, kv_cache: KVCache) -> None:
         self.num_present = sum(work.num_tokens for work in works)
         longest = max(len(work.sequence.block_table) for work in works)
         self.tables: Ints = np.zeros((len(works), longest), np.int64)

@@ -1,6 +1,6 @@
 """Adapters on the CPU: weights of each at its own rank, added row by row in compiled code."""
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,12 +30,49 @@ class PackedAdapter:
     """What the addresses point to."""
 
 
-class RowLora:
-    """See Lora. Half-precision models keep adapters in bfloat16, others in float32."""
+@dataclass(frozen=True, slots=True)
+class RowPacker:
+    """Half-precision models keep adapters in bfloat16, others in float32."""
 
-    def __init__(self, products: Sequence[Product], num_slots: int, max_rank: int, *, half: bool) -> None:
+    products: abc.Sequence[Product]
+    half: bool
+
+    def pack(self, adapter: Adapter) -> PackedAdapter:
+        """See Packer."""
+        segments = np.zeros((len(self.products), MAX_PARTS, PART_FIELDS), np.int64)
+        weights: list[_Weights] = []
+        for index, product in enumerate(self.products):
+            for place, (target, first) in enumerate(product.parts):
+                pair = adapter.pairs.get(target.name)
+                if pair is None:
+                    continue
+                down, up = self._array(pair.down), self._array(pair.up.t())
+                weights += [down, up]
+                fields = (adapter.rank, down.ctypes.data, up.ctypes.data, first, target.out_features)
+                segments[index, place] = fields
+        return PackedAdapter(segments, adapter.scaling, weights)
+
+    def _array(self, weight: torch.Tensor) -> _Weights:
+        """A matrix in the type that the kernel reads. Without torch's threads, which belong to the engine."""
+        if not self.half:
+            array = np.ascontiguousarray(_float32(weight))
+            check_finite(all_finite=bool(np.isfinite(array).all()))
+            return array
+        if weight.dtype == torch.bfloat16:
+            rounded = np.ascontiguousarray(weight.view(torch.uint16).numpy())
+        else:
+            bits = np.ascontiguousarray(_float32(weight)).view(np.uint32)
+            rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # To nearest, ties to even.
+        check_finite(all_finite=bool((rounded & _EXPONENT != _EXPONENT).all()))
+        return rounded
+
+
+class RowLora:
+    """See Lora."""
+
+    def __init__(self, products: abc.Sequence[Product], num_slots: int, max_rank: int, *, half: bool) -> None:
+        self.packer = RowPacker(products, half)
         self._products = products
-        self._half = half
         self._installed: dict[int, PackedAdapter] = {}
         self._segments: Ints = np.zeros((num_slots, len(products), MAX_PARTS, PART_FIELDS), np.int64)
         self._scalings = np.zeros(num_slots, np.float32)
@@ -49,28 +86,13 @@ class RowLora:
         for name, value in fixed.items():
             self._arguments[name] = value
 
-    def pack(self, adapter: Adapter) -> PackedAdapter:
-        """See Lora."""
-        segments = np.zeros(self._segments.shape[1:], np.int64)
-        weights: list[_Weights] = []
-        for index, product in enumerate(self._products):
-            for place, (target, first) in enumerate(product.parts):
-                pair = adapter.pairs.get(target.name)
-                if pair is None:
-                    continue
-                down, up = self._array(pair.down), self._array(pair.up.t())
-                weights += [down, up]
-                fields = (adapter.rank, down.ctypes.data, up.ctypes.data, first, target.out_features)
-                segments[index, place] = fields
-        return PackedAdapter(segments, adapter.scaling, weights)
-
     def install(self, slot: int, packed: PackedAdapter) -> None:
         """See Lora."""
         self._installed[slot] = packed
         self._segments[slot] = packed.segments
         self._scalings[slot] = packed.scaling
 
-    def select(self, works: Sequence[Work], _num_rows: int) -> bool:
+    def select(self, works: abc.Sequence[Work], _num_rows: int) -> bool:
         """See Lora."""
         rows, slots = rows_with_adapters(works)
         self._rows, self._slots = np.array(rows, np.int64), np.array(slots, np.int64)
@@ -90,20 +112,6 @@ class RowLora:
         arguments["in_features"], arguments["out_features"] = width, outputs
         arguments["x"], arguments["y"] = x.data_ptr(), y.data_ptr()
         parallel.run(add_shares, arguments.ctypes.data, int(arguments["shares"]))
-
-    def _array(self, weight: torch.Tensor) -> _Weights:
-        """A matrix in the type that the kernel reads. Without torch's threads, which belong to the engine."""
-        if not self._half:
-            array = np.ascontiguousarray(_float32(weight))
-            check_finite(all_finite=bool(np.isfinite(array).all()))
-            return array
-        if weight.dtype == torch.bfloat16:
-            rounded = np.ascontiguousarray(weight.view(torch.uint16).numpy())
-        else:
-            bits = np.ascontiguousarray(_float32(weight)).view(np.uint32)
-            rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # To nearest, ties to even.
-        check_finite(all_finite=bool((rounded & _EXPONENT != _EXPONENT).all()))
-        return rounded
 
 
 def _float32(weight: torch.Tensor) -> NDArray[np.float32]:

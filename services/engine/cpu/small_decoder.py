@@ -18,7 +18,7 @@ from services.engine.cpu.kernels import FAST, Floats, Ints, rms_norm, rotate_and
 from services.engine.cpu.plan import RowPlan
 from services.engine.cpu.row_attention import attend
 from services.engine.kv_cache import KVCache
-from services.engine.torch_forward.attention import AttentionLayer
+from services.engine.model import AttentionLayer
 
 MAX_PARAMETERS = 16_000_000
 MAX_ROWS = 32

@@ -6,7 +6,7 @@ other rows of the block are present, and what else is in the step, changes neith
 The plan of a step (indices and masks) is made once and serves every layer.
 """
 
-from collections.abc import Sequence as Ints
+from collections import abc
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,23 +15,13 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from services.engine.block_pool import NULL_BLOCK
-from services.engine.kv_cache import NULL_SLOT, KVCache, KVShape
+from services.engine.kv_cache import NULL_SLOT, KVCache
 from services.engine.scheduler import Work
 
 QUERY_BLOCK = 8
 KEY_BLOCK = 128
 _MOST = 1e15
 """Large beyond any model's keys and values, small enough for products with them to be finite."""
-IMPLEMENTATION = "paceline_paged"
-
-
-class AttentionLayer(NamedTuple):
-    """What one layer of a model asks of its attention."""
-
-    kv_shape: KVShape
-    scaling: float
-    window: int | None
-    """Tokens that a row sees, its own included; None for all."""
 
 
 class _Block(NamedTuple):
@@ -79,7 +69,7 @@ class AttentionPlan:
 
     def __init__(
         self,
-        works: Ints[Work],
+        works: abc.Sequence[Work],
         num_rows: int,
         kv_cache: KVCache,
         device: torch.device,

@@ -4,7 +4,8 @@ x @ A.T for all slots at once gives each row the products with every adapter; al
 of the second product. Shapes depend on the slots alone and not on which are in use.
 """
 
-from collections.abc import Sequence
+from collections import abc
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,12 +15,27 @@ from services.engine.lora import Product, check_finite, rows_with_adapters
 from services.engine.scheduler import Work
 
 
+@dataclass(frozen=True, slots=True)
+class StackedPacker:
+    """Leaves adapters as they are, once they are known to be finite in the type that they are computed in."""
+
+    dtype: torch.dtype
+
+    def pack(self, adapter: Adapter) -> Adapter:
+        """See Packer."""
+        for pair in adapter.pairs.values():
+            for part in pair:
+                check_finite(all_finite=bool(torch.isfinite(part.to(self.dtype)).all()))
+        return adapter
+
+
 class StackedLora:
     """See Lora. Ranks below the largest are filled up with zeros."""
 
     def __init__(
-        self, products: Sequence[Product], num_slots: int, max_rank: int, dtype: torch.dtype, device: torch.device
+        self, products: abc.Sequence[Product], num_slots: int, max_rank: int, dtype: torch.dtype, device: torch.device
     ) -> None:
+        self.packer = StackedPacker(dtype)
         self._products = products
         self._rank = max_rank
         self._zeros = partial(torch.zeros, dtype=dtype, device=device)
@@ -29,13 +45,6 @@ class StackedLora:
         self._scalings = self._zeros((num_slots,))
         self._mask: tuple[torch.Tensor, torch.Tensor] | None = None
         """Which of [rows, slots * max_rank] are a row's own, and scalings [rows, 1]; None while no row has any."""
-
-    def pack(self, adapter: Adapter) -> Adapter:
-        """See Lora."""
-        for pair in adapter.pairs.values():
-            for part in pair:
-                check_finite(all_finite=bool(torch.isfinite(part.to(self._scalings.dtype)).all()))
-        return adapter
 
     def install(self, slot: int, packed: Adapter) -> None:
         """See Lora."""
@@ -50,7 +59,7 @@ class StackedLora:
                 up[lines].copy_(pair.up.t())
         self._scalings[slot] = packed.scaling
 
-    def select(self, works: Sequence[Work], num_rows: int) -> bool:
+    def select(self, works: abc.Sequence[Work], num_rows: int) -> bool:
         """See Lora."""
         rows, slots = rows_with_adapters(works)
         self._mask = None

@@ -36,18 +36,18 @@ def answer(engine: Engine) -> list[int]:
 class Sure(Confidence):
     """Takes every pick to be accepted with the same probability."""
 
-    def __init__(self, acceptance: float) -> None:
+    def __init__(self, confidence: float) -> None:
         super().__init__()
-        self._acceptance = acceptance
+        self._confidence = confidence
 
     def guess(self, *given: Any) -> Guess:
-        return super().guess(*given)._replace(acceptance=self._acceptance)
+        return super().guess(*given)._replace(confidence=self._confidence)
 
 
 def open_draft(
-    engine: Engine, length: int = 4, end: int = 400, *, ahead: bool = True, acceptance: float = 1.0
+    engine: Engine, length: int = 4, end: int = 400, *, ahead: bool = True, confidence: float = 1.0
 ) -> tuple[DraftRole, DraftSequence, list[Proposed]]:
-    role = DraftRole(engine, Collected(), confidence=Sure(acceptance))  # type: ignore[arg-type]
+    role = DraftRole(engine, Collected(), confidence=Sure(confidence))  # type: ignore[arg-type]
     proposals: list[Proposed] = []
     draft = DraftSequence(Sequence(PROMPT, len(PROMPT), PARAMS), proposals.append, length, end, ahead)
     role.open(draft)
@@ -142,7 +142,7 @@ def test_whatever_is_committed_it_proposes_what_follows(engine: Engine, seed: in
         )
         assert len(proposal.confidences) == len(proposal.token_ids)
 
-    role, draft, _ = open_draft(engine, length=rng.randint(1, 6), acceptance=rng.choice([0.3, 0.8, 1.0]))
+    role, draft, _ = open_draft(engine, length=rng.randint(1, 6), confidence=rng.choice([0.3, 0.8, 1.0]))
     draft.emit = check  # type: ignore[assignment]
     text = list(PROMPT)
     for _ in range(8):
@@ -190,7 +190,7 @@ def test_it_does_not_draft_past_the_end(engine: Engine, answer: list[int]) -> No
 
 
 def test_branches_are_what_the_target_may_pick_instead_and_go_on_from_there(engine: Engine, answer: list[int]) -> None:
-    role, draft, proposals = open_draft(engine, acceptance=0.6)
+    role, draft, proposals = open_draft(engine, confidence=0.6)
     step_until_sent(role, draft)
     path_proposals = len(proposals)
     draft.verify_seconds = 100.0
@@ -221,7 +221,7 @@ def step_until_sent(role: DraftRole, draft: DraftSequence) -> None:
 
 
 def test_branches_that_fell_away_are_freed(engine: Engine, answer: list[int]) -> None:
-    role, draft, _ = open_draft(engine, acceptance=0.6)
+    role, draft, _ = open_draft(engine, confidence=0.6)
     step_until_sent(role, draft)
     draft.verify_seconds = 100.0
     role.prepare(time.monotonic())
@@ -235,7 +235,7 @@ def test_branches_that_fell_away_are_freed(engine: Engine, answer: list[int]) ->
 
 
 def test_without_time_nothing_is_prepared(engine: Engine) -> None:
-    role, draft, _ = open_draft(engine, acceptance=0.6)
+    role, draft, _ = open_draft(engine, confidence=0.6)
     step_until_sent(role, draft)
     draft.verify_seconds = 0.5
     role.prepare(time.monotonic())
@@ -244,7 +244,7 @@ def test_without_time_nothing_is_prepared(engine: Engine) -> None:
 
 
 def test_drafting_stops_where_a_token_is_too_unlikely_to_be_worth_a_step(engine: Engine) -> None:
-    role, draft, proposals = open_draft(engine, length=16, ahead=False, acceptance=0.4)
+    role, draft, proposals = open_draft(engine, length=16, ahead=False, confidence=0.4)
     run(role)
     assert len(proposals[0].token_ids) < 6
     role.close(draft)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from services.engine.cpu.forward import CpuForward
 from services.verifier.target_sequence import Origin
 from support.driver import generate, make_engine
 from support.speculating import generate_speculating
@@ -47,7 +48,7 @@ def expected(architecture: str, prompts: list[list[int]]) -> list[list[int]]:
 
 def test_the_commonest_shape_of_model_runs_fused(architecture: str) -> None:
     kind = AutoConfig.from_pretrained(architecture).model_type
-    assert make_engine(architecture).runner.is_fused == (kind in ("llama", "mistral", "qwen3"))
+    assert isinstance(make_engine(architecture).runner.forward, CpuForward) == (kind in ("llama", "mistral", "qwen3"))
 
 
 def test_one_by_one(architecture: str, prompts: list[list[int]], expected: list[list[int]]) -> None:
@@ -83,5 +84,5 @@ def test_long_texts(tmp_path: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     out = reference.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None)
     engine = make_engine(model, max_step_tokens=256)
-    assert engine.runner.is_fused
+    assert isinstance(engine.runner.forward, CpuForward)
     assert generate(engine, [prompt], 8)[0] == out[0, len(prompt) :].tolist()

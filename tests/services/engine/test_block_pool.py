@@ -43,7 +43,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data(), name=st.sampled_from([b"a", b"b", b"c"]))
     def name(self, data: st.DataObject, name: bytes) -> None:
         block = data.draw(st.sampled_from(sorted(self.references)))
-        self.pool.name(block, name)
+        self.pool.register(block, name)
         if name not in self.names and block not in self.names.values():
             self.names[name] = block
 
@@ -70,7 +70,7 @@ def test_cached_blocks_are_reused_least_recently_released_first(order: list[int]
     pool = BlockPool(5)
     blocks = [pool.allocate() for _ in range(4)]
     for index, block in enumerate(blocks):
-        pool.name(block, bytes([index]))
+        pool.register(block, bytes([index]))
     for index in order:
         pool.release(blocks[index])
     assert [pool.allocate() for _ in range(4)] == [blocks[index] for index in order]

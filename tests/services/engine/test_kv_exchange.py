@@ -8,6 +8,7 @@ import pytest
 from services.common.digest import identity_digest
 from services.engine.config import Dtype
 from services.engine.engine import Engine
+from services.engine.roots import Roots
 from services.engine.sequence import Sequence
 from support.driver import add, append, generate, make_engine
 from support.tiny import save_tiny
@@ -18,8 +19,7 @@ ROOT = identity_digest(namespace="test")
 
 def run(engine: Engine, count: int) -> tuple[list[int], Sequence]:
     """The next tokens of PROMPT, and the sequence that was run."""
-    sequence = add(engine, PROMPT)
-    sequence.root_digest, sequence.namespace = ROOT, "test"
+    sequence = add(engine, PROMPT, roots=Roots(ROOT))
     while len(sequence) < len(PROMPT) + count:
         for result in engine.step():
             append(sequence, result.token_ids[-1])
@@ -34,12 +34,12 @@ def run(engine: Engine, count: int) -> tuple[list[int], Sequence]:
 def test_another_engine_goes_on_from_adopted_blocks(tmp_path: Path, architecture: str, dtype: Dtype) -> None:
     model = save_tiny(tmp_path, architecture)
     first, second = make_engine(model, dtype), make_engine(model, dtype)
-    assert first.kv_identity == second.kv_identity
+    assert first.facts.kv_identity == second.facts.kv_identity
     expected, computed = run(first, 12)
     digests = [computed.digest_of_block(index, 16) for index in range(6)]
     contents = first.read(digests)
     assert list(contents) == digests
-    assert {content.nbytes for content in contents.values()} == {first.block_bytes}
+    assert {content.nbytes for content in contents.values()} == {first.facts.block_bytes}
     assert second.adopt(contents) == 6
     assert second.adopt(contents) == 0
     assert {key: bytes(value) for key, value in second.read(digests).items()} == {
@@ -65,5 +65,5 @@ def test_blocks_are_adopted_as_far_as_there_is_room(tmp_path: Path) -> None:
 
 def test_engines_that_round_otherwise_do_not_share(tmp_path: Path) -> None:
     model = save_tiny(tmp_path)
-    identities = {make_engine(model, dtype).kv_identity for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16)}
+    identities = {make_engine(model, dtype).facts.kv_identity for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16)}
     assert len(identities) == 2

@@ -12,8 +12,10 @@ from services.common.errors import FailedPreconditionError
 from services.common.lora.config import WEIGHTS_NAME
 from services.engine.adapter import Adapter, AdapterError, Pair, Target
 from services.engine.config import Dtype
+from services.engine.cpu.forward import CpuForward
 from services.engine.engine import Engine
 from services.engine.lora import Product, product_of
+from services.engine.roots import Roots
 from services.engine.scheduler import Work
 from services.engine.sequence import NO_SLOT, Sequence
 from services.engine.torch_forward.stacked_lora import StackedLora
@@ -30,13 +32,14 @@ PROMPTS = [random.Random(n).choices(range(3, 250), k=5 + 7 * n) for n in range(l
 
 
 def install(engine: Engine, slot: int, folder: Path) -> None:
-    engine.install_adapter(slot, engine.read_adapter(*read_files(folder)))
+    assert engine.facts.adapters is not None
+    engine.install_adapter(slot, engine.facts.adapters.read(*read_files(folder)))
 
 
 def run_mixed(engine: Engine, slots: list[int]) -> list[list[int]]:
     """Continues PROMPTS in one batch, each with its slot."""
     sequences = [
-        add(engine, prompt, adapter_slot=slot, root_digest=bytes([slot + 1]) * 32)
+        add(engine, prompt, adapter_slot=slot, roots=Roots(bytes([slot + 1]) * 32))
         for prompt, slot in zip(PROMPTS, slots, strict=True)
     ]
     while engine.scheduler:
@@ -102,7 +105,7 @@ def test_speculation_changes_no_token_of_a_mixed_batch(engine: Engine, expected:
 def test_other_architectures_say_what_peft_says(tmp_path: Path, architecture: str) -> None:
     model = save_tiny(tmp_path / "model", architecture)
     engine = make_engine(model, max_adapters=2, max_adapter_rank=8)
-    modules = sorted({name.rpartition(".")[2] for name in engine.adapter_targets})
+    modules = sorted({name.rpartition(".")[2] for name in engine.facts.adapters.targets})
     folders = [
         save_adapter(model, tmp_path / "a", 5, modules, 1, fan_in_fan_out=architecture == "gpt2"),
         save_adapter(model, tmp_path / "b", 8, modules[:1], 2, fan_in_fan_out=architecture == "gpt2"),
@@ -128,10 +131,10 @@ def test_adapters_side_by_side_say_what_peft_says(
         assert not half
         return StackedLora(products, num_slots, max_rank, torch.float32, torch.device("cpu"))
 
-    monkeypatch.setattr("services.engine.model_runner.RowLora", side_by_side)
+    monkeypatch.setattr("services.engine.forwards.RowLora", side_by_side)
     model = save_tiny(tmp_path / "model", architecture)
     engine = make_engine(model, max_adapters=3, max_adapter_rank=16)
-    modules = sorted({name.rpartition(".")[2] for name in engine.adapter_targets})
+    modules = sorted({name.rpartition(".")[2] for name in engine.facts.adapters.targets})
     folders = [save_adapter(model, tmp_path / str(rank), rank, modules, rank) for rank in (16, 3)]
     install(engine, 0, folders[1])
     install(engine, 2, folders[1])
@@ -155,7 +158,7 @@ def test_bits_do_not_depend_on_the_adapters_of_others(model: str, adapters: list
         params = GREEDY.__class__(temperature=0.0, ignore_eos=True, logprobs=1)
         found: list[float] = []
         sequences = [
-            add(engine, PROMPTS[n], params, adapter_slot=SLOTS[n], root_digest=bytes([n]) * 32) for n in chosen
+            add(engine, PROMPTS[n], params, adapter_slot=SLOTS[n], roots=Roots(bytes([n]) * 32)) for n in chosen
         ]
         while any(len(s) < s.num_prompt_tokens + 6 for s in sequences):
             for result in engine.step():
@@ -216,7 +219,7 @@ def test_what_a_broken_sequence_leaves_behind_breaks_no_other(tmp_path: Path) ->
     """Masked keys take part in torch's attention: infinity among them would reach those who get the blocks next."""
     model = save_tiny(tmp_path / "model", "olmo2")
     engine = make_engine(model, max_adapters=1, num_blocks=9)
-    assert not engine.runner.is_fused
+    assert not isinstance(engine.runner.forward, CpuForward)
     install(engine, 0, save_exploding(model, tmp_path / "adapter", 3e38))
     wanted = [continue_with_peft(model, None, prompt, NUM_TOKENS) for prompt in PROMPTS[:2]]
     role = TargetRole(engine, Collected())  # type: ignore[arg-type]
@@ -238,7 +241,7 @@ def test_an_adapter_side_by_side_leaves_the_rows_of_others_alone() -> None:
     lora = StackedLora([product], 2, 4, torch.float32, torch.device("cpu"))
     for slot, value in ((0, 0.5), (1, 3e38)):
         pair = Pair(torch.full((4, 8), value), torch.full((8, 4), value))
-        lora.install(slot, lora.pack(Adapter(4, 1.0, {"layer": pair})))
+        lora.install(slot, lora.packer.pack(Adapter(4, 1.0, {"layer": pair})))
     works = [Work(Sequence([1], 1, GREEDY, adapter_slot=0), 0, 1), Work(Sequence([1], 1, GREEDY), 0, 1)]
     assert lora.select(works, 2)
     x, y = torch.ones(2, 8) * 99, torch.zeros(2, 8)
@@ -258,6 +261,6 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path, engine: Engine, 
     with pytest.raises(AdapterError, match="has no layer for"):
         install(engine, 0, save_adapter(deeper, tmp_path / "deep", 4, ["q_proj"], 0))
     without = make_engine(model)
-    assert without.adapter_targets == {}
+    assert without.facts.adapters is None
     with pytest.raises(AdapterError):
-        install(without, 0, folder)
+        without.install_adapter(0, None)

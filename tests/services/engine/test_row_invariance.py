@@ -7,6 +7,7 @@ import torch
 
 from services.engine.config import Dtype
 from services.engine.engine import Engine
+from services.engine.forward import Batch
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 from support.driver import GREEDY, make_engine
@@ -52,9 +53,8 @@ def forward(
         flat = [(s.token_ids[p], p, s is sequence) for s, start, n in works for p in range(start, start + n)]
         wanted = [row for row, (_, _, own) in enumerate(flat) if own]
         with torch.inference_mode():
-            logits.append(
-                engine.runner.forward(works, [t for t, _, _ in flat], [p for _, p, _ in flat], wanted).clone()
-            )
+            batch = Batch(works, [t for t, _, _ in flat], [p for _, p, _ in flat], wanted)
+            logits.append(engine.runner.forward.run(batch).clone())
         engine.scheduler.computed(works)
     cache = engine.runner.kv_cache
     slots = torch.tensor([cache.slot(sequence.block_table, position) for position in range(len(tokens))])

@@ -1,4 +1,4 @@
-"""A draft that proposes rubbish, claims too much, or floods: its own stream loses a little, the others nothing."""
+"""A draft that proposes rubbish, is too sure of it, or floods: its own stream loses a little, the others nothing."""
 
 import random
 from itertools import count
@@ -49,7 +49,7 @@ def answer(engine: Engine) -> list[int]:
 
 
 def speculate(engine: Engine, draft: str, answer: list[int] | None = None) -> tuple[list[int], list[Committed]]:
-    """One sequence with a draft of this kind, whose claims are always the highest."""
+    """One sequence with a draft of this kind, who is always as sure as can be."""
     role = TargetRole(engine, Collected(), suffix_drafting=False)  # type: ignore[arg-type]
     target, commits = open_target(role, PROMPT, NUM_TOKENS, PARAMS, max_draft_tokens=8)
     rng = random.Random(5)

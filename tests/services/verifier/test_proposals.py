@@ -65,9 +65,9 @@ def test_a_million_tokens_take_bounded_memory() -> None:
     assert len(index) == before
 
 
-def test_claims_go_with_their_tokens_and_are_ignored_when_they_do_not_fit() -> None:
+def test_confidences_go_with_their_tokens_and_are_ignored_when_they_do_not_fit() -> None:
     index = ProposalIndex()
-    index.add(*at(2), TEXT[2:5], end=2, claims=bytes([255, 0, 51]))
+    index.add(*at(2), TEXT[2:5], end=2, confidences=bytes([255, 0, 51]))
     assert index.following(*at(2), limit=9) == [(4, 1.0), (1, 0.0), (5, 0.2)]
-    index.add(*at(2), TEXT[2:5], end=2, claims=bytes([255]))
+    index.add(*at(2), TEXT[2:5], end=2, confidences=bytes([255]))
     assert index.following(*at(2), limit=9) == [(4, None), (1, None), (5, None)]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.engine import Engine
+from services.verifier.accept import Finish
 from services.verifier.target_role import TargetRole
 from support.driver import make_engine
 from support.speculating import Collected, open_target, run
@@ -76,8 +77,7 @@ def test_an_end_of_sequence_token_ends_even_inside_an_accepted_block(engine: Eng
     role.propose(target, len(PROMPT), extend_digest(EMPTY_DIGEST, PROMPT), answer[:8])
     run(role)
     assert [t for c in commits for t in c.token_ids] == answer[: answer.index(answer[3]) + 1]
-    assert commits[-1].finish is not None
-    assert commits[-1].finish.eos
+    assert commits[-1].finish is Finish.EOS
 
 
 @given(seed=st.integers(0, 2**32))

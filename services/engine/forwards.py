@@ -1,0 +1,94 @@
+"""Chooses what computes a model: the fastest forward there is for it whose logits agree with those of its own modules.
+
+No forward is trusted because of a model's name. Each is compared with the model's own on a fixed text first.
+"""
+
+import logging
+
+import torch
+from torch import nn
+
+from services.common.sampling_params import SamplingParams
+from services.engine.config import EngineConfig
+from services.engine.cpu import small_decoder
+from services.engine.cpu.decoder import fuse, fused_products
+from services.engine.cpu.forward import CpuForward
+from services.engine.cpu.linear import pack_linears
+from services.engine.cpu.row_lora import RowLora
+from services.engine.cpu.small_decoder import SmallDecoder
+from services.engine.forward import Batch, Forward
+from services.engine.kv_cache import KVCache
+from services.engine.lora import Lora, Product, single_products, wrap_linears
+from services.engine.model import LoadedModel
+from services.engine.scheduler import Work
+from services.engine.sequence import Sequence
+from services.engine.torch_forward.forward import TorchForward
+from services.engine.torch_forward.stacked_lora import StackedLora
+
+_log = logging.getLogger(__name__)
+_PROBE_TOKENS = 24
+_TOLERANCE = 0.02
+_SMALL_TOLERANCE = 0.5
+
+
+def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward:
+    """The forward for a model that was just loaded. What of the model it does not need is let go of."""
+    packs = loaded.device.type == "cpu" and not loaded.is_quantized
+    if packs:
+        fused = _fused(loaded, kv_cache, config)
+        if fused is not None:
+            nn.Module.to(loaded.model, "meta")
+            return fused
+        pack_linears(loaded.model, loaded.weights)
+    products = single_products(loaded.targets)
+    adapters = _adapters(loaded, products, config)
+    if adapters is not None:
+        wrap_linears(loaded.model, products, adapters)
+    return TorchForward(loaded, kv_cache, adapters)
+
+
+def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward | None:
+    """The CPU's own forward of a model, or None where it takes no such model or does not agree."""
+    decoder = fuse(loaded.model, loaded.weights, loaded.layers)
+    if decoder is None:
+        return None
+    own = _probe(TorchForward(loaded, kv_cache), loaded, kv_cache)
+    if not _agree(own, _probe(CpuForward(loaded, kv_cache, decoder), loaded, kv_cache), _TOLERANCE):
+        _log.warning("the fused forward differs from the model's own, which is used")
+        return None
+    small = None
+    # Weights asked for in float32 are not rounded to 8 bits.
+    may_round = config.is_draft and loaded.weights != torch.float32
+    if may_round and small_decoder.takes(loaded.model, loaded.layers):
+        small = SmallDecoder(loaded.model, decoder, loaded.layers[0].scaling, kv_cache)
+        if not _agree(own, _probe(CpuForward(loaded, kv_cache, decoder, small), loaded, kv_cache), _SMALL_TOLERANCE):
+            _log.warning("the forward for small models differs from the model's own and is not used")
+            small = None
+    products = fused_products(loaded.targets, len(loaded.layers)) if config.max_adapters else []
+    return CpuForward(loaded, kv_cache, decoder, small, _adapters(loaded, products, config))
+
+
+def _adapters(loaded: LoadedModel, products: list[Product], config: EngineConfig) -> Lora | None:
+    """What adds adapters to these products; None for an engine that takes no adapters."""
+    if not config.max_adapters:
+        return None
+    num_slots, max_rank = config.max_adapters, config.max_adapter_rank
+    if loaded.device.type == "cpu" and loaded.dtype == torch.float32:
+        return RowLora(products, num_slots, max_rank, half=loaded.weights != torch.float32)
+    return StackedLora(products, num_slots, max_rank, loaded.dtype, loaded.device)
+
+
+@torch.inference_mode()
+def _probe(forward: Forward, loaded: LoadedModel, kv_cache: KVCache) -> torch.Tensor:
+    """Logits [tokens, vocab] of a fixed text, computed in the first blocks."""
+    count = min(_PROBE_TOKENS, (kv_cache.num_blocks - 1) * kv_cache.block_size)
+    token_ids = [(7919 * i + 13) % loaded.description.vocab_size for i in range(count)]
+    sequence = Sequence(token_ids, count, SamplingParams())
+    sequence.block_table = list(range(1, -(-count // kv_cache.block_size) + 1))
+    rows = list(range(count))
+    return forward.run(Batch([Work(sequence, 0, count)], token_ids, rows, rows))
+
+
+def _agree(expected: torch.Tensor, got: torch.Tensor, tolerance: float) -> bool:
+    """Whether logits differ by less than a share of their spread, at most; False for NaN."""
+    return bool((expected - got).abs().max() <= tolerance * expected.std())

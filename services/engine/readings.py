@@ -1,0 +1,19 @@
+"""Numbers that an engine and its role show of themselves: copies, which any thread may read."""
+
+from collections import abc
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+Attribute = str | int | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A number, with what tells it from others of its name."""
+
+    value: float
+    attributes: abc.Mapping[str, Attribute] = field(default_factory=lambda: MappingProxyType({}))
+
+
+Readings = abc.Mapping[str, tuple[Reading, ...]]
+"""Readings are found by their name, and are never changed: newer ones take their place."""
