@@ -249,7 +249,7 @@ def test_an_adapter_side_by_side_leaves_the_rows_of_others_alone() -> None:
     assert y[0].tolist() == [0.5 * 4 * 0.5 * 8 * 99] * 8
     assert y[1].tolist() == [0.0] * 8
     with pytest.raises(AdapterError):
-        lora.pack(Adapter(4, 1.0, {"layer": Pair(torch.full((4, 8), torch.inf), torch.ones(8, 4))}))
+        lora.packer.pack(Adapter(4, 1.0, {"layer": Pair(torch.full((4, 8), torch.inf), torch.ones(8, 4))}))
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path, engine: Engine, model: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.verifier.governor import Pending, StepCurve, StepSeconds, best_start, choose, worth_waiting
+from services.verifier.governor import Pending, StepCurve, StepSeconds, allocate, best_start, worth_waiting
 
 Offer = Sequence[float]
 
@@ -34,7 +34,7 @@ def test_no_other_choice_gives_more_tokens_a_second(given: list[list[float]], st
     times = [0.0]
     for step in steps:
         times.append(times[-1] + step)
-    choice = choose(given, lambda first, last: np.array(times[first : last + 1]))
+    choice = allocate(given, lambda first, last: np.array(times[first : last + 1]))
     best = max(
         (len(given) + sum(sum(offer[:count]) for offer, count in zip(given, counts, strict=True)))
         / times[len(given) + sum(counts)]
@@ -45,25 +45,25 @@ def test_no_other_choice_gives_more_tokens_a_second(given: list[list[float]], st
 
 def test_an_idle_machine_takes_all_and_a_full_one_nothing() -> None:
     likely = [0.9**k for k in range(1, 9)]
-    assert choose([likely], curve(memory_bound)).num_tokens == [8]
-    assert choose([likely] * 64, curve(compute_bound)).num_tokens == [0] * 64
+    assert allocate([likely], curve(memory_bound)).num_tokens == [8]
+    assert allocate([likely] * 64, curve(compute_bound)).num_tokens == [0] * 64
 
 
 def test_the_likelier_sequence_gets_the_rows() -> None:
     def two_rows_are_free(rows: int) -> float:
         return 0.03 if rows <= 4 else 0.03 * rows
 
-    assert choose([[0.9, 0.8, 0.7], [0.3, 0.1]], curve(two_rows_are_free)).num_tokens == [2, 0]
+    assert allocate([[0.9, 0.8, 0.7], [0.3, 0.1]], curve(two_rows_are_free)).num_tokens == [2, 0]
 
 
 def test_prompts_in_the_step_make_rows_cheap_beside_them() -> None:
     likely = [0.5, 0.3]
-    assert choose([likely], curve(compute_bound)).num_tokens == [0]
-    assert choose([likely], curve(lambda rows: 0.5 if rows < 200 else 1.0), other_rows=150).num_tokens == [2]
+    assert allocate([likely], curve(compute_bound)).num_tokens == [0]
+    assert allocate([likely], curve(lambda rows: 0.5 if rows < 200 else 1.0), other_rows=150).num_tokens == [2]
 
 
 def test_a_step_waits_for_proposals_that_come_soon_and_not_for_those_that_come_late() -> None:
-    ready = choose([[0.8]], curve(memory_bound))
+    ready = allocate([[0.8]], curve(memory_bound))
     assert best_start(5.0, ready, 2, [Pending(5.003, 4.0, 5)], memory_bound) == 5.003
     assert best_start(5.0, ready, 2, [Pending(5.9, 4.0, 5)], memory_bound) == 5.0
     assert best_start(5.0, ready, 2, [Pending(4.0, 4.0, 5)], memory_bound) == 5.0

@@ -1,0 +1,168 @@
+"""The engine's thread runs what it is told in order, hands over what comes of it, and never leaves anybody waiting."""
+
+import asyncio
+import threading
+from collections import abc
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.common.errors import UnavailableError
+from services.engine.config import Device, EngineConfig
+from services.engine.engine import Engine
+from services.engine.engine_loop import EngineLoop
+from services.engine.loading import Phase, Progress
+from services.engine.model_runner import Result
+from services.engine.outbox import Outbox
+from services.engine.readings import Reading, Readings
+from services.engine.roots import Roots
+from services.engine.scheduler import Registered
+from services.engine.sequence import Sequence
+from support.driver import GREEDY, append
+
+PROMPT = list(range(3, 40))
+
+
+class Echo:
+    """Emits every pick of its sequences as it comes, until they are long enough."""
+
+    def __init__(self, engine: Engine, outbox: Outbox[int | BaseException]) -> None:
+        self.engine = engine
+        self.outbox = outbox
+        self.num_picks = 0
+        self.breaks = False
+        self._open: dict[Sequence, tuple[abc.Callable[[int | BaseException], None], int]] = {}
+
+    def open(self, sequence: Sequence, emit: abc.Callable[[int | BaseException], None], end: int) -> None:
+        self._open[sequence] = emit, end
+        self.engine.add(sequence)
+
+    def prepare(self, now: float) -> None:
+        pass
+
+    def advance(self, results: list[Result]) -> None:
+        if self.breaks:
+            raise RuntimeError("broken on purpose")
+        for result in results:
+            emit, end = self._open[result.sequence]
+            append(result.sequence, result.token_ids[-1])
+            self.num_picks += 1
+            self.outbox.put(emit, result.token_ids[-1])
+            if len(result.sequence) == end:
+                self.engine.remove(result.sequence)
+                del self._open[result.sequence]
+
+    def fail(self, error: BaseException) -> None:
+        for emit, _ in self._open.values():
+            self.outbox.put(emit, error)
+
+    def readings(self) -> Readings:
+        return {"picks": (Reading(self.num_picks),)}
+
+
+def config(model: str) -> EngineConfig:
+    return EngineConfig(model=model, device=Device.CPU, num_threads=1, num_blocks=64, block_size=4)
+
+
+@pytest.fixture
+async def loop(target_folder: str) -> AsyncIterator[EngineLoop[Echo]]:
+    made = EngineLoop(config(target_folder), Echo)
+    await made.ready()
+    yield made
+    await made.stop()
+
+
+async def picks(loop: EngineLoop[Echo], count: int, roots: Roots | None = None) -> list[int]:
+    """The tokens that follow PROMPT, as they are emitted."""
+    events: asyncio.Queue[int | BaseException] = asyncio.Queue()
+    sequence = Sequence(PROMPT, len(PROMPT), GREEDY, roots=roots or Roots())
+    loop.submit(lambda role: role.open(sequence, events.put_nowait, len(PROMPT) + count))
+    found = []
+    for _ in range(count):
+        event = await asyncio.wait_for(events.get(), 20)
+        if isinstance(event, BaseException):
+            raise event
+        found.append(event)
+    return found
+
+
+async def test_events_come_in_order_and_on_the_event_loop(loop: EngineLoop[Echo]) -> None:
+    alone = await picks(loop, 12)
+    assert await asyncio.gather(*(picks(loop, 12) for _ in range(3))) == [alone] * 3
+
+
+async def test_questions_are_answered_in_the_order_of_all_commands_on_the_thread(
+    loop: EngineLoop[Echo],
+) -> None:
+    seen: list[int] = []
+    for number in range(20):
+        loop.submit(lambda _, number=number: seen.append(number))
+    assert await loop.ask(lambda _: list(seen)) == list(range(20))
+    assert await loop.ask(lambda _: threading.current_thread()) is not threading.current_thread()
+
+
+async def test_an_error_in_a_question_is_the_askers_alone(loop: EngineLoop[Echo]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await loop.ask(lambda _: 1 // 0)
+    assert len(await picks(loop, 3)) == 3
+
+
+async def test_readings_show_the_last_step_as_soon_as_nothing_is_to_do(loop: EngineLoop[Echo]) -> None:
+    assert loop.readings["picks"] == (Reading(0),)
+    await picks(loop, 5)
+    await loop.ask(lambda _: None)  # The thread has been idle since the last pick, or is so once it has answered.
+    await loop.ask(lambda _: None)
+    assert loop.readings["picks"] == (Reading(5),)
+    assert {r.attributes["state"]: r.value for r in loop.readings["kv_blocks"]} == {"used": 0, "available": 63}
+
+
+async def test_blocks_that_may_be_kept_elsewhere_are_handed_over(target_folder: str) -> None:
+    handed: list[Registered] = []
+    loop = EngineLoop(config(target_folder), Echo, handed.extend)
+    await loop.ready()
+    await picks(loop, 4)
+    await picks(loop, 4, Roots(b"own", label="mine"))
+    await loop.ask(lambda _: None)
+    await loop.stop()
+    assert [label for label, _ in handed] == ["mine"] * ((len(PROMPT) + 3) // 4)
+    assert len({digest for _, digest in handed}) == len(handed)
+
+
+async def test_there_are_no_facts_before_the_engine_is_there(target_folder: str) -> None:
+    loop = EngineLoop(config(target_folder), Echo)
+    with pytest.raises(UnavailableError):
+        _ = loop.facts
+    early = asyncio.create_task(loop.ask(lambda role: role.engine.facts))
+    assert await loop.ready() is loop.facts is await early
+    assert loop.progress == Progress(Phase.READY, 1.0)
+    await loop.stop()
+
+
+async def test_what_cannot_be_loaded_is_said_to_all_who_wait(target_folder: str) -> None:
+    loop = EngineLoop(config(target_folder + "/nothing"), Echo)
+    with pytest.raises(Exception, match="nothing"):
+        await asyncio.wait_for(loop.ready(), 20)
+    with pytest.raises(Exception, match="nothing"):
+        _ = [progress async for progress in loop.watch_loading()]
+    with pytest.raises(UnavailableError):
+        await asyncio.wait_for(loop.ask(lambda role: role.engine), 20)
+    await asyncio.wait_for(loop.stop(), 20)
+
+
+async def test_when_the_engine_breaks_nobody_is_left_waiting(target_folder: str) -> None:
+    loop = EngineLoop(config(target_folder), Echo)
+    await loop.ready()
+    loop.submit(lambda role: setattr(role, "breaks", True))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        await picks(loop, 1)
+    with pytest.raises(UnavailableError):
+        await asyncio.wait_for(loop.ask(lambda role: role.num_picks), 20)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        await loop.stopped
+
+
+async def test_who_asks_an_engine_that_is_told_to_stop_is_told_so(loop: EngineLoop[Echo]) -> None:
+    stopping = asyncio.create_task(loop.stop())
+    await asyncio.wait([stopping])
+    with pytest.raises(UnavailableError):
+        await asyncio.wait_for(loop.ask(lambda role: role.num_picks), 20)

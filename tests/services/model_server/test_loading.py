@@ -1,0 +1,67 @@
+"""Whoever starts a process with an engine can follow how far its model is loaded."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from paceline.internal.v1.model_server_pb2 import WatchLoadingResponse as Loading
+from services.common.channel import open_channel
+from services.common.interceptors import ErrorInterceptor
+from services.common.server import Served
+from services.engine.config import EngineConfig
+from services.model_server.client import ModelServerClient
+from services.verifier.lifespan import verifier_lifespan
+from services.verifier.settings import VerifierSettings
+
+
+@asynccontextmanager
+async def starting(model: str) -> AsyncIterator[tuple[ModelServerClient, Served]]:
+    """A verifier from its start on, and a client of it."""
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    settings = VerifierSettings(engine=EngineConfig(model=model, device="cpu", num_threads=1, num_blocks=16))
+    async with verifier_lifespan(settings)(server) as served:
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        client = ModelServerClient(address, open_channel(address))
+        try:
+            yield client, served
+        finally:
+            await client.close()
+            await server.stop(0)
+
+
+async def followed(client: ModelServerClient) -> list[tuple[int, float]]:
+    """All that a watcher is told."""
+    return [(progress.phase, progress.fraction) async for progress in client.watch_loading()]
+
+
+async def test_loading_is_followed_from_the_start_until_the_model_is_ready(target_folder: str) -> None:
+    async with starting(target_folder) as (client, served):
+        async with asyncio.timeout(60):
+            watched = await asyncio.gather(followed(client), followed(client))
+        for seen in watched:
+            assert seen == sorted(seen)
+            assert seen[0] == (Loading.PHASE_WEIGHTS, 0.0)
+            assert seen[-1] == (Loading.PHASE_READY, 1.0)
+            assert len({fraction for phase, fraction in seen if phase == Loading.PHASE_MEASURING}) > 1
+        assert served.ready is not None
+        await served.ready
+        assert (await client.get_model(5)).vocab_size == 256
+        assert [p.phase async for p in client.watch_loading(5)] == [Loading.PHASE_READY]
+
+
+async def test_who_watches_is_told_that_loading_failed(tmp_path: Path) -> None:
+    async with starting(str(tmp_path)) as (client, served):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            async with asyncio.timeout(30):
+                async for progress in client.watch_loading():
+                    assert progress.phase != Loading.PHASE_READY
+        assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "could not be loaded" in (raised.value.details() or "")
+        assert served.ready is not None
+        with pytest.raises(Exception, match=str(tmp_path)):
+            await served.ready
