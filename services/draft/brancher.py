@@ -11,7 +11,7 @@ from services.engine.engine import Engine
 
 _BRANCH_TOKENS = 4
 _BRANCH_PRIORITY = -(1 << 31)
-"""Below every request's: branches are computed last, and lose their blocks first."""
+"""This is below every request's priority: branches are computed last, and lose their blocks first."""
 _URGENT_FACTOR = 1.2
 """How much longer branches may make a step that a verifier is waiting for."""
 

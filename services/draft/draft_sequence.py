@@ -35,7 +35,7 @@ class DraftSequence:
     root_digest: int = EMPTY_DIGEST
     path: Path = field(init=False)
     branches: dict[tuple[int, int], Path] = field(default_factory=dict)
-    """By the position and the token that begin them."""
+    """Branches are found by the position and the token that begin them."""
     wanted: int = field(init=False)
     """Tokens that the verifier would take in one round."""
     verifying_since: float | None = None

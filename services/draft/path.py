@@ -32,7 +32,7 @@ class Path:
     probability: float = 1.0
     """That the text goes as far as `start` along it."""
     guesses: dict[int, Guess] = field(default_factory=dict)
-    """By position."""
+    """Guesses are found by position."""
     until: int = 0
     """Length at which a branch stops."""
     done: bool = False

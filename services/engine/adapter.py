@@ -47,7 +47,7 @@ class Adapter:
     rank: int
     scaling: float
     pairs: abc.Mapping[str, Pair]
-    """By the name of the layer."""
+    """Pairs are found by the name of the layer."""
 
 
 def find_targets(model: Any) -> dict[str, Target]:

@@ -27,7 +27,7 @@ class Result(NamedTuple):
     token_ids: list[int]
     logprobs: list[RowLogprobs | None]
     runners_up: list[list[RunnerUp]]
-    """For each pick the next likely tokens, when the sequence asks for them."""
+    """Runners-up are the next likely tokens for each pick, when the sequence asks for them."""
 
 
 class ModelRunner:

@@ -61,7 +61,7 @@ class AdapterSlots:
         self._max_seconds = max_seconds
         self._free = list(range(num_slots))
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        """By digest, the longest unused first."""
+        """Entries are found by digest; the longest unused comes first."""
         self._changed = asyncio.Condition()
         self._fetches = asyncio.Semaphore(_MAX_FETCHES)
         instruments = meter("paceline.adapters")
@@ -72,7 +72,7 @@ class AdapterSlots:
 
     @classmethod
     def connect(cls, engine_loop: EngineLoop[Any], settings: ModelServerSettings) -> "AdapterSlots | None":
-        """With the adapter store that settings name; None without one."""
+        """Makes slots for the adapter store that settings name; None without one."""
         if settings.adapter_store is None:
             return None
         client = AdapterStoreClient(settings.adapter_store, open_channel(settings.adapter_store))

@@ -63,7 +63,7 @@ class PrefixTier:
     def connect(
         cls, engine_loop: EngineLoop[Any], computed: Computed, settings: ModelServerSettings
     ) -> "PrefixTier | None":
-        """With the prefix cache that settings name; None without one."""
+        """Connects to the prefix cache that settings name; None without one."""
         if settings.prefix_cache is None:
             return None
         client = PrefixCacheClient(settings.prefix_cache, open_channel(settings.prefix_cache))

@@ -15,7 +15,7 @@ SEAL_BYTES = 32
 
 
 class Seal:
-    """Of engines with one key of 32 bytes; without a key nothing is sealed."""
+    """Seals the blocks of engines that share a key of 32 bytes; without a key nothing is sealed."""
 
     def __init__(self, key: bytes | None) -> None:
         self._key = key

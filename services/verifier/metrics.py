@@ -8,7 +8,7 @@ from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed
 
 _SHOWN_DIGITS = 12
-"""Of an adapter's digest."""
+"""An adapter's digest is shown by so many of its first digits."""
 _WANTED_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 

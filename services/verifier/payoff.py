@@ -52,7 +52,7 @@ class _Load:
     """Committed tokens a second, with and without speculation."""
     speculating: bool = True
     rounds: int = 0
-    """Of the present stretch."""
+    """The present stretch has lasted so many rounds."""
     tokens: int = 0
     seconds: float = 0.0
     interval: int = _FIRST_INTERVAL

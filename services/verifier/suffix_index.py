@@ -32,7 +32,7 @@ class SuffixIndex:
         self._text: list[int] = []
         self._last: dict[tuple[int, ...], int] = {}
         self._before: list[int] = []
-        """For each length of text, the next earlier one that ends with the same run; 0 for none."""
+        """Each length of text has the next earlier one that ends with the same run; 0 for none."""
 
     def __len__(self) -> int:
         return len(self._text)

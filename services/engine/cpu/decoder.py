@@ -33,7 +33,7 @@ _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _PRODUCTS = 4
-"""Of a layer."""
+"""A layer is computed as so many products."""
 
 
 @dataclass(frozen=True, slots=True)

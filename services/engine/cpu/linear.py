@@ -83,7 +83,7 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None, *, half: bool) -> nn.M
 
 @cache
 def _filling() -> tuple[int, ...]:
-    """By number of rows: how many more make FBGEMM give every row the bits that it has among many, on this CPU.
+    """How many more rows than 0, 1, 2, ... make FBGEMM give every row the bits that it has among many, on this CPU.
 
     Empty when a number of rows needs too many more.
     """

@@ -18,8 +18,8 @@ from services.engine.cpu.kernels import FAST, Floats, Ints
 
 MAX_PARTS = 3
 PART_FIELDS = 5
-"""Of a part in the table of segments: rank (0: the adapter does not change it), the addresses of A [rank, in] and B
-transposed [rank, out], its first output, and how many it has."""
+"""A part has so many fields in the table of segments: rank (0: the adapter does not change it), the addresses of
+A [rank, in] and B transposed [rank, out], its first output, and how many it has."""
 _TILE = 8
 _CHUNK = 512
 _ZERO = np.float32(0.0)
@@ -95,8 +95,8 @@ ARGUMENTS = np.dtype(
     + [(name, np.intp) for name in ("x", "y", "row_numbers", "row_slots", "segments", "scalings")],
     align=True,
 )
-"""Of `add_shares`: sizes, numbers and addresses. row_numbers and row_slots [selected]; segments [slots, products,
-MAX_PARTS, PART_FIELDS]; scalings [slots]; half says that weights are bfloat16."""
+"""`add_shares` takes these sizes, numbers and addresses. row_numbers and row_slots [selected]; segments [slots,
+products, MAX_PARTS, PART_FIELDS]; scalings [slots]; half says that weights are bfloat16."""
 
 
 @cfunc(parallel.kernel_signature, cache=True, fastmath=FAST)

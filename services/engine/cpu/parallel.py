@@ -37,16 +37,16 @@ for _name, _alone in _counts.items():
     binding.add_symbol(f"paceline_{_name}", ctypes.cast(_function, ctypes.c_void_p).value)
 
 thread_number: Any = types.ExternalFunction("paceline_omp_get_thread_num", types.int32())
-"""In a kernel: which of the region's threads this is."""
+"""A kernel calls this for the number of its thread among the region's."""
 number_of_threads: Any = types.ExternalFunction("paceline_omp_get_num_threads", types.int32())
-"""In a kernel: how many threads the region has."""
+"""A kernel calls this for how many threads the region has."""
 kernel_signature = types.void(types.voidptr)
-"""Of the `cfunc`s that `run` takes: the address of their arguments."""
+"""The `cfunc`s that `run` takes are given the address of their arguments."""
 
 
 @intrinsic
 def pointer(_typing: Any, _address: Any) -> Any:
-    """In a kernel: an address as a pointer."""
+    """Makes an address a pointer, in a kernel."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)

@@ -143,7 +143,7 @@ _Arguments = np.dtype(
     + [("scaling", np.float32)],
     align=True,
 )
-"""Of `_attend_shares`: sizes, addresses and numbers, named as `attend` names them."""
+"""`_attend_shares` takes these sizes, addresses and numbers, named as `attend` names them."""
 
 
 @cfunc(parallel.kernel_signature, cache=True, fastmath=FAST)

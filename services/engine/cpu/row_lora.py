@@ -15,7 +15,7 @@ from services.engine.lora import Product, check_finite, rows_with_adapters
 from services.engine.scheduler import Work
 
 _EXPONENT = 0x7F80
-"""Of bfloat16: all ones in infinity and NaN."""
+"""These bits of a bfloat16 are its exponent: all ones in infinity and NaN."""
 _Weights = NDArray[np.float32] | NDArray[np.uint16]
 
 
