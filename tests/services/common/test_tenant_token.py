@@ -10,6 +10,7 @@ from services.common.tokens import (
     PUBLIC_NAMESPACE,
     TokenMint,
     TokenVerifier,
+    expiry,
     new_signing_key,
     public_key,
 )
@@ -55,3 +56,12 @@ def test_a_token_is_handed_out_again_until_half_of_its_life_is_over() -> None:
     assert mint.token("tenant/a") == first
     now += 2
     assert mint.token("tenant/a") != first
+
+
+@pytest.mark.parametrize("token", ["", "x", "a.b.c", jwt.encode({"namespaces": ["a"]}, "0" * 32, "HS256")])
+def test_what_is_no_token_has_expired(token: str) -> None:
+    assert expiry(token) == 0
+
+
+def test_a_token_says_when_it_expires() -> None:
+    assert expiry(TokenMint(KEY, 60, clock=lambda: 1000.0).token("tenant/a")) == 1060
