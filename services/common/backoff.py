@@ -1,40 +1,36 @@
-"""How long a prefix cache that failed is left alone: a second, then ever longer, until it works again."""
+"""How long something that failed is left alone: ever longer while it fails, and by chance, so that not all come back at
+once (exponential backoff with full jitter, https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter).
+"""
 
-import logging
+import random
 import time
-
-import grpc
-
-_log = logging.getLogger(__name__)
-_FIRST_PAUSE = 1.0
-_MAX_PAUSE = 30.0
-_REFUSED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-"""A token that has run out says nothing about the cache."""
+from collections.abc import Callable
 
 
 class Backoff:
-    """Of one cache."""
+    """The pauses of one thing. Times are seconds of time.monotonic."""
 
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self._pause = _FIRST_PAUSE
-        self._until = 0.0
+    def __init__(self, first: float, most: float, jitter: Callable[[float], float] | None = None) -> None:
+        """The longest pause is `first` and doubles up to `most`; `jitter` takes a pause out of the longest one."""
+        self._first = first
+        self._most = most
+        self._jitter = jitter or (lambda longest: random.uniform(0, longest))
+        self._longest = first
+        self.until = 0.0
+        """When the pause is over."""
 
     @property
     def is_off(self) -> bool:
-        """Whether the cache is to be left alone now."""
-        return time.monotonic() < self._until
+        """Whether it is to be left alone now."""
+        return time.monotonic() < self.until
 
     def worked(self) -> None:
-        """The cache did what it was asked for."""
-        self._pause = _FIRST_PAUSE
+        """Says that it did what it was asked for: there is no pause, and the next one is short again."""
+        self._longest, self.until = self._first, 0.0
 
-    def failed(self, error: grpc.aio.AioRpcError) -> None:
-        """The cache did not."""
-        name = error.code().name
-        if error.code() in _REFUSED:
-            _log.warning("prefix cache %s refused (%s): %s", self._target, name, error.details())
-            return
-        _log.warning("prefix cache %s failed (%s); left alone for %.0f s", self._target, name, self._pause)
-        self._until = time.monotonic() + self._pause
-        self._pause = min(_MAX_PAUSE, 2 * self._pause)
+    def failed(self) -> float:
+        """Says that it failed, and returns how long the pause is that begins."""
+        pause = self._jitter(self._longest)
+        self.until = time.monotonic() + pause
+        self._longest = min(self._most, 2 * self._longest)
+        return pause

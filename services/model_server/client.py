@@ -13,6 +13,8 @@ from services.common.access import credentials
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+REVISION_CHANGED = "REVISION_CHANGED"
+"""Reason of a refusal: the sequence was begun on another revision of the model."""
 
 
 class ModelServerClient:

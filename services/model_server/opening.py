@@ -18,13 +18,12 @@ from services.engine.engine_loop import EngineLoop
 from services.engine.roots import Roots
 from services.engine.sequence import NO_SLOT, Sequence
 from services.model_server.adapter_slots import AdapterSlots
+from services.model_server.client import REVISION_CHANGED
 from services.model_server.prefix_tier import PrefixTier
 from services.model_server.settings import ModelServerSettings
 from services.model_server.streams import OpenStreams
 from services.model_server.tenant import Tenant
 
-REVISION_CHANGED = "REVISION_CHANGED"
-"""The reason of a refusal: the sequence was begun on another revision of the model."""
 MAX_DRAFT_TOKENS = 64
 """No round verifies more proposed tokens than this, whatever a stream asks for."""
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import grpc
 
-from services.common.backoff import Backoff
 from services.common.channel import open_channel
 from services.common.telemetry import meter
 from services.engine.engine_loop import EngineLoop
 from services.engine.kv_cache import Buffer
 from services.engine.sequence import Sequence
+from services.model_server.cache_backoff import CacheBackoff
 from services.model_server.publisher import BATCH_BYTES, Computed, Publisher
 from services.model_server.seal import Seal
 from services.model_server.settings import ModelServerSettings
@@ -49,7 +49,7 @@ class PrefixTier:
         """`computed` is where the engine says which blocks it computed."""
         self._engine_loop = engine_loop
         self._client = client
-        self._backoff = Backoff(client.target)
+        self._backoff = CacheBackoff(client.target)
         self._seal = seal
         self._publisher = Publisher(engine_loop, computed, client, self._backoff, seal, max_pending_bytes)
         self._rate = _FIRST_RATE
@@ -74,6 +74,8 @@ class PrefixTier:
         if not tenant.namespace or not tenant.token:
             return
         self._publisher.use(tenant.namespace, tenant.token)
+        if sequence.roots.num_public_blocks:
+            self._publisher.use(sequence.roots.public_label, tenant.token)
         if self._backoff.is_off:
             return
         size = self._engine_loop.facts.block_size
@@ -113,7 +115,7 @@ class PrefixTier:
                 async with aclosing(self._client.fetch(token, namespace, keys[:count], size, limit)) as blocks:
                     got = await self._receive(blocks, count)
         except grpc.aio.AioRpcError as error:
-            self._backoff.failed(error)
+            self._backoff.blame(error)
             return False
         self._backoff.worked()
         return got == len(keys)

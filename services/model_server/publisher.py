@@ -14,12 +14,12 @@ from typing import Any
 import grpc
 from cachetools import LRUCache, TLRUCache
 
-from services.common.backoff import Backoff
 from services.common.errors import UnavailableError
 from services.common.telemetry import meter
-from services.common.tokens import PUBLIC_NAMESPACE, expiry
+from services.common.tokens import expiry
 from services.engine.engine_loop import EngineLoop
 from services.engine.scheduler import Registered
+from services.model_server.cache_backoff import CacheBackoff
 from services.model_server.seal import Seal
 from services.prefix_cache.client import PrefixCacheClient
 
@@ -40,7 +40,7 @@ class Publisher:
         engine_loop: EngineLoop[Any],
         computed: Computed,
         client: PrefixCacheClient,
-        backoff: Backoff,
+        backoff: CacheBackoff,
         seal: Seal,
         max_pending_bytes: int,
     ) -> None:
@@ -65,8 +65,8 @@ class Publisher:
         self._tasks = [asyncio.create_task(self._gather()), asyncio.create_task(self._publish())]
 
     def use(self, namespace: str, token: str) -> None:
-        """Blocks of a namespace, and public ones, may be stored with this token from now on."""
-        self._tokens[namespace] = self._tokens[PUBLIC_NAMESPACE] = token
+        """Blocks of a namespace may be stored with this token from now on."""
+        self._tokens[namespace] = token
 
     def remember(self, keys: abc.Iterable[bytes]) -> None:
         """The cache has these blocks: they need not be published."""
@@ -128,7 +128,7 @@ class Publisher:
             sealed = ((key, self._seal.close(key, content)) for key, content in contents.items())
             num_stored = await self._client.store(token, namespace, sealed, _STORE_SECONDS)
         except grpc.aio.AioRpcError as error:
-            self._backoff.failed(error)
+            self._backoff.blame(error)
             return False
         self._seconds.record(time.monotonic() - started)
         self._published.add(num_stored)
