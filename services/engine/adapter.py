@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import nn
-
-from services.common.lora.config import WEIGHTS_NAME, parse_lora_config, tensor_names
 
 
 class AdapterError(ValueError):
@@ -71,48 +67,3 @@ class Packer(Protocol):
 
     def pack(self, adapter: Adapter) -> Any:
         """An adapter as the forward takes it. Raises AdapterError when it cannot be computed with."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterReader:
-    """Reads adapters for one engine. It is immutable, so that any thread may use it."""
-
-    targets: abc.Mapping[str, Target]
-    """Targets are the layers that adapters may change, by name."""
-    max_rank: int
-    packer: Packer
-
-    def read(self, config: bytes, weights: bytes) -> Any:
-        """An adapter as the engine installs it, of a pair of files that PEFT wrote.
-
-        Raises AdapterError, or InvalidArgumentError for the config. The store has looked at the files already; what is
-        checked again is that they fit this model.
-        """
-        parsed = parse_lora_config(config, self.max_rank)
-        try:
-            tensors = load(weights)
-        except SafetensorError as error:
-            raise AdapterError(f"{WEIGHTS_NAME}: {error}") from error
-        pairs = {
-            name: pair
-            for name, target in self.targets.items()
-            if (pair := _take_pair(tensors, target, parsed.rank)) is not None
-        }
-        if tensors or not pairs:
-            unknown = next(iter(tensors), "nothing")
-            raise AdapterError(f"{WEIGHTS_NAME}: the model that runs here has no layer for {unknown}")
-        return self.packer.pack(Adapter(parsed.rank, parsed.scaling, pairs))
-
-
-def _take_pair(tensors: dict[str, torch.Tensor], target: Target, rank: int) -> Pair | None:
-    """What the tensors have for a layer, which is taken out of them; None for nothing. Raises AdapterError."""
-    down, up = (tensors.pop(name, None) for name in tensor_names(target.name))
-    if down is None and up is None:
-        return None
-    shapes = [None if part is None else tuple(part.shape) for part in (down, up)]
-    wanted = [(rank, target.in_features), (target.out_features, rank)]
-    if down is None or up is None or shapes != wanted:
-        raise AdapterError(
-            f"{WEIGHTS_NAME}: {target.name} needs A {wanted[0]} and B {wanted[1]}, got {shapes[0]} and {shapes[1]}"
-        )
-    return Pair(down, up)

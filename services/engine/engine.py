@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.sampling_params import SamplingParams
-from services.engine.adapter import AdapterError, AdapterReader
+from services.engine.adapter import AdapterError, Packer, Target
 from services.engine.block_pool import NULL_BLOCK, BlockPool
 from services.engine.config import EngineConfig
 from services.engine.kv_cache import Buffer
@@ -39,8 +39,11 @@ class EngineFacts:
     """Bytes of one KV block over all layers."""
     kv_identity: str
     """What has to be the same for another engine's KV to be what this one would compute, bit by bit."""
-    adapters: AdapterReader | None
-    """What reads adapters; None where the engine takes none."""
+    targets: abc.Mapping[str, Target]
+    """Targets are the layers that adapters may change, by name; there are none where the engine takes no adapters."""
+    max_adapter_rank: int
+    packer: Packer | None
+    """What lays adapters out for `install_adapter`; None where the engine takes none."""
 
 
 class Engine:
@@ -57,7 +60,7 @@ class Engine:
         self.facts = self._facts()
 
     def install_adapter(self, slot: int, packed: Any) -> None:
-        """Puts an adapter that the facts' reader read into a slot that no sequence uses."""
+        """Puts an adapter that the facts' packer laid out into a slot that no sequence uses."""
         if self.runner.forward.adapters is None:
             raise AdapterError("this engine takes no adapters")
         self.runner.forward.adapters.install(slot, packed)
@@ -152,9 +155,6 @@ class Engine:
 
     def _facts(self) -> EngineFacts:
         loaded, kv_cache, forward = self.runner.loaded, self.runner.kv_cache, self.runner.forward
-        reader = None
-        if forward.adapters is not None:
-            reader = AdapterReader(loaded.targets, self.config.max_adapter_rank, forward.adapters.packer)
         return EngineFacts(
             description=loaded.description,
             max_context_tokens=min(loaded.description.max_context_tokens, self.scheduler.max_sequence_tokens),
@@ -162,7 +162,9 @@ class Engine:
             block_size=self.config.block_size,
             block_bytes=kv_cache.block_bytes,
             kv_identity=f"{kv_cache.layout}; {forward.identity}",
-            adapters=reader,
+            targets={} if forward.adapters is None else loaded.targets,
+            max_adapter_rank=self.config.max_adapter_rank,
+            packer=None if forward.adapters is None else forward.adapters.packer,
         )
 
 

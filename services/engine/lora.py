@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from services.common.lora.config import WEIGHTS_NAME
 from services.engine.adapter import AdapterError, Packer, Target
 from services.engine.scheduler import Work
 from services.engine.sequence import NO_SLOT
@@ -73,7 +72,7 @@ def rows_with_adapters(works: abc.Iterable[Work]) -> tuple[list[int], list[int]]
 def check_finite(*, all_finite: bool) -> None:
     """Raises AdapterError unless a matrix is finite in the type that it is computed in."""
     if not all_finite:
-        raise AdapterError(f"{WEIGHTS_NAME} holds numbers that are too large for the type that they are computed in")
+        raise AdapterError("the weights hold numbers that are too large for the type that they are computed in")
 
 
 class LoraLinear(nn.Module):

@@ -28,6 +28,7 @@ from services.common.telemetry import meter
 from services.engine.adapter import AdapterError
 from services.engine.engine_loop import EngineLoop
 from services.engine.sequence import NO_SLOT
+from services.model_server.adapter_files import read_adapter
 from services.model_server.settings import ModelServerSettings
 from services.model_server.tenant import Tenant
 
@@ -182,11 +183,8 @@ class AdapterSlots:
         raise UnavailableError("the adapter store sent something else than the adapter", _RETRY_AFTER_SECONDS)
 
     def _read(self, config: bytes, weights: bytes) -> Any:
-        reader = self._engine_loop.facts.adapters
-        if reader is None:
-            raise InvalidArgumentError("adapter_digest", "this service takes no adapters")
         try:
-            return reader.read(config, weights)
+            return read_adapter(config, weights, self._engine_loop.facts)
         except (AdapterError, InvalidArgumentError) as error:
             raise InvalidArgumentError("adapter_digest", f"does not fit the model here: {error}") from error
 

@@ -43,12 +43,10 @@ class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
         self, request: pb.ListAdapterModulesRequest, context: object
     ) -> pb.ListAdapterModulesResponse:
         """See model_server.proto."""
-        reader = self._engine_loop.facts.adapters
-        targets = () if reader is None else reader.targets.values()
         return pb.ListAdapterModulesResponse(
             modules=[
                 pb.AdapterModule(name=name, in_features=in_features, out_features=out_features)
-                for name, in_features, out_features in targets
+                for name, in_features, out_features in self._engine_loop.facts.targets.values()
             ]
         )
 

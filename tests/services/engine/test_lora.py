@@ -19,6 +19,7 @@ from services.engine.roots import Roots
 from services.engine.scheduler import Work
 from services.engine.sequence import NO_SLOT, Sequence
 from services.engine.torch_forward.stacked_lora import StackedLora
+from services.model_server.adapter_files import read_adapter
 from services.verifier.target_role import TargetRole
 from support.driver import GREEDY, add, append, generate, make_engine
 from support.lora import ADAPTERS, PEFT_WARNING, continue_with_peft, read_files, save_adapter, save_adapters
@@ -32,8 +33,7 @@ PROMPTS = [random.Random(n).choices(range(3, 250), k=5 + 7 * n) for n in range(l
 
 
 def install(engine: Engine, slot: int, folder: Path) -> None:
-    assert engine.facts.adapters is not None
-    engine.install_adapter(slot, engine.facts.adapters.read(*read_files(folder)))
+    engine.install_adapter(slot, read_adapter(*read_files(folder), engine.facts))
 
 
 def run_mixed(engine: Engine, slots: list[int]) -> list[list[int]]:
@@ -105,7 +105,7 @@ def test_speculation_changes_no_token_of_a_mixed_batch(engine: Engine, expected:
 def test_other_architectures_say_what_peft_says(tmp_path: Path, architecture: str) -> None:
     model = save_tiny(tmp_path / "model", architecture)
     engine = make_engine(model, max_adapters=2, max_adapter_rank=8)
-    modules = sorted({name.rpartition(".")[2] for name in engine.facts.adapters.targets})
+    modules = sorted({name.rpartition(".")[2] for name in engine.facts.targets})
     folders = [
         save_adapter(model, tmp_path / "a", 5, modules, 1, fan_in_fan_out=architecture == "gpt2"),
         save_adapter(model, tmp_path / "b", 8, modules[:1], 2, fan_in_fan_out=architecture == "gpt2"),
@@ -134,7 +134,7 @@ def test_adapters_side_by_side_say_what_peft_says(
     monkeypatch.setattr("services.engine.forwards.RowLora", side_by_side)
     model = save_tiny(tmp_path / "model", architecture)
     engine = make_engine(model, max_adapters=3, max_adapter_rank=16)
-    modules = sorted({name.rpartition(".")[2] for name in engine.facts.adapters.targets})
+    modules = sorted({name.rpartition(".")[2] for name in engine.facts.targets})
     folders = [save_adapter(model, tmp_path / str(rank), rank, modules, rank) for rank in (16, 3)]
     install(engine, 0, folders[1])
     install(engine, 2, folders[1])
@@ -261,6 +261,8 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path, engine: Engine, 
     with pytest.raises(AdapterError, match="has no layer for"):
         install(engine, 0, save_adapter(deeper, tmp_path / "deep", 4, ["q_proj"], 0))
     without = make_engine(model)
-    assert without.facts.adapters is None
+    assert not without.facts.targets
+    with pytest.raises(AdapterError):
+        install(without, 0, folder)
     with pytest.raises(AdapterError):
         without.install_adapter(0, None)

@@ -16,7 +16,7 @@ CONTEXT = 64
 DESCRIPTION = ModelDescription("ab" * 32, "TinyForCausalLM", CONTEXT, VOCAB, (2,), 1000, "float32", "cpu")
 FACTS = EngineFacts(
     description=DESCRIPTION, max_context_tokens=CONTEXT, max_step_tokens=32, block_size=4, block_bytes=64,
-    kv_identity="float32; own forward", adapters=None,
+    kv_identity="float32; own forward", targets={}, max_adapter_rank=64, packer=None,
 )  # fmt: skip
 
 
