@@ -9,20 +9,22 @@ from collections.abc import Callable, Sequence
 
 import jwt
 from blake3 import blake3
+from cachetools import TTLCache
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from services.common.errors import UnauthenticatedError
 
 PUBLIC_NAMESPACE = "public"
-"""Of the prefixes that a model's owner declared public. No caller's own namespace."""
+"""Namespace of the prefixes that a model's owner declared public. No caller has it as its own."""
 _ALGORITHM = "EdDSA"
 PREFIX_CACHE = "paceline.prefix-cache"
 ADAPTER_STORE = "paceline.adapter-store"
 ENGINE = "paceline.engine"
-"""Of verifiers and drafts."""
+"""Audience of the tokens that verifiers and drafts take."""
 _AUDIENCES = [PREFIX_CACHE, ADAPTER_STORE, ENGINE]
 _LEEWAY_SECONDS = 5.0
+_MAX_MINTED = 1 << 16
 
 
 def new_signing_key() -> str:
@@ -45,17 +47,18 @@ class TokenMint:
         self._headers = {"kid": _key_id(public_key(signing_key))}
         self._seconds = seconds
         self._clock = clock
-        self._minted: dict[str, tuple[float, str]] = {}
+        self._minted: TTLCache[str, str] = TTLCache(_MAX_MINTED, seconds / 2, clock)
 
     def token(self, namespace: str) -> str:
         """A token for a namespace, which may read and extend the public one of the prefix cache too."""
-        now = self._clock()
-        renew, token = self._minted.get(namespace, (0.0, ""))
-        if now >= renew:
-            self._minted = {name: entry for name, entry in self._minted.items() if now < entry[0]}
-            claims = {"aud": _AUDIENCES, "exp": now + self._seconds, "namespaces": [namespace, PUBLIC_NAMESPACE]}
-            token = jwt.encode(claims, self._private, _ALGORITHM, self._headers)
-            self._minted[namespace] = now + self._seconds / 2, token
+        token = self._minted.get(namespace)
+        if token is None:
+            claims = {
+                "aud": _AUDIENCES,
+                "exp": self._clock() + self._seconds,
+                "namespaces": [namespace, PUBLIC_NAMESPACE],
+            }
+            self._minted[namespace] = token = jwt.encode(claims, self._private, _ALGORITHM, self._headers)
         return token
 
 
