@@ -11,6 +11,7 @@ from paceline.internal.v1 import adapter_store_pb2_grpc
 from paceline.v1 import adapter_pb2
 from services.common.access import credentials
 from services.common.errors import UnavailableError
+from services.common.health import check_serving
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdapterStoreService"].full_name
@@ -93,6 +94,10 @@ class AdapterStoreClient:
             files[name] = bytes(view[start : start + size])
             start += size
         return files[CONFIG_NAME], files[WEIGHTS_NAME]
+
+    async def check_serving(self, timeout: float) -> bool:
+        """Returns True when the service can be used. Raises UnavailableError too."""
+        return await check_serving(self._channel, timeout)
 
     async def close(self) -> None:
         """Ends the channel."""

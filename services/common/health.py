@@ -1,8 +1,9 @@
 """grpc.health.v1 (https://github.com/grpc/grpc/blob/master/doc/health-checking.md), with what gRPC's own leaves out."""
 
-from grpc_health.v1 import health, health_pb2
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from paceline.errors import NotFoundError
+from paceline.errors import NotFoundError, UnavailableError
 from services.common.access import CallContext
 
 
@@ -22,3 +23,11 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]
         """See health.proto."""
         statuses = {name: health_pb2.HealthCheckResponse(status=status) for name, status in self._server_status.items()}
         return health_pb2.HealthListResponse(statuses=statuses)
+
+
+async def check_serving(channel: grpc.aio.Channel, timeout: float) -> bool:
+    """Returns True when the server says that it serves. Raises UnavailableError when not, or grpc.aio.AioRpcError."""
+    response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+    if response.status != health_pb2.HealthCheckResponse.SERVING:
+        raise UnavailableError("it does not serve yet")
+    return True

@@ -9,6 +9,7 @@ from paceline.internal.v1 import prefix_cache_pb2 as pb
 from paceline.internal.v1 import prefix_cache_pb2_grpc
 from services.common.access import credentials
 from services.common.errors import InvalidArgumentError
+from services.common.health import check_serving
 from services.prefix_cache.block import Data, sealed
 from services.prefix_cache.encoding import read_fetch_response, write_store_request
 from services.prefix_cache.pieces import assembled, to_pieces
@@ -79,6 +80,10 @@ class PrefixCacheClient:
         request = pb.DeleteNamespaceRequest(namespace=namespace)
         response = await self._stub.DeleteNamespace(request, timeout=timeout, metadata=credentials(token))
         return response.num_deleted
+
+    async def check_serving(self, timeout: float) -> bool:
+        """Returns True when the service can be used. Raises UnavailableError too."""
+        return await check_serving(self._channel, timeout)
 
     async def close(self) -> None:
         """Ends the channel."""
