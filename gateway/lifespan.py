@@ -1,20 +1,25 @@
 """Builds the gateway and tears it down."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 
 from gateway.generation.admission import Admission
+from gateway.generation.generation import Generation
 from gateway.grpc_api.adapters import AdapterServicer
 from gateway.grpc_api.cache import CacheServicer
 from gateway.grpc_api.inference import InferenceServicer
 from gateway.grpc_api.models import ModelServicer
-from gateway.model.replicas import ServicePool
-from gateway.model.tokenizer import ModelTokenizer
+from gateway.metrics import GatewayMetrics
+from gateway.model.catalogue import Catalogue
+from gateway.model.replicas import Replicas
+from gateway.model.served_model import ServedModel
 from gateway.settings import GatewaySettings
 from gateway.tenants.adapters import Adapters
+from gateway.tenants.blocks import Blocks
 from gateway.tenants.grants import Grants
+from gateway.tenants.identity import Identity
 from paceline.v1 import (
     adapter_pb2,
     adapter_pb2_grpc,
@@ -26,56 +31,50 @@ from paceline.v1 import (
     model_pb2_grpc,
 )
 from services.adapter_store.client import AdapterStoreClient
-from services.common.channel import open_channel
 from services.common.server import Lifespan, Served
 from services.common.tokens import TokenMint
 from services.prefix_cache.client import PrefixCacheClient
 
+_ASK_SECONDS = 2.0
+_SERVICES = (
+    adapter_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
+    model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+
 
 def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
-    """The life of a gateway with these settings. It serves once a verifier has said what it runs."""
+    """The life of a gateway with these settings. It serves once a verifier of one of its models lives."""
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
-        tokenizer = ModelTokenizer(settings.tokenizer)
+        key = settings.signing_key
+        grants = Grants(TokenMint(key.get_secret_value(), settings.token_seconds) if key is not None else None)
+        identity = Identity(settings.tenant_header)
         admission = Admission(settings.max_active_requests, settings.max_queued_requests)
-        pool = ServicePool(settings.verifiers, settings.drafts)
-        grants = await _grants(settings, tokenizer)
-        target = settings.prefix_cache
-        cache = PrefixCacheClient(target, open_channel(target)) if target else None
-        store = settings.adapter_store
-        adapters = Adapters(AdapterStoreClient(store, open_channel(store)) if store else None, grants, pool)
-        try:
+        async with AsyncExitStack() as stack:
+            catalogue = Catalogue([await ServedModel.load(model) for model in settings.models])
+            stack.push_async_callback(catalogue.close)
+            adapters = Adapters(
+                Replicas.connect("adapter store", settings.adapter_stores, AdapterStoreClient, _check), grants
+            )
+            stack.push_async_callback(adapters.close)
+            blocks = Blocks(Replicas.connect("prefix cache", settings.prefix_caches, PrefixCacheClient, _check), grants)
+            stack.push_async_callback(blocks.close)
+            generation = Generation(settings, catalogue, admission, grants, adapters, GatewayMetrics(admission))
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-                InferenceServicer(settings, pool, tokenizer, admission, grants, adapters), server
+                InferenceServicer(generation, identity, catalogue, settings.max_prompt_bytes), server
             )
-            adapter_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterServicer(adapters, grants, pool), server)
-            cache_pb2_grpc.add_CacheServiceServicer_to_server(CacheServicer(cache, grants), server)
-            model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(pool, tokenizer), server)
-            names = (
-                adapter_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
-                inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
-                cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
-                model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+            adapter_pb2_grpc.add_AdapterServiceServicer_to_server(
+                AdapterServicer(adapters, identity, catalogue), server
             )
-            yield Served(names, pool.ready())
-        finally:
-            await adapters.close()
-            await pool.close()
-            if cache is not None:
-                await cache.close()
+            cache_pb2_grpc.add_CacheServiceServicer_to_server(CacheServicer(blocks, identity), server)
+            model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(catalogue), server)
+            yield Served(_SERVICES, catalogue.ready())
 
     return lifespan
 
 
-async def _grants(settings: GatewaySettings, tokenizer: ModelTokenizer) -> Grants:
-    key = settings.signing_key
-    mint = TokenMint(key.get_secret_value(), settings.token_seconds) if key is not None else None
-    public = [await tokenizer.encode(prefix) for prefix in settings.public_prefixes]
-    # What comes after the system message, here an empty user message, is left out when prompts are compared.
-    chats = [
-        [{"role": "system", "content": message}, {"role": "user", "content": ""}]
-        for message in settings.public_system_messages
-    ]
-    public += [await tokenizer.encode_chat(chat) for chat in chats]
-    return Grants(mint, settings.tenant_header, public)
+async def _check(client: AdapterStoreClient | PrefixCacheClient) -> bool:
+    return await client.check_serving(_ASK_SECONDS)

@@ -1,24 +1,30 @@
-"""What the gateway measures: what a client waits for."""
-
-import time
+"""What the gateway measures: what a client waits for, and how requests end."""
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from gateway.generation.admission import Admission
-from paceline.v1 import inference_pb2
+from gateway.generation.outcome import Record
 from services.common.telemetry import meter
 
 
 class GatewayMetrics:
-    """Instruments of the gateway. Times in seconds."""
+    """Instruments of the gateway, by model. Times in seconds."""
 
     def __init__(self, admission: Admission) -> None:
         instruments = meter("paceline.gateway")
         self._first = instruments.create_histogram("paceline.time_to_first_token", "s", "Admission to first token.")
         self._gap = instruments.create_histogram("paceline.inter_token_latency", "s", "Time a token, between deltas.")
+        self._ended = instruments.create_counter("paceline.request.ended", "{request}", "Requests by how they ended.")
+        self._prompt = instruments.create_counter("paceline.request.prompt_tokens", "{token}", "Tokens of prompts.")
         self._drafted = instruments.create_counter("paceline.request.drafted_tokens", "{token}", "Proposed, verified.")
         self._accepted = instruments.create_counter("paceline.request.accepted_tokens", "{token}", "Accepted.")
         self._completed = instruments.create_counter("paceline.request.completion_tokens", "{token}", "Produced.")
+        self._failovers = instruments.create_counter(
+            "paceline.request.failovers", "{failover}", "Sequences opened again after a verifier was lost."
+        )
+        self._dropped = instruments.create_counter(
+            "paceline.request.dropped_proposals", "{proposal}", "Proposals that came between two verifiers."
+        )
 
         def requests(_: CallbackOptions) -> list[Observation]:
             return [
@@ -28,46 +34,25 @@ class GatewayMetrics:
 
         instruments.create_observable_gauge("paceline.requests", [requests], "{request}", "Requests by state.")
 
-    def clock(self) -> "RequestClock":
-        """Starts to time a request."""
-        return RequestClock(self)
-
-    def record_first(self, seconds: float) -> None:
-        """A request's first token came."""
-        self._first.record(seconds)
-
-    def record_gap(self, seconds: float) -> None:
-        """Another token came."""
-        self._gap.record(seconds)
-
-    def record_usage(self, usage: inference_pb2.Usage) -> None:
-        """A request ended."""
-        self._drafted.add(usage.num_drafted_tokens)
-        self._accepted.add(usage.num_accepted_tokens)
-        self._completed.add(usage.num_completion_tokens)
-
-
-class RequestClock:
-    """Times one request from its admission on."""
-
-    def __init__(self, metrics: GatewayMetrics) -> None:
-        self._metrics = metrics
-        self._started = self._last = time.monotonic()
-        self.time_to_first_token = 0.0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since admission."""
-        return time.monotonic() - self._started
-
-    def tokens(self, count: int) -> None:
-        """Notes that `count` tokens are being handed out."""
+    def record_tokens(self, record: Record, count: int) -> None:
+        """Notes that so many tokens of a request are handed out."""
         if not count:
             return
-        now = time.monotonic()
-        if not self.time_to_first_token:
-            self.time_to_first_token = now - self._started
-            self._metrics.record_first(self.time_to_first_token)
+        is_first = not record.time_to_first_token
+        gap = record.tokens(count)
+        if is_first:
+            self._first.record(record.time_to_first_token, {"model": record.model})
         else:
-            self._metrics.record_gap((now - self._last) / count)
-        self._last = now
+            self._gap.record(gap, {"model": record.model})
+
+    def record_end(self, record: Record) -> None:
+        """Counts a request that ended, however it did."""
+        labels = {"model": record.model}
+        usage = record.usage()
+        self._ended.add(1, {**labels, "outcome": str(record.outcome)})
+        self._prompt.add(usage.num_prompt_tokens, labels)
+        self._drafted.add(usage.num_drafted_tokens, labels)
+        self._accepted.add(usage.num_accepted_tokens, labels)
+        self._completed.add(usage.num_completion_tokens, labels)
+        self._failovers.add(sum(transcript.num_failovers for transcript in record.transcripts), labels)
+        self._dropped.add(sum(transcript.num_dropped for transcript in record.transcripts), labels)

@@ -10,9 +10,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from gateway.lifespan import gateway_lifespan
-from gateway.settings import GatewaySettings
 from paceline.client import Client
-from support.system import SERVER, StartGateway, System, served, start_system
+from support.system import StartGateway, System, gateway_settings, served, start_system
 from support.tiny import save_tiny, save_tokenizer
 
 # Machines that run tests are shared: how long an example takes says nothing.
@@ -82,13 +81,7 @@ def start_gateway(tokenizer_folder: Path) -> StartGateway:
     @asynccontextmanager
     async def start(verifiers: list[str], drafts: list[str] | None = None, **settings: Any) -> AsyncIterator[System]:
         settings = {"resume_seconds": 5.0, **settings}
-        gateway = GatewaySettings(
-            tokenizer=str(tokenizer_folder),
-            verifiers=tuple(verifiers),
-            drafts=tuple(drafts or ()),
-            server=SERVER,
-            **settings,
-        )
+        gateway = gateway_settings("fake", str(tokenizer_folder), verifiers, drafts or (), **settings)
         async with served(gateway_lifespan(gateway)) as address, Client(address) as client:
             yield System(client, address, verifiers[0], drafts or [])
 

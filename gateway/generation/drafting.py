@@ -1,137 +1,119 @@
-"""Keeps a draft fed with commits and a verifier with its proposals, for one sequence, and never in anybody's way.
+"""One sequence from a draft to whoever verifies it: proposals, and never in anybody's way.
 
-A draft is only ever help: whatever happens to it, the sequence goes on. After a failure another one is opened, with all
-tokens so far, at a later commit.
+A draft is only ever help: whatever happens to it, the sequence goes on. In the place of one that failed another one is
+opened, with all tokens so far, as soon as there is one and the verifier wants proposals.
 """
 
 import asyncio
-import logging
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self, TypeAlias
 
 import grpc
 
-from gateway.model.replicas import ServicePool
+from gateway.generation.backlog import Backlog
+from gateway.generation.transcript import Transcript
+from gateway.model.attempts import Attempts, LostError, NoneSuitsError, Use
+from gateway.model.replica import reason_of
+from gateway.model.served_model import ServedModel
 from paceline.internal.v1 import speculation_pb2
+from paceline.v1 import model_pb2
 from services.draft.client import DraftClient, ProposeStream
 
-_log = logging.getLogger(__name__)
 _MAX_COMMITS_BEHIND = 64
 """A draft that is this far behind is given up and opened anew."""
-_FIRST_BACKOFF_SECONDS = 0.25
-_MAX_BACKOFF_SECONDS = 8.0
-
-Propose = Callable[[speculation_pb2.Proposal], Awaitable[None]]
+DraftUse: TypeAlias = Use[DraftClient, model_pb2.ModelInfo]
+DraftAttempts: TypeAlias = Attempts[DraftClient, model_pb2.ModelInfo]
 
 
 class Drafting:
-    """The draft's side of one sequence."""
+    """The draft's side of one sequence. Leaving the block ends the draft's stream."""
 
-    def __init__(
-        self, pool: ServicePool, opening: Callable[[], speculation_pb2.Open], token: Callable[[], str], propose: Propose
-    ) -> None:
-        self._pool = pool
-        self._opening = opening
-        """Makes an Open with all tokens so far."""
+    def __init__(self, model: ServedModel, transcript: Transcript, token: Callable[[], str]) -> None:
+        self._model = model
+        self._transcript = transcript
         self._token = token
-        self._propose = propose
+        self._is_off = not (transcript.opening.max_draft_tokens and len(model.drafts))
+        self._wanted = asyncio.Event()
+        """It is set while the latest that the verifier said is that it wants proposals."""
         self._backlog: Backlog | None = None
         self._task: asyncio.Task[None] | None = None
-        self._failed: DraftClient | None = None
-        self._backoff = _FIRST_BACKOFF_SECONDS
-        self._not_before = 0.0
-        self._without_adapter = False
-        """Whether a draft failed with its adapter: the next one goes without."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Tasks that have not ended yet: the one that drafts now, and those that were told to end."""
+        self._with_adapter = True
 
-    def start(self) -> None:
-        """Opens a draft, if there is one and it is time."""
-        if self._task is not None or time.monotonic() < self._not_before:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def want(self) -> None:
+        """Has a draft opened as soon as there is one, and another in its place when it is lost."""
+        if self._is_off:
             return
-        draft = self._pool.draft(self._failed)
-        if draft is None:
-            return
-        opening = self._opening()
-        if self._without_adapter:
-            opening.adapter_digest = ""
-        self._backlog = Backlog()
-        self._task = asyncio.create_task(self._run(draft, opening, self._backlog))
+        self._wanted.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+            self._tasks.add(self._task)
+            self._task.add_done_callback(self._tasks.discard)
 
     def commit(self, commit: speculation_pb2.Commit) -> None:
-        """Tells the draft what the target decided, and opens one when there is none and proposals are wanted."""
+        """Tells the draft what the target decided, and has one opened when there is none and proposals are wanted."""
         if self._backlog is not None:
             self._backlog.add(commit)
-            if self._backlog.num_due <= _MAX_COMMITS_BEHIND:
-                return
-            _log.info("the draft is too far behind; opening another stream")
-            self.stop()
+            if self._backlog.num_due > _MAX_COMMITS_BEHIND:
+                self._give_up()
         if commit.num_wanted:
-            self.start()
+            self.want()
+        else:
+            self._wanted.clear()
 
-    def stop(self) -> None:
-        """Lets the draft go."""
+    def _give_up(self) -> None:
+        """Lets a draft go that cannot keep up."""
         if self._task is not None:
             self._task.cancel()
         self._task = self._backlog = None
 
-    async def _run(self, draft: DraftClient, opening: speculation_pb2.Open, backlog: "Backlog") -> None:
-        try:
-            if await self._pool.suits(draft):
-                await self._relay(draft, opening, backlog)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            _log.info("draft %s failed: %r", draft.target, error)
-            self._pool.forget(draft)
-            self._without_adapter = bool(opening.adapter_digest)
-        self._failed = draft
-        self._not_before = time.monotonic() + self._backoff
-        self._backoff = min(_MAX_BACKOFF_SECONDS, 2 * self._backoff)
-        self._task = self._backlog = None
+    async def _run(self) -> None:
+        attempts = self._model.drafts.attempts(float("inf"), self._model.suits)
+        with suppress(NoneSuitsError):
+            while True:
+                await self._wanted.wait()
+                try:
+                    async with attempts.another() as use:
+                        await self._relay(use)
+                        use.refused("the stream ended early")
+                except LostError:
+                    self._with_adapter = False
+                except grpc.aio.AioRpcError as error:
+                    self._with_adapter = False
+                    use.refused(reason_of(error))
 
-    async def _relay(self, draft: DraftClient, opening: speculation_pb2.Open, backlog: "Backlog") -> None:
-        async with self._pool.counted(draft, draft.propose(None, self._token())) as stream:
-            await stream.open(opening)
-            writer = asyncio.create_task(self._write(stream, backlog))
-            try:
-                while (proposal := await stream.next_proposal()) is not None:
-                    self._backoff = _FIRST_BACKOFF_SECONDS
-                    await self._propose(proposal)
-            finally:
-                writer.cancel()
+    async def _relay(self, use: DraftUse) -> None:
+        """Passes proposals on until the draft's stream ends."""
+        self._backlog = backlog = Backlog()
+        message = self._transcript.draft_message(with_adapter=self._with_adapter)
+        try:
+            async with use.client.propose(None, self._token()) as stream:
+                with suppress(asyncio.InvalidStateError):  # The stream is over already; reading says why.
+                    await stream.open(message)
+                writer = asyncio.create_task(self._write(stream, backlog))
+                try:
+                    while (proposal := await stream.next_proposal()) is not None:
+                        use.worked()
+                        await self._transcript.propose(proposal)
+                finally:
+                    writer.cancel()
+        finally:
+            if self._backlog is backlog:
+                self._backlog = None
 
     @staticmethod
-    async def _write(stream: ProposeStream, backlog: "Backlog") -> None:
+    async def _write(stream: ProposeStream, backlog: Backlog) -> None:
         """Writes commits until the stream breaks; the reader sees the same break and says why."""
-        try:
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
                 await stream.commit(await backlog.take())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return
-
-
-class Backlog:
-    """Commits that the draft has not been told of, as one. It is due once the verifier wants proposals."""
-
-    def __init__(self) -> None:
-        self._commit: speculation_pb2.Commit | None = None
-        self._due = asyncio.Event()
-        self.num_due = 0
-        """Commits since it became due."""
-
-    def add(self, commit: speculation_pb2.Commit) -> None:
-        """Takes the commit that follows those added before."""
-        if self._commit is None:
-            self._commit = speculation_pb2.Commit(anchor=commit.anchor)
-        self._commit.token_ids.extend(commit.token_ids)
-        self._commit.num_wanted = commit.num_wanted
-        if commit.num_wanted:
-            self._due.set()
-        if self._due.is_set():
-            self.num_due += 1
-
-    async def take(self) -> speculation_pb2.Commit:
-        """Everything so far, once it is due."""
-        await self._due.wait()
-        self._due.clear()
-        commit, self._commit, self.num_due = self._commit, None, 0
-        if commit is None:
-            raise RuntimeError("a backlog is due only with a commit in it")
-        return commit

@@ -1,133 +1,114 @@
-"""One sequence between a verifier and a draft: commits out, whatever dies on the way.
+"""One sequence from a verifier to whoever reads it: commits, whatever dies on the way.
 
 Losing a verifier means opening the sequence on another one (or on the same, once it is back) with the prompt and the
-tokens so far; the tokens that follow are the ones that would have followed.
+tokens so far; the tokens that follow are the ones that would have followed. That holds for one revision of the model:
+what was begun on one is never continued on another.
 """
 
 import asyncio
-import logging
-import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TypeAlias
 
 import grpc
 
 from gateway.generation.drafting import Drafting
-from gateway.model.replicas import ServicePool
+from gateway.generation.transcript import Transcript
+from gateway.model.attempts import Attempts, LostError, NoneSuitsError, Use
+from gateway.model.replica import reason_of
+from gateway.model.served_model import ServedModel
+from paceline.errors import from_call
 from paceline.internal.v1 import speculation_pb2
-from paceline.v1 import sampling_pb2
-from services.common.errors import UnavailableError
+from paceline.v1 import model_pb2
+from services.common.errors import FailedPreconditionError, PacelineError, UnavailableError
+from services.model_server.client import REVISION_CHANGED
 from services.verifier.client import VerifierClient, VerifyStream
 
-_log = logging.getLogger(__name__)
-_FIRST_BACKOFF_SECONDS = 0.05
-_MAX_BACKOFF_SECONDS = 1.0
-_LOST = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.ABORTED,
-    }
-)
-"""Statuses of a verifier that is gone or going. All others are its answer to the request."""
+_RETRY_AFTER_SECONDS = 1.0
+VerifierUse: TypeAlias = Use[VerifierClient, model_pb2.ModelInfo]
+VerifierAttempts: TypeAlias = Attempts[VerifierClient, model_pb2.ModelInfo]
 
 
 class Relay:
     """Runs one sequence to its end."""
 
     def __init__(
-        self,
-        pool: ServicePool,
-        opening: speculation_pb2.Open,
-        draft_adapter: str,
-        token: Callable[[], str],
-        resume_seconds: float,
-        time_remaining: Callable[[], float | None],
+        self, model: ServedModel, transcript: Transcript, token: Callable[[], str], resume_seconds: float
     ) -> None:
-        """`draft_adapter` is the digest of the draft's adapter, or empty; `token` gives a fresh one of the tenant's."""
-        self._pool = pool
-        self._opening = opening
-        self._draft_adapter = draft_adapter
+        """`token` gives a fresh one of the tenant's."""
+        self._model = model
+        self._transcript = transcript
         self._token = token
         self._resume_seconds = resume_seconds
-        self._time_remaining = time_remaining
-        self._produced: list[int] = []
-        self._stream: VerifyStream | None = None
-        self.num_resumed = 0
 
     async def commits(self) -> AsyncIterator[speculation_pb2.Commit]:
-        """Yields commits until one has a finish reason.
+        """Yields commits until one has a finish reason. Ending the iterator ends the verifier's and draft's streams.
 
-        Raises UnavailableError when no verifier could be had for too long, grpc.aio.AioRpcError with the status of a
-        verifier that refuses the request.
+        Raises UnavailableError when no verifier could be had for too long, FailedPreconditionError when none has the
+        revision any more that the sequence was begun on, grpc.aio.AioRpcError for what a verifier refuses.
         """
-        drafting = Drafting(self._pool, self._draft_message, self._token, self._propose)
-        avoid: VerifierClient | None = None
-        backoff, give_up = _FIRST_BACKOFF_SECONDS, None
-        try:
+        adapter = self._transcript.opening.adapter_digest
+        attempts = self._model.verifiers.attempts(self._resume_seconds, self._suits, adapter)
+        async with Drafting(self._model, self._transcript, self._token) as drafting:
             while True:
-                verifier = self._pool.verifier(avoid, self._opening.adapter_digest)
                 try:
-                    async for commit in self._run(verifier, drafting):
-                        backoff, give_up = _FIRST_BACKOFF_SECONDS, None
-                        yield commit
-                        if commit.finish_reason != sampling_pb2.FINISH_REASON_UNSPECIFIED:
-                            return
-                    reason = "the stream ended early"
+                    async with attempts.another() as use, self._open(use) as stream:
+                        if use.replica.wants_proposals:
+                            drafting.want()
+                        while (commit := await stream.next_commit()) is not None:
+                            use.worked()
+                            self._transcript.add(commit)
+                            if not commit.finish_reason:
+                                use.replica.wants_proposals = commit.num_wanted > 0
+                                drafting.commit(commit)
+                            yield commit
+                            if commit.finish_reason:
+                                return
+                        raise LostError("the stream ended early")
+                except LostError:
+                    self._transcript.num_failovers += 1
+                except (NoneSuitsError, UnavailableError) as error:
+                    raise self._without_verifier(error) from error
                 except grpc.aio.AioRpcError as error:
-                    if error.code() not in _LOST:
+                    if not await self._goes_elsewhere(error, use, attempts):
                         raise
-                    reason = f"{error.code().name}: {error.details()}"
-                except asyncio.InvalidStateError:
-                    reason = "the stream broke while it was opened"
-                now = time.monotonic()
-                give_up = give_up or now + self._resume_seconds
-                if now >= give_up:
-                    raise UnavailableError(f"no verifier could be reached ({reason})", retry_after_seconds=1.0)
-                _log.warning("verifier %s lost (%s); resuming elsewhere", verifier.target, reason)
-                avoid = verifier
-                self.num_resumed += 1
-                await asyncio.sleep(backoff)
-                backoff = min(_MAX_BACKOFF_SECONDS, 2 * backoff)
-        finally:
-            drafting.stop()
 
-    async def _run(self, verifier: VerifierClient, drafting: Drafting) -> AsyncIterator[speculation_pb2.Commit]:
-        async with self._pool.counted(verifier, verifier.verify(self._time_remaining(), self._token())) as stream:
-            await stream.open(self._open_message())
-            self._stream = stream
-            try:
-                if self._opening.max_draft_tokens and self._pool.wants_proposals(verifier):
-                    drafting.start()
-                while (commit := await stream.next_commit()) is not None:
-                    self._produced.extend(commit.token_ids)
-                    self._pool.note(verifier, commit)
-                    if self._opening.max_draft_tokens:
-                        drafting.commit(commit)
-                    yield commit
-            finally:
-                self._stream = None
+    @asynccontextmanager
+    async def _open(self, use: VerifierUse) -> AsyncIterator[VerifyStream]:
+        """Opens the sequence at a verifier, and has proposals go there."""
+        info = use.replica.info
+        message = self._transcript.open_message(info.revision_digest if info is not None else "")
+        async with use.client.verify(None, self._token()) as stream:
+            with suppress(asyncio.InvalidStateError):  # The stream is over already; reading says why.
+                await stream.open(message)
+            with self._transcript.verified_by(stream):
+                yield stream
 
-    async def _propose(self, proposal: speculation_pb2.Proposal) -> None:
-        """Passes a proposal on to the verifier of the moment; one that comes between two verifiers is dropped."""
-        if self._stream is None:
-            return
-        try:
-            await self._stream.propose(proposal)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            _log.debug("the verifier's stream ended before a proposal could be passed on")
+    def _suits(self, info: model_pb2.ModelInfo) -> bool:
+        """Whether a verifier has the revision that the sequence was begun on, or for a new one the newest."""
+        if self._transcript.has_begun:
+            return info.revision_digest == self._transcript.opening.revision_digest
+        newest = self._model.newest
+        return newest is not None and info.revision_digest == newest.revision_digest
 
-    def _open_message(self) -> speculation_pb2.Open:
-        """An Open with all tokens so far."""
-        message = speculation_pb2.Open()
-        message.CopyFrom(self._opening)
-        message.token_ids.extend(self._produced)
-        return message
+    async def _goes_elsewhere(self, error: grpc.aio.AioRpcError, use: VerifierUse, attempts: VerifierAttempts) -> bool:
+        """Whether what a verifier refuses may be had elsewhere: all else it answers is passed on at once."""
+        reason = reason_of(error)
+        if from_call(error).reason == REVISION_CHANGED:
+            use.refused(reason)
+            await use.replica.ask()
+            return True
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not self._transcript.has_begun:
+            use.refused(reason)
+            return attempts.has_another()
+        return False
 
-    def _draft_message(self) -> speculation_pb2.Open:
-        """The same for a draft, which has adapters of its own."""
-        message = self._open_message()
-        message.adapter_digest = self._draft_adapter
-        message.model = ""  # It names the target; whether a draft suits that is known here.
-        return message
+    def _without_verifier(self, error: Exception) -> PacelineError:
+        """What a request is told when there is no verifier for it."""
+        newest = self._model.newest
+        if newest is not None and newest.revision_digest != self._transcript.opening.revision_digest:
+            return FailedPreconditionError(
+                f"model {self._model.id!r} was rolled to another revision than the request was begun on",
+                REVISION_CHANGED,
+            )
+        return error if isinstance(error, PacelineError) else UnavailableError(str(error), _RETRY_AFTER_SECONDS)

@@ -18,6 +18,10 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to watch for."""
+        return bool(self._stops)
+
     def push(self, text: str) -> Passed:
         """Takes more of the text."""
         if not self._stops:

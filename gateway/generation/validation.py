@@ -2,6 +2,7 @@
 
 import math
 import secrets
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from paceline.v1 import inference_pb2, sampling_pb2
@@ -17,18 +18,19 @@ MAX_DRAFT_TOKENS = 64
 Request = inference_pb2.GenerateRequest | inference_pb2.ChatRequest
 
 
-class Checked(NamedTuple):
+class Parameters(NamedTuple):
     """What a request asks for, defaults filled in."""
 
     sampling: sampling_pb2.SamplingParams
-    """Complete but for max_tokens, whose default depends on the prompt."""
+    """They are complete but for max_tokens, whose default depends on the prompt; without stop strings."""
+    stops: Sequence[str]
     num_choices: int
     priority: int
     max_draft_tokens: int
-    """0 where the draft must not be used."""
+    """Tokens that a round may verify; 0 where the draft must not be used."""
 
 
-def check_request(request: Request, vocab_size: int, default_draft_tokens: int) -> Checked:
+def check_request(request: Request, vocab_size: int, default_draft_tokens: int) -> Parameters:
     """Checks everything but the prompt and the adapter. Raises InvalidArgumentError."""
     violations = _sampling_violations(request.sampling, vocab_size)
     num_choices = request.n if request.HasField("n") else 1
@@ -52,7 +54,8 @@ def check_request(request: Request, vocab_size: int, default_draft_tokens: int) 
     sampling.CopyFrom(request.sampling)
     if not sampling.HasField("seed"):
         sampling.seed = secrets.randbits(63)
-    return Checked(sampling, num_choices, priority, draft_tokens)
+    del sampling.stop[:]
+    return Parameters(sampling, tuple(request.sampling.stop), num_choices, priority, draft_tokens)
 
 
 def check_prompt_tokens(num_tokens: int, max_id: int, vocab_size: int, context: int, field: str) -> None:

@@ -1,155 +1,97 @@
-"""The verifiers and drafts that a gateway knows: what they run, and which to take next."""
+"""The replicas of one service, as all of a gateway uses them: verifiers, drafts, prefix caches, adapter stores."""
 
 import asyncio
-import logging
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import grpc
 
-from paceline.internal.v1 import model_server_pb2, speculation_pb2
-from paceline.v1 import model_pb2, sampling_pb2
+from gateway.model.attempts import Attempts, LostError
+from gateway.model.replica import Ask, C, I, Replica
+from gateway.model.replica_list import ReplicaList, anything, pauses
+from services.common.backoff import Backoff
 from services.common.channel import open_channel
-from services.common.errors import FailedPreconditionError, NotFoundError
-from services.draft.client import DraftClient
-from services.model_server.client import SequenceStream
-from services.verifier.client import VerifierClient
+from services.common.errors import UnavailableError
 
-S = TypeVar("S", bound=SequenceStream[Any, Any])
-_log = logging.getLogger(__name__)
-_ASK_TIMEOUT_SECONDS = 5.0
-_RETRY_SECONDS = 0.5
-_MAX_REMEMBERED = 4096
+T = TypeVar("T")
+_CALL_SECONDS = 1.0
+"""How long a call looks for a replica when none lives."""
+_RETRY_AFTER_SECONDS = 1.0
 
 
-class ServicePool:
-    """All verifiers run the same target; a draft is used when its vocabulary has the target's size."""
+class Replicas(ReplicaList[C, I]):
+    """Replicas of one service. A dead one is tried once in all a pause, whoever asks."""
 
-    def __init__(self, verifiers: Sequence[str], drafts: Sequence[str]) -> None:
-        self._verifiers = [VerifierClient(target, open_channel(target)) for target in verifiers]
-        self._drafts = [DraftClient(target, open_channel(target)) for target in drafts]
-        self._num_streams: Counter[object] = Counter()
-        self._wants: dict[object, bool] = {}
-        self._draft_infos: dict[DraftClient, model_pb2.ModelInfo] = {}
-        self._target_info: model_pb2.ModelInfo | None = None
-        self._last_with: OrderedDict[str, VerifierClient] = OrderedDict()
-        """Which verifier a stream with an adapter went to last."""
-
-    @property
-    def target_info(self) -> model_pb2.ModelInfo:
-        """The target model; known once `ready` is done."""
-        if self._target_info is None:
-            raise RuntimeError("no verifier has answered yet")
-        return self._target_info
+    @classmethod
+    def connect(
+        cls,
+        kind: str,
+        targets: Sequence[str],
+        make: Callable[[str, grpc.aio.Channel], C],
+        ask: Ask[C, I],
+        backoff: Callable[[], Backoff] = pauses,
+    ) -> "Replicas[C, I]":
+        """The replicas at these gRPC targets."""
+        return cls(kind, [make(target, open_channel(target)) for target in targets], ask, backoff)
 
     async def ready(self) -> None:
-        """Waits until a verifier has said what it runs."""
-        while self._target_info is None:
-            for verifier in self._verifiers:
-                try:
-                    self._target_info = await verifier.get_model(_ASK_TIMEOUT_SECONDS)
-                    return
-                except grpc.aio.AioRpcError as error:
-                    _log.info("verifier %s is not ready: %s", verifier.target, error.code().name)
-            await asyncio.sleep(_RETRY_SECONDS)
+        """Waits until one can be used."""
+        while not any(replica.is_free for replica in self):
+            self.ask_those_due()
+            await self.changed()
 
-    def check_model(self, model: str) -> model_pb2.ModelInfo:
-        """The target that a request names. Raises NotFoundError for another; empty names the only one there is."""
-        info = self.target_info
-        if model not in ("", info.id):
-            raise NotFoundError("model", model, f"this gateway serves {info.id!r}")
-        return info
+    async def look(self) -> None:
+        """Asks those that are due, and returns when they have answered."""
+        if asking := self.ask_those_due():
+            await asyncio.wait(asking)
 
-    async def suits(self, draft: DraftClient) -> bool:
-        """Whether a draft's vocabulary has the target's size. Raises grpc.aio.AioRpcError."""
-        size = (await self._draft_model(draft)).vocab_size
-        if size == self.target_info.vocab_size:
-            return True
-        _log.error("draft %s has %d tokens, the target %d", draft.target, size, self.target_info.vocab_size)
-        return False
+    def attempts(self, seconds: float, suits: Callable[[I], bool] = anything, affinity: str = "") -> Attempts[C, I]:
+        """A request's way over the replicas; it looks for one for so many seconds while none can be used.
 
-    async def draft_info(self) -> model_pb2.ModelInfo | None:
-        """The first reachable draft's model, or None."""
-        for draft in self._drafts:
-            try:
-                return await self._draft_model(draft)
-            except grpc.aio.AioRpcError as error:
-                _log.info("draft %s is away: %s", draft.target, error.code().name)
-        return None
-
-    async def target_modules(self) -> list[model_server_pb2.AdapterModule]:
-        """The target's layers that adapters may change. Raises FailedPreconditionError when there are none."""
-        modules = await self.verifier(None).list_adapter_modules(_ASK_TIMEOUT_SECONDS)
-        if not modules:
-            raise FailedPreconditionError("the verifier takes no adapters")
-        return modules
-
-    async def draft_modules(self) -> tuple[model_pb2.ModelInfo, list[model_server_pb2.AdapterModule]]:
-        """A draft and its layers that adapters may change. Raises FailedPreconditionError when there are none."""
-        for draft in self._drafts:
-            try:
-                modules = await draft.list_adapter_modules(_ASK_TIMEOUT_SECONDS)
-                if modules:
-                    return await self._draft_model(draft), modules
-            except grpc.aio.AioRpcError as error:
-                _log.info("draft %s is away: %s", draft.target, error.code().name)
-        raise FailedPreconditionError("there is no draft that takes adapters")
-
-    def verifier(self, avoid: VerifierClient | None, adapter: str = "") -> VerifierClient:
-        """The verifier with the fewest streams; another than `avoid` where there is one.
-
-        Among those with equally few, the one that last had the adapter, if there is one.
+        `suits` says by what a replica says of itself whether it can be used. Requests of an `affinity` go where the
+        last one went, when that one has no more to do than others.
         """
-        others = [verifier for verifier in self._verifiers if verifier is not avoid]
-        last = self._last_with.get(adapter)
-        chosen = min(
-            others or self._verifiers, key=lambda verifier: (self._num_streams[verifier], verifier is not last)
-        )
-        if adapter:
-            self._last_with[adapter] = chosen
-            self._last_with.move_to_end(adapter)
-            if len(self._last_with) > _MAX_REMEMBERED:
-                self._last_with.popitem(last=False)
-        return chosen
+        return Attempts(self, seconds, suits, affinity)
 
-    def draft(self, avoid: DraftClient | None) -> DraftClient | None:
-        """The draft with the fewest streams; another than `avoid` where there is one. None without drafts."""
-        others = [draft for draft in self._drafts if draft is not avoid]
-        return min(others or self._drafts, key=lambda draft: self._num_streams[draft], default=None)
+    async def call(
+        self,
+        ask: Callable[[C], Awaitable[T]],
+        *,
+        suits: Callable[[I], bool] = anything,
+        affinity: str = "",
+        may_repeat: Callable[[], bool] = lambda: True,
+    ) -> T:
+        """What a replica answers; another one is asked when one is lost, unless `may_repeat` says no.
 
-    @asynccontextmanager
-    async def counted(self, replica: object, stream: S) -> AsyncIterator[S]:
-        """A stream that counts as one of the replica's."""
-        self._num_streams[replica] += 1
+        Raises UnavailableError when none could be reached, NoneSuitsError when none suits, grpc.aio.AioRpcError for
+        what one refuses.
+        """
+        attempts = self.attempts(_CALL_SECONDS, suits, affinity)
+        while True:
+            try:
+                async with attempts.another() as use:
+                    answer = await ask(use.client)
+                    use.worked()
+                    return answer
+            except LostError as error:
+                if not may_repeat():
+                    description = f"the {self.kind} was lost half way ({error}); try again"
+                    raise UnavailableError(description, _RETRY_AFTER_SECONDS) from error
+
+    async def call_each(self, ask: Callable[[C], Awaitable[T]]) -> list[T]:
+        """What all that can be reached answer. Raises UnavailableError when there are none."""
+        await self.look()
+        answers = await asyncio.gather(*(self._call_one(replica, ask) for replica in self if replica.is_free))
+        found = [answer for answers_of_one in answers for answer in answers_of_one]
+        if not found:
+            raise UnavailableError(f"no {self.kind} could be reached", _RETRY_AFTER_SECONDS)
+        return found
+
+    async def _call_one(self, replica: Replica[C, I], ask: Callable[[C], Awaitable[T]]) -> list[T]:
         try:
-            async with stream:
-                yield stream
-        finally:
-            self._num_streams[replica] -= 1
-
-    def note(self, verifier: VerifierClient, commit: speculation_pb2.Commit) -> None:
-        """Remembers whether a verifier's latest commit wanted more; a full batch wants none."""
-        if commit.finish_reason == sampling_pb2.FINISH_REASON_UNSPECIFIED:
-            self._wants[verifier] = commit.num_wanted > 0
-
-    def wants_proposals(self, verifier: VerifierClient) -> bool:
-        """Whether the verifier's latest commit, of any sequence, wanted more."""
-        return self._wants.get(verifier, True)
-
-    def forget(self, draft: DraftClient) -> None:
-        """Has a draft's model asked for again: it was lost and may come back with another."""
-        self._draft_infos.pop(draft, None)
-
-    async def _draft_model(self, draft: DraftClient) -> model_pb2.ModelInfo:
-        if draft not in self._draft_infos:
-            self._draft_infos[draft] = await draft.get_model(_ASK_TIMEOUT_SECONDS)
-        return self._draft_infos[draft]
-
-    async def close(self) -> None:
-        """Ends all channels."""
-        for verifier in self._verifiers:
-            await verifier.close()
-        for draft in self._drafts:
-            await draft.close()
+            async with self.attempts(0).use(replica) as use:
+                answer = await ask(use.client)
+                use.worked()
+                return [answer]
+        except LostError:
+            return []

@@ -1,27 +1,27 @@
-"""The callers' adapters: what their names stand for, and how well the draft does with each."""
+"""The callers' adapters: kept by the adapter stores, which are asked in the callers' names."""
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Awaitable
-from typing import NamedTuple, TypeVar
+from collections.abc import AsyncIterator
+from typing import NamedTuple, TypeAlias
 
 import grpc
 
-from gateway.model.replicas import ServicePool
+from gateway.model.replicas import Replicas
+from gateway.model.served_model import ServedModel
 from gateway.tenants.grants import Grants
-from paceline.internal.v1 import speculation_pb2
-from paceline.v1 import adapter_pb2, inference_pb2
+from gateway.tenants.identity import Caller
+from paceline.internal.v1 import adapter_store_pb2, speculation_pb2
+from paceline.v1 import adapter_pb2
 from services.adapter_store.client import AdapterStoreClient
-from services.common.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from services.common.errors import FailedPreconditionError, NotFoundError, PacelineError
+from services.verifier.client import VerifierClient
 
 _log = logging.getLogger(__name__)
 _ASK_SECONDS = 2.0
 _PREFETCH_SECONDS = 30.0
-_RETRY_AFTER_SECONDS = 1.0
-_AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
-_MAX_COUNTED = 4096
-T = TypeVar("T")
+_UPLOAD_SECONDS = 600.0
+Stores: TypeAlias = Replicas[AdapterStoreClient, bool]
 
 
 class Resolved(NamedTuple):
@@ -31,92 +31,92 @@ class Resolved(NamedTuple):
     draft: str = ""
 
 
-class _Drafted(NamedTuple):
-    num_drafted: int = 0
-    num_accepted: int = 0
-
-
 class Adapters:
-    """Asks the adapter store in the callers' names."""
+    """What callers do with adapters. Stores that are away are UnavailableError; what they refuse is passed on."""
 
-    def __init__(self, client: AdapterStoreClient | None, grants: Grants, pool: ServicePool) -> None:
-        self._client = client
+    def __init__(self, stores: Stores, grants: Grants) -> None:
+        self._all_stores = stores
         self._grants = grants
-        self._pool = pool
-        self._drafted: OrderedDict[tuple[str, str], _Drafted] = OrderedDict()
-        """By namespace and digest of the target's adapter."""
         self._prefetches: set[asyncio.Task[None]] = set()
 
-    @property
-    def client(self) -> AdapterStoreClient:
-        """The store. Raises FailedPreconditionError without one."""
-        if self._client is None:
-            raise FailedPreconditionError("this gateway knows no adapter store")
-        return self._client
-
-    async def resolve(self, namespace: str, name: str) -> Resolved:
-        """What a name stands for now. Empty is the base model.
-
-        Raises NotFoundError, or UnavailableError when the store does not answer in time.
-        """
+    async def resolve(self, caller: Caller, model: ServedModel, name: str) -> Resolved:
+        """What a name stands for now. Empty is the base model. Raises NotFoundError for an adapter of another model."""
         if not name:
             return Resolved()
-        if self._client is None:
+        if not len(self._all_stores):
             raise NotFoundError("adapter", name)
-        adapter = await self.get(namespace, name)
+        adapter = await self.get(caller, name)
+        if adapter.model not in ("", model.id):
+            raise NotFoundError("adapter", name, f"the one of that name is for model {adapter.model!r}")
         return Resolved(adapter.digest, adapter.draft_digest)
 
-    async def get(self, namespace: str, name: str) -> adapter_pb2.Adapter:
-        """Everything about an adapter. Raises as `resolve` does."""
-        asking = self.client.resolve(self._grants.token(namespace), namespace, name, _ASK_SECONDS)
-        return self._counted(namespace, await _answered(asking))
+    async def get(self, caller: Caller, name: str) -> adapter_pb2.Adapter:
+        """Everything about an adapter."""
+        token = self._grants.token(caller)
+        return await self._stores.call(lambda store: store.resolve(token, caller.namespace, name, _ASK_SECONDS))
 
-    async def list(self, namespace: str) -> "list[adapter_pb2.Adapter]":
-        """All adapters of a caller."""
-        asking = self.client.list(self._grants.token(namespace), namespace, _ASK_SECONDS)
-        return [self._counted(namespace, adapter) for adapter in await _answered(asking)]
+    async def list(self, caller: Caller) -> "list[adapter_pb2.Adapter]":
+        """All adapters of a caller, ordered by name."""
+        token = self._grants.token(caller)
+        return await self._stores.call(lambda store: store.list(token, caller.namespace, _ASK_SECONDS))
 
-    def prefetch(self, digest: str, tenant: speculation_pb2.TenantAccess) -> None:
+    async def delete(self, caller: Caller, name: str) -> None:
+        """Takes a name away."""
+        token = self._grants.token(caller)
+        await self._stores.call(lambda store: store.remove(token, caller.namespace, name, _ASK_SECONDS))
+
+    async def upload(
+        self, caller: Caller, model: ServedModel, upload: adapter_pb2.AdapterUpload, data: AsyncIterator[bytes]
+    ) -> adapter_pb2.Adapter:
+        """Has an adapter checked and kept. A store is chosen by the announcement; once it has begun to read the data,
+        another cannot take its place.
+        """
+        stores, token = self._stores, self._grants.token(caller)
+        header = adapter_store_pb2.StoreAdapterHeader(
+            namespace=caller.namespace, upload=upload, base=await model.adapter_base(upload.role)
+        )
+        has_begun = False
+
+        async def read() -> AsyncIterator[bytes]:
+            nonlocal has_begun
+            has_begun = True
+            async for piece in data:
+                yield piece
+
+        return await stores.call(
+            lambda store: store.store(token, header, read(), _UPLOAD_SECONDS), may_repeat=lambda: not has_begun
+        )
+
+    def prefetch(self, caller: Caller, model: ServedModel, digest: str) -> None:
         """Has a verifier load the adapter of a request that waits, while it waits."""
-        task = asyncio.create_task(self._prefetch(digest, tenant))
+        task = asyncio.create_task(self._prefetch(caller, model, digest))
         self._prefetches.add(task)
         task.add_done_callback(self._prefetches.discard)
 
-    def record(self, namespace: str, digest: str, usage: inference_pb2.Usage) -> None:
-        """Counts what was drafted for a request."""
-        before = self._drafted.pop((namespace, digest), _Drafted())
-        self._drafted[namespace, digest] = _Drafted(
-            before.num_drafted + usage.num_drafted_tokens, before.num_accepted + usage.num_accepted_tokens
-        )
-        while len(self._drafted) > _MAX_COUNTED:
-            self._drafted.popitem(last=False)
-
     async def close(self) -> None:
-        """Ends the connection to the store."""
+        """Ends the connections to the stores."""
         for task in self._prefetches:
             task.cancel()
-        if self._client is not None:
-            await self._client.close()
+        await self._all_stores.close()
 
-    async def _prefetch(self, digest: str, tenant: speculation_pb2.TenantAccess) -> None:
-        verifier = self._pool.verifier(None, digest)
+    @property
+    def _stores(self) -> Stores:
+        if not len(self._all_stores):
+            raise FailedPreconditionError("this gateway knows no adapter store")
+        return self._all_stores
+
+    async def _prefetch(self, caller: Caller, model: ServedModel, digest: str) -> None:
+        token, tenant = self._grants.token(caller), speculation_pb2.TenantAccess(namespace=caller.namespace)
+
+        async def load(verifier: VerifierClient) -> None:
+            try:
+                await verifier.prefetch_adapter(digest, tenant, token, _PREFETCH_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                # That loading takes long is no fault of the verifier.
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
+
         try:
-            await verifier.prefetch_adapter(digest, tenant, self._grants.token(tenant.namespace), _PREFETCH_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            _log.info("verifier %s did not load adapter %s: %s", verifier.target, digest, error.details())
-
-    def _counted(self, namespace: str, adapter: adapter_pb2.Adapter) -> adapter_pb2.Adapter:
-        drafted = self._drafted.get((namespace, adapter.digest), _Drafted())
-        adapter.num_drafted_tokens, adapter.num_accepted_tokens = drafted
-        return adapter
-
-
-async def _answered(asking: Awaitable[T]) -> T:
-    """What the store says. Raises UnavailableError when it is away; what it refuses, as it does."""
-    try:
-        return await asking
-    except grpc.aio.AioRpcError as error:
-        if error.code() not in _AWAY:
-            raise
-        description = f"the adapter store is away ({error.code().name})"
-        raise UnavailableError(description, _RETRY_AFTER_SECONDS) from error
+            await model.verifiers.call(load, affinity=digest)
+        except (grpc.aio.AioRpcError, PacelineError) as error:
+            _log.info("adapter %s was not loaded ahead: %s", digest, error)

@@ -91,7 +91,7 @@ class StackSettings:
         ]
         if name != "gateway":
             arguments.append(f"--token-keys={json.dumps([token_key])}")
-        if name not in ("prefix_cache", "adapter_store"):
+        if name in ("verifier", "draft"):
             services = [service for service in ("prefix_cache", "adapter_store") if service in self.names]
             arguments += [f"--{service.replace('_', '-')}={addresses[service]}" for service in services]
         return [*arguments, *own(name, addresses), *self.extra.get(name, ())]
@@ -105,10 +105,13 @@ class StackSettings:
 
     def _gateway_arguments(self, _name: str, addresses: Mapping[str, str]) -> list[str]:
         drafts = list(self.draft_addresses) or ([addresses["draft"]] if self.draft_model else [])
+        folder = Path(self.model)
+        name = folder.resolve().name if folder.is_dir() else self.model
+        model = {"id": name, "tokenizer": self.model, "verifiers": [addresses["verifier"]], "drafts": drafts}
+        services = [service for service in ("prefix_cache", "adapter_store") if service in self.names]
         return [
-            f"--tokenizer={self.model}",
-            f"--verifiers={json.dumps([addresses['verifier']])}",
-            f"--drafts={json.dumps(drafts)}",
+            f"--models={json.dumps([model])}",
+            *(f"--{service.replace('_', '-')}s={json.dumps([addresses[service]])}" for service in services),
         ]
 
     def _engine_arguments(self, name: str, _addresses: Mapping[str, str]) -> list[str]:

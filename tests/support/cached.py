@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from gateway.lifespan import gateway_lifespan
-from gateway.settings import GatewaySettings
 from paceline.client import Client, Options
 from services.adapter_store.lifespan import adapter_store_lifespan
 from services.adapter_store.settings import AdapterStoreSettings
@@ -18,7 +17,7 @@ from services.prefix_cache.lifespan import prefix_cache_lifespan
 from services.prefix_cache.settings import PrefixCacheSettings
 from services.verifier.lifespan import verifier_lifespan
 from services.verifier.settings import VerifierSettings
-from support.system import SERVER, Reply, collect, engine_config, served
+from support.system import SERVER, Reply, collect, engine_config, gateway_settings, served
 
 TENANT_HEADER = "x-tenant"
 SEAL_KEY = "5e" * 32
@@ -96,11 +95,10 @@ class CachedSystem:
             drafting = DraftSettings(engine=config.model_copy(update={"model": self.draft}), **more)
             self.draft_address = await enter(served(draft_lifespan(drafting)))
             drafts = (self.draft_address,)
-        gateway = GatewaySettings(
-            tokenizer=self.target, verifiers=(self.verifier,), drafts=drafts, server=SERVER,
-            prefix_cache=self.cache_address,
-            adapter_store=self._store_address, signing_key=self._signing_key, tenant_header=TENANT_HEADER,
-            **self.gateway_settings,
+        gateway = gateway_settings(
+            "tiny", self.target, [self.verifier], drafts,
+            prefix_cache=self.cache_address, adapter_store=self._store_address, signing_key=self._signing_key,
+            tenant_header=TENANT_HEADER, **self.gateway_settings,
         )  # fmt: skip
         self.gateway = await enter(served(gateway_lifespan(gateway)))
 

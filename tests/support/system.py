@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gateway.lifespan import gateway_lifespan
-from gateway.settings import GatewaySettings
+from gateway.settings import GatewaySettings, ModelSettings
 from paceline.client import Client, Options
 from paceline.v1 import inference_pb2
 from services.common.server import Lifespan, running_server
@@ -85,6 +85,18 @@ def engine_config(model: str, settings: dict[str, Any]) -> tuple[EngineConfig, d
     return EngineConfig(model=model, **own), rest
 
 
+def gateway_settings(
+    model_id: str, tokenizer: str, verifiers: Sequence[str], drafts: Sequence[str] = (), **settings: Any
+) -> GatewaySettings:
+    """Settings of a gateway for one model; what is the model's own may lie among the others."""
+    own = {name: settings.pop(name) for name in tuple(settings) if name in ModelSettings.model_fields}
+    for name in ("prefix_cache", "adapter_store"):
+        address = settings.pop(name, None)
+        settings |= {f"{name}s": (address,)} if address else {}
+    model = ModelSettings(id=model_id, tokenizer=tokenizer, verifiers=tuple(verifiers), drafts=tuple(drafts), **own)
+    return GatewaySettings(models=(model,), server=SERVER, **settings)
+
+
 @asynccontextmanager
 async def served(lifespan: Lifespan) -> AsyncIterator[str]:
     """Address of a server with this lifespan."""
@@ -115,13 +127,7 @@ async def start_system(
             )
             for draft in drafts
         ]
-        settings = GatewaySettings(
-            tokenizer=target,
-            verifiers=(verifier_address,),
-            drafts=tuple(draft_addresses),
-            server=SERVER,
-            **(gateway or {}),
-        )
+        settings = gateway_settings("tiny", target, [verifier_address], draft_addresses, **(gateway or {}))
         gateway_address = await stack.enter_async_context(served(gateway_lifespan(settings)))
         client = await stack.enter_async_context(Client(gateway_address))
         yield System(client, gateway_address, verifier_address, draft_addresses)

@@ -1,0 +1,176 @@
+"""All that happens to a request, whatever it came by: from the public request message to the public events."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+from opentelemetry import trace
+
+from gateway.generation.admission import Admission
+from gateway.generation.choice import Choice
+from gateway.generation.merge import merge
+from gateway.generation.outcome import Record
+from gateway.generation.prompt import read_prompt
+from gateway.generation.relay import Relay
+from gateway.generation.stop_strings import StopStrings
+from gateway.generation.transcript import Transcript
+from gateway.generation.validation import Parameters, Request, check_request
+from gateway.metrics import GatewayMetrics
+from gateway.model.catalogue import Catalogue
+from gateway.model.served_model import ServedModel
+from gateway.settings import GatewaySettings
+from gateway.tenants.adapters import Adapters, Resolved
+from gateway.tenants.grants import Grants
+from gateway.tenants.identity import Caller
+from paceline.internal.v1 import speculation_pb2
+from paceline.v1 import inference_pb2
+from services.common.errors import DeadlineExceededError
+from services.common.seeds import derive_seed
+
+_log = logging.getLogger(__name__)
+Event: TypeAlias = inference_pb2.Started | inference_pb2.Delta | inference_pb2.Finished | inference_pb2.Usage
+
+
+class _Job(NamedTuple):
+    """A checked request with all that is needed to run it."""
+
+    model: ServedModel
+    revision: str
+    parameters: Parameters
+    prompt_ids: Sequence[int]
+    tenant: speculation_pb2.TenantAccess
+    adapter: Resolved
+
+
+class Generation:
+    """Runs requests. Stateless: nothing outlives one but how it ended."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        catalogue: Catalogue,
+        admission: Admission,
+        grants: Grants,
+        adapters: Adapters,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._settings = settings
+        self._catalogue = catalogue
+        self._admission = admission
+        self._grants = grants
+        self._adapters = adapters
+        self._metrics = metrics
+
+    @asynccontextmanager
+    async def run(
+        self, request: Request, caller: Caller, deadline: float | None = None
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        """The events of a request: Started, then deltas, one Finished a choice, and Usage last.
+
+        Leaving the block ends the request: its streams first, then its place is given on, then it is recorded how it
+        ended. `deadline` is in seconds from now. Raises errors of the tree for what is wrong with the request or cannot
+        be had, DeadlineExceededError when it is over, grpc.aio.AioRpcError for what a verifier refuses.
+        """
+        record = Record(uuid.uuid4().hex, caller, deadline)
+        trace.get_current_span().set_attribute("paceline.request_id", record.request_id)
+        with self._recorded(record):
+            async with _limited(deadline):
+                job = await self._prepare(request, caller)
+                record.model, record.num_prompt_tokens = job.model.id, len(job.prompt_ids)
+                record.seed = job.parameters.sampling.seed
+                if job.adapter.target and self._admission.is_full:
+                    self._adapters.prefetch(caller, job.model, job.adapter.target)
+                async with (
+                    self._admission.place(job.parameters.priority),
+                    aclosing(self._events(job, record)) as events,  # type: ignore[type-var]
+                ):
+                    yield events
+
+    @contextmanager
+    def _recorded(self, record: Record) -> Iterator[None]:
+        """Records how a request ended, here for all ways to end."""
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            record.ended(error)
+            self._metrics.record_end(record)
+            usage = record.usage()
+            _log.info(
+                "request %s for model %r %s: %d prompt tokens, %d produced in %.3f s",
+                *(record.request_id, record.model, record.outcome),
+                *(usage.num_prompt_tokens, usage.num_completion_tokens, usage.total_seconds),
+            )
+
+    async def _prepare(self, request: Request, caller: Caller) -> _Job:
+        model = self._catalogue.get(request.model)
+        info = await model.info()
+        parameters = check_request(request, info.vocab_size, model.draft_tokens)
+        prompt_ids = await read_prompt(request, model.tokenizer, info, self._settings.max_prompt_bytes)
+        tenant = speculation_pb2.TenantAccess(
+            namespace=caller.namespace, num_public_tokens=model.num_public_tokens(prompt_ids)
+        )
+        adapter = await self._adapters.resolve(caller, model, request.adapter)
+        return _Job(model, info.revision_digest, parameters, prompt_ids, tenant, adapter)
+
+    async def _events(self, job: _Job, record: Record) -> AsyncIterator[Event]:
+        """What happens once there is a place."""
+        record.admitted()
+        openings = [_opening(job, index) for index in range(job.parameters.num_choices)]
+        record.transcripts = [Transcript(opening, job.adapter.draft) for opening in openings]
+        stops = job.parameters.stops
+        record.choices = [
+            Choice(index, job.model.tokenizer.detokenizer(), StopStrings(stops)) for index in range(len(openings))
+        ]
+        token = partial(self._grants.token, record.caller)
+        sources = [
+            choice.events(Relay(job.model, transcript, token, self._settings.resume_seconds))
+            for choice, transcript in zip(record.choices, record.transcripts, strict=True)
+        ]
+        is_first = True
+        async with merge(sources) as events:
+            async for event in events:
+                if is_first:
+                    is_first = False
+                    yield record.started()
+                if isinstance(event, inference_pb2.Delta):
+                    self._metrics.record_tokens(record, len(event.token_ids))
+                yield event
+        record.is_complete = True
+        yield record.usage()
+
+
+def _opening(job: _Job, index: int) -> speculation_pb2.Open:
+    """How the sequence of a choice begins."""
+    opening = speculation_pb2.Open(
+        token_ids=job.prompt_ids,
+        num_prompt_tokens=len(job.prompt_ids),
+        sampling=job.parameters.sampling,
+        max_draft_tokens=job.parameters.max_draft_tokens,
+        priority=job.parameters.priority,
+        tenant=job.tenant,
+        adapter_digest=job.adapter.target,
+        revision_digest=job.revision,
+    )
+    opening.sampling.seed = derive_seed(job.parameters.sampling.seed, index)
+    return opening
+
+
+@asynccontextmanager
+async def _limited(seconds: float | None) -> AsyncIterator[None]:
+    """Ends the block with DeadlineExceededError when it takes longer."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise DeadlineExceededError("the request took longer than its deadline allows") from error

@@ -1,0 +1,120 @@
+"""How a request ended, and what it used until then."""
+
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+
+import grpc
+
+from gateway.generation.choice import Choice
+from gateway.generation.transcript import Transcript
+from gateway.tenants.identity import Caller
+from paceline.v1 import inference_pb2
+from services.common.errors import PacelineError
+
+_FAILED = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DATA_LOSS,
+        grpc.StatusCode.ABORTED,
+    }
+)
+
+
+_CLOCKS_APART_SECONDS = 0.05
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    """Whoever asked went away or wanted no more."""
+    DEADLINE = "deadline"
+    REFUSED = "refused"
+    """The request was wrong, or came at a wrong moment: the error says which."""
+    FAILED = "failed"
+    """The system could not do what it should."""
+
+
+class Record:
+    """What is known of one request, from its first moment to its last."""
+
+    def __init__(self, request_id: str, caller: Caller, deadline: float | None) -> None:
+        """`deadline` is in seconds from now."""
+        self.request_id = request_id
+        self.caller = caller
+        self.model = ""
+        self.num_prompt_tokens = 0
+        self.seed = 0
+        self.choices: Sequence[Choice] = ()
+        self.transcripts: Sequence[Transcript] = ()
+        self.is_complete = False
+        """Whether all choices finished."""
+        self.outcome: Outcome | None = None
+        """How it ended; None while it runs."""
+        self.time_to_first_token = 0.0
+        self._began = self._last = time.monotonic()
+        self._overdue_at = None if deadline is None else self._began + deadline
+
+    def admitted(self) -> None:
+        """Starts the clock: what the request waited for a place does not count."""
+        self._began = self._last = time.monotonic()
+
+    def tokens(self, count: int) -> float:
+        """Notes that so many tokens are handed out, one at least; returns seconds a token since the last."""
+        now = time.monotonic()
+        gap = (now - self._last) / count
+        self.time_to_first_token = self.time_to_first_token or now - self._began
+        self._last = now
+        return gap
+
+    def ended(self, error: BaseException | None) -> None:
+        """Says how it ended: with this error, or without one."""
+        code = error.code if isinstance(error, PacelineError) else None
+        if isinstance(error, grpc.aio.AioRpcError):
+            code = error.code()
+        if self.is_complete:
+            self.outcome = Outcome.FINISHED
+        elif code is grpc.StatusCode.DEADLINE_EXCEEDED or (code is None and self._is_overdue):
+            self.outcome = Outcome.DEADLINE
+        elif code is not None:
+            self.outcome = Outcome.FAILED if code in _FAILED else Outcome.REFUSED
+        else:
+            self.outcome = Outcome.FAILED if isinstance(error, Exception) else Outcome.CANCELLED
+
+    def started(self) -> inference_pb2.Started:
+        """What the client is told first."""
+        return inference_pb2.Started(
+            request_id=self.request_id,
+            model=self.model,
+            seed=self.seed,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+        )
+
+    def usage(self) -> inference_pb2.Usage:
+        """What was used so far."""
+        usages = [choice.usage for choice in self.choices]
+        return inference_pb2.Usage(
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+            num_completion_tokens=sum(usage.num_completion_tokens for usage in usages),
+            num_drafted_tokens=sum(usage.num_drafted_tokens for usage in usages),
+            num_accepted_tokens=sum(usage.num_accepted_tokens for usage in usages),
+            num_rounds=sum(usage.num_rounds for usage in usages),
+            num_ready_rounds=sum(usage.num_ready_rounds for usage in usages),
+            time_to_first_token_seconds=self.time_to_first_token,
+            total_seconds=time.monotonic() - self._began,
+        )
+
+    @property
+    def _num_cached_tokens(self) -> int:
+        return max((choice.usage.num_cached_tokens for choice in self.choices), default=0)
+
+    @property
+    def _is_overdue(self) -> bool:
+        """Whether the deadline is over; the client's may be a little earlier than it seems from here."""
+        return self._overdue_at is not None and time.monotonic() >= self._overdue_at - _CLOCKS_APART_SECONDS

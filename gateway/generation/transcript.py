@@ -1,0 +1,68 @@
+"""A sequence as it stands: how it began and what was produced since. What relay and drafting share of it."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from paceline.internal.v1 import speculation_pb2
+from services.verifier.client import VerifyStream
+
+
+class Transcript:
+    """One sequence, whoever serves it now."""
+
+    def __init__(self, opening: speculation_pb2.Open, draft_adapter: str) -> None:
+        """`draft_adapter` is the digest of the draft's adapter, or empty."""
+        self.opening = opening
+        self.num_failovers = 0
+        """How often it had to be opened again."""
+        self.num_dropped = 0
+        """Proposals that came between two verifiers."""
+        self._draft_adapter = draft_adapter
+        self._produced: list[int] = []
+        self._verifier: VerifyStream | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was produced."""
+        return bool(self._produced)
+
+    def add(self, commit: speculation_pb2.Commit) -> None:
+        """Takes what the target decided."""
+        self._produced.extend(commit.token_ids)
+
+    def open_message(self, revision: str) -> speculation_pb2.Open:
+        """Opens the sequence at a verifier of this revision, with all tokens so far."""
+        message = speculation_pb2.Open()
+        message.CopyFrom(self.opening)
+        message.token_ids.extend(self._produced)
+        message.revision_digest = self.opening.revision_digest = revision
+        return message
+
+    def draft_message(self, *, with_adapter: bool) -> speculation_pb2.Open:
+        """Opens it at a draft, which has revisions and adapters of its own."""
+        message = self.open_message(self.opening.revision_digest)
+        message.revision_digest = ""
+        message.adapter_digest = self._draft_adapter if with_adapter else ""
+        return message
+
+    @contextmanager
+    def verified_by(self, stream: VerifyStream) -> Iterator[None]:
+        """Has proposals go to this stream while the block lasts."""
+        self._verifier = stream
+        try:
+            yield
+        finally:
+            self._verifier = None
+
+    async def propose(self, proposal: speculation_pb2.Proposal) -> None:
+        """Passes a proposal on to the verifier of the moment; one that comes between two is dropped."""
+        try:
+            if self._verifier is not None:
+                await self._verifier.propose(proposal)
+                return
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+        self.num_dropped += 1

@@ -1,0 +1,157 @@
+"""One model that is served: its tokenizer, its replicas, and what they say of themselves."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from gateway.model.attempts import NoneSuitsError
+from gateway.model.replica import Replica
+from gateway.model.replicas import Replicas
+from gateway.model.tokenizer import ModelTokenizer
+from gateway.settings import ModelSettings
+from paceline.internal.v1 import adapter_store_pb2, model_server_pb2
+from paceline.v1 import adapter_pb2, model_pb2
+from services.common.backoff import Backoff
+from services.common.errors import FailedPreconditionError, UnavailableError
+from services.draft.client import DraftClient
+from services.verifier.client import VerifierClient
+
+_log = logging.getLogger(__name__)
+_ASK_SECONDS = 5.0
+_RETRY_AFTER_SECONDS = 1.0
+Verifiers: TypeAlias = Replicas[VerifierClient, model_pb2.ModelInfo]
+Drafts: TypeAlias = Replicas[DraftClient, model_pb2.ModelInfo]
+
+
+def _draft_pauses() -> Backoff:
+    return Backoff(0.25, 8.0)
+
+
+class ServedModel:
+    """All that belongs to one model. Its verifiers run the same target; a draft has the target's vocabulary."""
+
+    def __init__(self, settings: ModelSettings, tokenizer: ModelTokenizer, public: Sequence[Sequence[int]]) -> None:
+        """`public` holds the token ids of prefixes that all callers share."""
+        self.id = settings.id
+        self.draft_tokens = settings.draft_tokens
+        self.tokenizer = tokenizer
+        self.verifiers: Verifiers = Replicas.connect(
+            f"verifier of {self.id!r}", settings.verifiers, VerifierClient, self._ask_verifier
+        )
+        self.drafts: Drafts = Replicas.connect(
+            f"draft of {self.id!r}", settings.drafts, DraftClient, self._ask_draft, _draft_pauses
+        )
+        self._public = public
+        self._revisions: list[str] = []
+        """Digests of all revisions that were met, in the order in which verifiers changed to them."""
+
+    @classmethod
+    async def load(cls, settings: ModelSettings) -> "ServedModel":
+        """Loads the tokenizer. Raises FileNotFoundError without one."""
+        tokenizer = ModelTokenizer(settings.tokenizer)
+        # What comes after the system message, here an empty user message, is left out when prompts are compared.
+        chats = [
+            [{"role": "system", "content": message}, {"role": "user", "content": ""}]
+            for message in settings.public_system_messages
+        ]
+        prefixes = [await tokenizer.encode(prefix) for prefix in settings.public_prefixes]
+        return cls(settings, tokenizer, prefixes + [await tokenizer.encode_chat(chat) for chat in chats])
+
+    @property
+    def newest(self) -> model_pb2.ModelInfo | None:
+        """The target at the newest revision that a verifier which is there runs; else as last heard of, if ever."""
+        known = [replica for replica in self.verifiers if replica.info is not None]
+        best = max(known, key=lambda replica: (replica.is_there, self._age(replica)), default=None)
+        return None if best is None else best.info
+
+    async def info(self) -> model_pb2.ModelInfo:
+        """The target that new requests get. Raises UnavailableError while no verifier has said what it runs."""
+        if self.newest is None:
+            await self.verifiers.look()
+        newest = self.newest
+        if newest is None:
+            raise UnavailableError(f"no verifier of model {self.id!r} has answered yet", _RETRY_AFTER_SECONDS)
+        return newest
+
+    def suits(self, draft: model_pb2.ModelInfo) -> bool:
+        """Whether a draft's vocabulary has the target's size."""
+        newest = self.newest
+        return newest is not None and draft.vocab_size == newest.vocab_size
+
+    def num_public_tokens(self, prompt_ids: Sequence[int]) -> int:
+        """Leading tokens of a prompt that all callers share: any part of a public prefix, from its beginning."""
+        return max((_num_common(prefix, prompt_ids) for prefix in self._public), default=0)
+
+    async def describe(self) -> model_pb2.Model:
+        """What clients are told, also where no verifier can be used."""
+        await asyncio.gather(self.verifiers.look(), self.drafts.look())
+        drafts = [replica.info for replica in self.drafts if replica.is_there and replica.may_suit(self.suits)]
+        return model_pb2.Model(
+            target=self.newest or model_pb2.ModelInfo(id=self.id),
+            draft=drafts[0] if drafts else None,
+            has_chat_template=self.tokenizer.has_chat_template,
+            available=any(replica.is_there for replica in self.verifiers),
+        )
+
+    async def adapter_base(self, role: "adapter_pb2.AdapterRole.ValueType") -> adapter_store_pb2.AdapterBase:
+        """What an adapter has to fit. Raises FailedPreconditionError where there are no adapters."""
+        if role == adapter_pb2.ADAPTER_ROLE_DRAFT:
+            try:
+                info, modules = await self.drafts.call(_info_and_modules, suits=self.suits)
+            except (NoneSuitsError, UnavailableError) as error:
+                raise FailedPreconditionError("there is no draft that takes adapters") from error
+        else:
+            info, modules = await self.verifiers.call(_info_and_modules)
+            info.id = self.id
+        if not modules:
+            raise FailedPreconditionError("the model takes no adapters")
+        return adapter_store_pb2.AdapterBase(model=info.id, revision_digest=info.revision_digest, modules=modules)
+
+    async def ready(self) -> None:
+        """Waits until a verifier has said what it runs; drafts are asked meanwhile."""
+        self.drafts.ask_those_due()
+        await self.verifiers.ready()
+
+    async def close(self) -> None:
+        """Ends all channels."""
+        await self.verifiers.close()
+        await self.drafts.close()
+
+    def _age(self, replica: "Replica[VerifierClient, model_pb2.ModelInfo]") -> int:
+        """When a verifier's revision was changed to, among all."""
+        return -1 if replica.info is None else self._revisions.index(replica.info.revision_digest)
+
+    async def _ask_verifier(self, verifier: VerifierClient) -> model_pb2.ModelInfo:
+        """What a verifier runs, under the name that clients know. What one changes to is the newest revision."""
+        info = await verifier.get_model(_ASK_SECONDS)
+        info.id = self.id
+        before = next(replica.info for replica in self.verifiers if replica.client is verifier)
+        digest = info.revision_digest
+        if before is not None and before.revision_digest != digest:
+            _log.warning("verifier %s has model %r at another revision: %s", verifier.target, self.id, digest)
+            if digest in self._revisions:
+                self._revisions.remove(digest)
+        if digest not in self._revisions:
+            self._revisions.append(digest)
+        return info
+
+    async def _ask_draft(self, draft: DraftClient) -> model_pb2.ModelInfo:
+        info = await draft.get_model(_ASK_SECONDS)
+        newest = self.newest
+        if newest is not None and info.vocab_size != newest.vocab_size:
+            sizes = (draft.target, info.vocab_size, self.id, newest.vocab_size)
+            _log.error("draft %s has %d tokens, model %r has %d", *sizes)
+        return info
+
+
+async def _info_and_modules(
+    client: VerifierClient | DraftClient,
+) -> tuple[model_pb2.ModelInfo, list[model_server_pb2.AdapterModule]]:
+    return await client.get_model(_ASK_SECONDS), await client.list_adapter_modules(_ASK_SECONDS)
+
+
+def _num_common(prefix: Sequence[int], token_ids: Sequence[int]) -> int:
+    """Leading tokens that are the same."""
+    pairs = enumerate(zip(prefix, token_ids, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(prefix), len(token_ids)))
