@@ -57,14 +57,13 @@ def upload(
 
 @adapters.command("list")
 def list_adapters(address: Address = DEFAULT_ADDRESS) -> None:
-    """Lists your adapters, and how much of what the draft proposed with each was accepted."""
+    """Lists your adapters."""
 
     async def show() -> None:
         async with Client(address) as client:
             found = await client.list_adapters()
-        table = Table("name", "rank", "layers", "MB", "digest", "draft", "acceptance", box=None)
+        table = Table("name", "rank", "layers", "MB", "digest", "draft", box=None)
         for adapter in found:
-            drafted, accepted = adapter.num_drafted_tokens, adapter.num_accepted_tokens
             table.add_row(
                 adapter.name,
                 str(adapter.rank),
@@ -72,7 +71,6 @@ def list_adapters(address: Address = DEFAULT_ADDRESS) -> None:
                 f"{adapter.num_bytes / 1e6:.1f}",
                 adapter.digest[:_SHORT_DIGEST],
                 adapter.draft_digest[:_SHORT_DIGEST] or "base",
-                f"{accepted / drafted:.0%} of {drafted}" if drafted else "none yet",
             )
         out.print(table)
 
