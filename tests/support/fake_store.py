@@ -10,6 +10,7 @@ import grpc
 
 from paceline.internal.v1 import adapter_store_pb2, adapter_store_pb2_grpc
 from paceline.v1 import adapter_pb2
+from services.adapter_store.client import ACCEPTED
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 from services.common.server import Served
 from support.lora import digest_of, read_files
@@ -25,17 +26,47 @@ class FakeAdapterStore(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
     """Namespaces that may use an adapter, by its name; an adapter that is not there is everybody's."""
     fetched: list[str] = field(default_factory=list)
     """Digests whose content was sent, in order."""
+    uploaded: dict[tuple[str, str], adapter_pb2.Adapter] = field(default_factory=dict)
+    """What was taken in, by namespace and name; not to be fetched."""
+    announced: list[adapter_store_pb2.StoreAdapterHeader] = field(default_factory=list)
+    resolved: list[str] = field(default_factory=list)
+    break_upload: bool = False
+    """Breaks uploads off when their first data come."""
     num_fetches_to_damage: int = 0
     hang: bool = False
     fetching: asyncio.Event = field(default_factory=asyncio.Event)
     fetch_when: asyncio.Event | None = None
     """When set, nothing is sent before it."""
 
+    async def StoreAdapter(
+        self, request_iterator: AsyncIterator[adapter_store_pb2.StoreAdapterRequest], context: grpc.aio.ServicerContext
+    ) -> adapter_store_pb2.StoreAdapterResponse:
+        header = (await anext(aiter(request_iterator))).header
+        self.announced.append(header)
+        await context.send_initial_metadata(ACCEPTED)
+        num_bytes = 0
+        async for request in request_iterator:
+            num_bytes += len(request.data)
+            if self.break_upload:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "broken on purpose")
+        adapter = adapter_pb2.Adapter(name=header.upload.name, model=header.base.model, num_bytes=num_bytes)
+        self.uploaded[header.namespace, header.upload.name] = adapter
+        return adapter_store_pb2.StoreAdapterResponse(adapter=adapter)
+
+    async def ListStoredAdapters(
+        self, request: adapter_store_pb2.ListStoredAdaptersRequest, context: object
+    ) -> adapter_store_pb2.ListStoredAdaptersResponse:
+        own = [adapter for (namespace, _), adapter in self.uploaded.items() if namespace == request.namespace]
+        return adapter_store_pb2.ListStoredAdaptersResponse(adapters=own)
+
     async def ResolveAdapter(
         self, request: adapter_store_pb2.ResolveAdapterRequest, context: grpc.aio.ServicerContext
     ) -> adapter_store_pb2.ResolveAdapterResponse:
         if self.hang:
             await asyncio.Event().wait()
+        self.resolved.append(request.name)
+        if adapter := self.uploaded.get((request.namespace, request.name)):
+            return adapter_store_pb2.ResolveAdapterResponse(adapter=adapter)
         if request.name not in self.folders or not self._may(request.name, request.namespace):
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such adapter")
         adapter = adapter_pb2.Adapter(name=request.name, digest=digest_of(self.folders[request.name]))

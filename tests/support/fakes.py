@@ -18,6 +18,7 @@ from paceline.internal.v1 import (
 )
 from paceline.v1 import model_pb2, sampling_pb2
 from services.common.digest import EMPTY_DIGEST, extend_digest
+from services.common.errors import FailedPreconditionError, UnavailableError
 from services.common.server import Served
 from support.system import served
 
@@ -37,11 +38,18 @@ class FakeModelServer(model_server_pb2_grpc.ModelServerServiceServicer):
     """Says what runs there."""
 
     info: model_pb2.ModelInfo = field(default_factory=lambda: INFO)
+    is_loading: bool = False
     prefetches: list[model_server_pb2.PrefetchAdapterRequest] = field(default_factory=list)
     prefetched: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def GetModel(self, request: object, context: object) -> model_server_pb2.GetModelResponse:
+        if self.is_loading:
+            raise UnavailableError("the model is being loaded", retry_after_seconds=1.0)
         return model_server_pb2.GetModelResponse(model_info=self.info)
+
+    async def ListAdapterModules(self, request: object, context: object) -> model_server_pb2.ListAdapterModulesResponse:
+        module = model_server_pb2.AdapterModule(name="model.layers.0.self_attn.q_proj", in_features=8, out_features=8)
+        return model_server_pb2.ListAdapterModulesResponse(modules=[module])
 
     async def PrefetchAdapter(
         self, request: model_server_pb2.PrefetchAdapterRequest, context: object
@@ -66,6 +74,8 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
     proposed: asyncio.Event = field(default_factory=asyncio.Event)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     num_open: int = 0
+    most_open: int = 0
+    """Most streams that were open at once."""
     all_closed: asyncio.Event = field(default_factory=asyncio.Event)
     commit_when: asyncio.Event | None = None
     """When set, nothing is committed before it."""
@@ -74,8 +84,10 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
         self, request_iterator: AsyncIterator[verifier_pb2.VerifyRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[verifier_pb2.VerifyResponse]:
         opening = (await anext(aiter(request_iterator))).open
+        await self._check_revision(opening, context)
         self.opens.append(opening)
         self.num_open += 1
+        self.most_open = max(self.most_open, self.num_open)
         self.all_closed.clear()
         self.opened.set()
         reader = asyncio.create_task(self._read(request_iterator))
@@ -86,11 +98,17 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
                 await self.commit_when.wait()
             async for response in self._commits(opening, context):
                 yield response
+            # As a real one does: a stream whose server has ended breaks when one more proposal is written to it.
+            await asyncio.wait([reader], timeout=5)
         finally:
             reader.cancel()
             self.num_open -= 1
             if not self.num_open:
                 self.all_closed.set()
+
+    async def _check_revision(self, opening: speculation_pb2.Open, context: grpc.aio.ServicerContext) -> None:
+        if opening.revision_digest not in ("", self.info.revision_digest):
+            raise FailedPreconditionError("another revision runs here", "REVISION_CHANGED")
 
     async def _commits(
         self, opening: speculation_pb2.Open, context: grpc.aio.ServicerContext

@@ -1,0 +1,67 @@
+"""The gateway's core with nothing in front of it, and a tokenizer and services behind it."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from gateway.generation.admission import Admission
+from gateway.generation.generation import Generation
+from gateway.generation.outcome import Record
+from gateway.metrics import GatewayMetrics
+from gateway.model.catalogue import Catalogue
+from gateway.model.replicas import Replicas
+from gateway.model.served_model import ServedModel
+from gateway.tenants.adapters import Adapters
+from gateway.tenants.grants import Grants
+from support.system import gateway_settings
+
+
+class RecordedMetrics(GatewayMetrics):
+    """Remembers what was recorded."""
+
+    def __init__(self, admission: Admission) -> None:
+        super().__init__(admission)
+        self.ended: list[Record] = []
+
+    def record_end(self, record: Record) -> None:
+        super().record_end(record)
+        self.ended.append(record)
+
+
+class Core(NamedTuple):
+    """A core and what it leaves behind."""
+
+    generation: Generation
+    admission: Admission
+    metrics: RecordedMetrics
+
+
+StartCore = Callable[..., AbstractAsyncContextManager[Core]]
+"""Starts a core for lists of verifiers and drafts."""
+
+
+@pytest.fixture
+def start_core(tokenizer_folder: Path) -> StartCore:
+    """Starts the core of a gateway that serves one model."""
+
+    @asynccontextmanager
+    async def start(verifiers: list[str], drafts: list[str] | None = None, **more: Any) -> AsyncIterator[Core]:
+        settings = gateway_settings("fake", str(tokenizer_folder), verifiers, drafts or (), **more)
+        catalogue = Catalogue([await ServedModel.load(model) for model in settings.models])
+        admission = Admission(settings.max_active_requests, settings.max_queued_requests)
+        metrics = RecordedMetrics(admission)
+        grants = Grants(None)
+        adapters = Adapters(Replicas("adapter store", [], _unused), grants)
+        try:
+            yield Core(Generation(settings, catalogue, admission, grants, adapters, metrics), admission, metrics)
+        finally:
+            await catalogue.close()
+
+    return start
+
+
+async def _unused(_client: Any) -> bool:
+    return True
