@@ -1,0 +1,76 @@
+"""What a request may ask for, and what it gets where it does not say."""
+
+from typing import Any
+
+import pytest
+
+from gateway.generation.validation import Request, check_prompt_bytes, check_prompt_tokens, check_request
+from paceline.v1 import inference_pb2
+from services.common.errors import InvalidArgumentError
+
+
+@pytest.fixture(params=[inference_pb2.GenerateRequest, inference_pb2.ChatRequest])
+def kind(request: pytest.FixtureRequest) -> type[Request]:
+    made: type[Request] = request.param
+    return made
+
+
+def test_defaults_are_filled_in(kind: type[Request]) -> None:
+    parameters = check_request(kind(), 256, 7)
+    assert parameters[1:] == ((), 1, 0, 7)
+    assert parameters.sampling.HasField("seed")
+    assert parameters.sampling.seed != check_request(kind(), 256, 7).sampling.seed
+
+
+def test_what_is_given_is_taken_and_the_request_is_not_changed(kind: type[Request]) -> None:
+    request = kind(
+        sampling={"seed": 3, "stop": ["a", "b"], "temperature": 0.5},
+        n=4,
+        priority=-2,
+        speculation={"max_draft_tokens": 3},
+    )
+    before = request.SerializeToString(deterministic=True)
+    parameters = check_request(request, 256, 7)
+    assert parameters[1:] == (("a", "b"), 4, -2, 3)
+    assert (parameters.sampling.seed, parameters.sampling.temperature) == (3, 0.5)
+    assert list(parameters.sampling.stop) == []
+    assert request.SerializeToString(deterministic=True) == before
+
+
+def test_speculation_that_is_off_takes_no_draft_tokens(kind: type[Request]) -> None:
+    request = kind(speculation={"mode": inference_pb2.Speculation.MODE_OFF, "max_draft_tokens": 3})
+    assert check_request(request, 256, 7).max_draft_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"sampling": {"temperature": -1.0, "top_p": 2.0}}, ["sampling.temperature", "sampling.top_p"]),
+        ({"sampling": {"stop": ["x" * 257]}}, ["sampling.stop[0]"]),
+        ({"sampling": {"logit_bias": {300: 1.0}}}, ["sampling.logit_bias[300]"]),
+        ({"n": 0}, ["n"]),
+        ({"n": 17, "priority": 101}, ["n", "priority"]),
+        ({"speculation": {"max_draft_tokens": 0}}, ["speculation.max_draft_tokens"]),
+        ({"speculation": {"mode": 9}}, ["speculation.mode"]),
+    ],
+)
+def test_every_wrong_field_is_named(kind: type[Request], fields: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        check_request(kind(**fields), 256, 7)
+    assert [violation.field for violation in caught.value.violations] == named
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "max_id", "says"),
+    [(0, 0, "empty"), (3, 256, "out of range"), (100, 1, "100 tokens.*context of 100"), (101, 1, "no room")],
+)
+def test_prompts_that_do_not_fit_are_refused(num_tokens: int, max_id: int, says: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=says):
+        check_prompt_tokens(num_tokens, max_id, 256, 100, "prompt")
+    check_prompt_tokens(99, 255, 256, 100, "prompt")
+
+
+def test_texts_that_are_too_long_are_refused_before_they_are_read() -> None:
+    check_prompt_bytes(10, 10, "prompt")
+    with pytest.raises(InvalidArgumentError, match=r"11 bytes.*10 bytes"):
+        check_prompt_bytes(11, 10, "prompt")

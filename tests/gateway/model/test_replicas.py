@@ -1,0 +1,306 @@
+"""One, two and three replicas, any of them dead: who is tried, how often, and who answers."""
+
+import asyncio
+import itertools
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import status_pb2
+from grpc.aio import AioRpcError, Metadata
+
+from gateway.model.attempts import LostError, NoneSuitsError
+from gateway.model.replica import State
+from gateway.model.replicas import Replicas
+from services.common.backoff import Backoff
+from services.common.errors import UnavailableError
+
+COMBINATIONS = [dead for count in (1, 2, 3) for dead in itertools.product([False, True], repeat=count)]
+SOME_LIVE = [dead for dead in COMBINATIONS if not all(dead)]
+LONG = 60.0
+
+
+def error(code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, *, by_service: bool = False) -> AioRpcError:
+    """A failed call: by gRPC, or with the details that services add."""
+    status = status_pb2.Status(code=code.value[0], message="said so").SerializeToString()
+    trailing = Metadata(("grpc-status-details-bin", status)) if by_service else Metadata()
+    return AioRpcError(code, Metadata(), trailing, details="dead")
+
+
+@dataclass(eq=False)
+class Service:
+    """The client of a service that does what a test wants, and counts."""
+
+    target: str
+    fails: AioRpcError | None = None
+    says: str = "a"
+    asks: int = 0
+    calls: int = 0
+    calling: asyncio.Event = field(default_factory=asyncio.Event)
+    answer_when: asyncio.Event | None = None
+
+    async def close(self) -> None:
+        pass
+
+    async def describe(self) -> str:
+        self.asks += 1
+        if self.fails is not None:
+            raise self.fails
+        return self.says
+
+    async def do(self) -> str:
+        self.calls += 1
+        self.calling.set()
+        if self.fails is not None:
+            raise self.fails
+        if self.answer_when is not None:
+            await self.answer_when.wait()
+        return self.target
+
+
+class Pool(Replicas[Service, str]):
+    """Replicas of services in this process, with pauses of one length."""
+
+    def __init__(self, services: list[Service], pause: float = LONG) -> None:
+        super().__init__("service", services, Service.describe, lambda: Backoff(pause, pause, lambda longest: longest))
+        self.services = services
+
+    async def do(self, **options: Any) -> str:
+        return await self.call(Service.do, **options)
+
+
+def pool(*dead: bool, pause: float = LONG) -> Pool:
+    return Pool([Service(f"s{n}", error() if is_dead else None) for n, is_dead in enumerate(dead)], pause)
+
+
+async def started(*dead: bool, pause: float = LONG) -> Pool:
+    """Services that die once all of them were found living."""
+    made = pool(*(False for _ in dead), pause=pause)
+    await made.look()
+    for service, is_dead in zip(made.services, dead, strict=True):
+        service.fails = error() if is_dead else None
+    return made
+
+
+@pytest.mark.parametrize("dead", SOME_LIVE)
+async def test_what_was_never_there_is_asked_once_and_never_called(dead: tuple[bool, ...]) -> None:
+    replicas = pool(*dead)
+    for _ in range(5):
+        assert not dead[int((await replicas.do())[1])]
+    await asyncio.gather(*(replicas.do() for _ in range(20)))
+    for service, is_dead in zip(replicas.services, dead, strict=True):
+        assert service.asks == 1
+        assert not (is_dead and service.calls)
+
+
+@pytest.mark.parametrize("dead", SOME_LIVE)
+async def test_what_dies_is_tried_once_over_all_requests(dead: tuple[bool, ...]) -> None:
+    replicas = await started(*dead)
+    began = time.monotonic()
+    for _ in range(8):
+        assert not dead[int((await replicas.do())[1])]
+    assert time.monotonic() - began < 1.0, "requests go on at once"
+    for service, is_dead in zip(replicas.services, dead, strict=True):
+        assert not is_dead or service.calls <= 1
+        assert service.asks == 1
+
+
+@pytest.mark.parametrize("dead", SOME_LIVE)
+async def test_each_of_many_requests_at_once_meets_a_newly_dead_one_once_at_most(dead: tuple[bool, ...]) -> None:
+    replicas = await started(*dead)
+    await asyncio.gather(*(replicas.do() for _ in range(30)))
+    met = sum(service.calls for service in replicas.services if service.fails)
+    assert met <= 30 * sum(dead)
+    await asyncio.gather(*(replicas.do() for _ in range(30)))
+    assert sum(service.calls for service in replicas.services if service.fails) == met
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+async def test_when_all_are_dead_it_is_said_and_each_was_tried_once(count: int) -> None:
+    replicas = await started(*[True] * count)
+    results = await asyncio.gather(*(replicas.do() for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(result, UnavailableError) and result.retry_after_seconds for result in results)
+    assert "no service could be reached (UNAVAILABLE: dead)" in str(results[0])
+    asked = [service.asks for service in replicas.services]
+    with pytest.raises(UnavailableError):
+        await replicas.do()
+    assert [service.asks for service in replicas.services] == asked == [1] * count
+    assert all(service.calls <= 3 for service in replicas.services)
+
+
+async def test_a_dead_one_is_tried_once_a_pause_whoever_asks() -> None:
+    replicas = await started(True, False, pause=0.1)
+    began = time.monotonic()
+    while time.monotonic() - began < 0.55:
+        await asyncio.gather(*(replicas.do() for _ in range(5)))
+        await asyncio.sleep(0.005)
+    first = replicas.services[0]
+    assert first.calls <= 5
+    assert 3 <= first.asks - 1 <= 6
+
+
+async def test_what_comes_back_is_tried_by_one_request_at_a_time_until_it_works() -> None:
+    replicas = await started(True, True, pause=0.02)
+    with pytest.raises(UnavailableError):
+        await replicas.do()
+    first = replicas.services[0]
+    first.fails, first.answer_when = None, asyncio.Event()
+    first.calling.clear()
+    before = first.calls
+    waiting = [asyncio.create_task(replicas.do()) for _ in range(5)]
+    await first.calling.wait()
+    await asyncio.sleep(0.05)
+    assert first.calls == before + 1
+    first.answer_when.set()
+    assert await asyncio.gather(*waiting) == ["s0"] * 5
+
+
+async def test_a_trial_that_takes_long_keeps_nobody_else_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.model.replica._TRIAL_SECONDS", 0.05)
+    replicas = await started(True, pause=0.01)
+    with pytest.raises(UnavailableError):
+        await replicas.do()
+    (only,) = replicas.services
+    only.fails, only.answer_when = None, asyncio.Event()
+    before = only.calls
+    waiting = [asyncio.create_task(replicas.do()) for _ in range(3)]
+    async with asyncio.timeout(5):
+        while only.calls < before + 3:
+            await asyncio.sleep(0.01)
+    only.answer_when.set()
+    await asyncio.gather(*waiting)
+
+
+async def test_a_trial_that_nobody_waits_for_any_more_leaves_room_for_another() -> None:
+    replicas = await started(True, pause=0.01)
+    with pytest.raises(UnavailableError):
+        await replicas.do()
+    (only,) = replicas.services
+    only.fails, only.answer_when = None, asyncio.Event()
+    only.calling.clear()
+    trying = asyncio.create_task(replicas.do())
+    await only.calling.wait()
+    trying.cancel()
+    only.answer_when.set()
+    assert await replicas.do() == "s0"
+
+
+async def test_of_the_uses_that_one_failure_ends_only_the_first_counts() -> None:
+    replicas = pool(False)
+    await replicas.look()
+    (replica,) = replicas
+    begun = [replica.begin() for _ in range(4)]
+    for use in begun:
+        replica.failed(use, "gone")
+    assert replica.num_failures == 1
+    replica.worked(begun[0])
+    assert replica.state is State.AWAY, "an old use says nothing about now"
+
+
+async def test_what_a_service_refuses_is_passed_on_and_hurts_nobody() -> None:
+    replicas = await started(False, False)
+    for service in replicas.services:
+        service.fails = error(grpc.StatusCode.NOT_FOUND, by_service=True)
+    with pytest.raises(AioRpcError):
+        await replicas.do()
+    assert sum(service.calls for service in replicas.services) == 1
+    assert all(replica.state is State.LIVING for replica in replicas)
+
+
+async def test_a_service_that_says_it_cannot_is_gone_around_and_stays_in_use() -> None:
+    """Its own store may be away: that is no reason to keep other requests from it."""
+    replicas = await started(False, False)
+    replicas.services[0].fails = error(by_service=True)
+    assert [await replicas.do() for _ in range(3)] == ["s1"] * 3
+    assert all(replica.state is State.LIVING for replica in replicas)
+
+
+@pytest.mark.parametrize("dead", SOME_LIVE)
+@pytest.mark.parametrize("begins", [False, True])
+async def test_an_upload_is_repeated_until_its_data_has_begun(dead: tuple[bool, ...], begins: bool) -> None:
+    replicas = await started(*dead)
+    num_lost = 0
+
+    async def upload() -> None:
+        has_begun = False
+
+        async def send(service: Service) -> str:
+            nonlocal has_begun
+            has_begun = service.fails is None or begins
+            return await service.do()
+
+        assert not dead[int((await replicas.call(send, may_repeat=lambda: not has_begun))[1])]
+
+    for _ in range(4):
+        try:
+            await upload()
+        except UnavailableError as lost:
+            assert "half way" in str(lost)
+            num_lost += 1
+    assert num_lost <= (sum(dead) if begins else 0)
+    assert all(service.calls <= 1 for service in replicas.services if service.fails)
+
+
+async def test_each_that_can_be_reached_answers_for_itself() -> None:
+    replicas = await started(True, False, False)
+    assert sorted(await replicas.call_each(Service.do)) == ["s1", "s2"]
+    assert sorted(await replicas.call_each(Service.do)) == ["s1", "s2"]
+    assert replicas.services[0].calls == 1
+    with pytest.raises(UnavailableError):
+        await (await started(True, True)).call_each(Service.do)
+
+
+async def test_the_one_with_the_fewest_uses_is_chosen_then_the_one_that_had_the_adapter() -> None:
+    replicas = await started(False, False, False)
+    chosen = [await replicas.do(affinity="x") for _ in range(3)]
+    assert len(set(chosen)) == 1
+    attempts = replicas.attempts(1.0, affinity="x")
+    async with attempts.another() as first:
+        async with replicas.attempts(1.0, affinity="x").another() as second:
+            assert first.client.target == chosen[0] != second.client.target
+            async with replicas.attempts(1.0).another() as third:
+                assert len({first.client, second.client, third.client}) == 3
+
+
+async def test_only_what_suits_is_used_and_what_does_not_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas = await started(False, False)
+    replicas.services[1].says = "b"
+    assert await replicas.do(suits="a".__eq__) in ("s0", "s1")
+    with pytest.raises(NoneSuitsError):
+        await replicas.do(suits="b".__eq__)
+    monkeypatch.setattr("gateway.model.replica._STALE_SECONDS", 0.0)
+    with pytest.raises(NoneSuitsError):
+        await replicas.do(suits="b".__eq__)
+    await replicas.look()
+    assert await replicas.do(suits="b".__eq__) == "s1"
+
+
+async def test_what_is_away_may_come_back_as_what_is_wanted() -> None:
+    replicas = await started(True, pause=0.01)
+    with pytest.raises(UnavailableError):
+        await replicas.do(suits="a".__eq__)
+    replicas.services[0].fails, replicas.services[0].says = None, "b"
+    with pytest.raises(NoneSuitsError):
+        await replicas.do(suits="a".__eq__)
+
+
+async def test_a_request_that_got_on_may_go_back() -> None:
+    replicas = await started(False, pause=0.01)
+    attempts = replicas.attempts(0.2)
+    for _ in range(3):
+        with pytest.raises(LostError):
+            async with attempts.another() as use:
+                use.worked()
+                raise error()
+        assert not attempts.has_another()
+
+
+async def test_ready_waits_for_the_first_that_answers() -> None:
+    replicas = pool(True, True, pause=0.01)
+    waiting = asyncio.create_task(replicas.ready())
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    replicas.services[1].fails = None
+    await asyncio.wait_for(waiting, 5)
