@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings
-from paceline.client import Client
+from paceline import Client
 from support.system import SERVER, StartGateway, System, served, start_system
 from support.tiny import save_tiny, save_tokenizer
 

@@ -8,8 +8,8 @@ from gateway.model.replicas import ServicePool
 from gateway.tenants.adapters import Adapters
 from gateway.tenants.grants import Grants
 from paceline.internal.v1 import adapter_store_pb2
+from paceline.upload import ACCEPTED
 from paceline.v1 import adapter_pb2, adapter_pb2_grpc
-from services.adapter_store.client import ACCEPTED
 from services.common.errors import DeadlineExceededError, InvalidArgumentError
 
 _ASK_SECONDS = 5.0
