@@ -45,7 +45,7 @@ class _Terminal(Listener):
         self._width = max(len(process.name) for process in system.processes)
         self._bars = Progress(
             SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-            console=console, transient=True,
+            console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
         self._kinds = {process.name: process.kind for process in system.processes}

@@ -38,7 +38,7 @@ def test_a_table_is_a_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[[models]]\nmodel = 'a\n", r"is no TOML: .*line 2"),
+        ('[[models]]\nmodel = "a\nb"', r"is no TOML: .*line 2"),
         ("", "lists no models"),
         ("models = 3", "lists no models"),
         ('[[model]]\nmodel = "a"', r"no key 'model'; each model is a table \[\[models\]\]"),
