@@ -1,4 +1,4 @@
-"""Runs the gateway: `python -m gateway --tokenizer FOLDER_OR_HUB_ID --verifiers 127.0.0.1:7102`."""
+"""Runs the gateway: `paceline serve gateway`."""
 
 from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings
