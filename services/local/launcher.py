@@ -16,6 +16,8 @@ from services.local.ports import is_taken, listens
 from services.local.system import GATEWAY, Process, System, SystemSettings, make_system
 
 _STOP_SECONDS = 15.0
+_STOP_EARLY_SECONDS = 2.0
+"""The same for processes that have not served yet: no stream waits for them, and loading cannot be interrupted."""
 _FIRST_PAUSE = 0.5
 _MOST_PAUSE = 10.0
 _MAX_RESTARTS = 5
@@ -94,12 +96,12 @@ class Launcher:
         for name in self.children:
             self.kill(name)
 
-    @staticmethod
-    async def _end(children: Sequence[Child]) -> None:
+    async def _end(self, children: Sequence[Child]) -> None:
+        seconds = _STOP_SECONDS if self._is_ready else _STOP_EARLY_SECONDS
         for child in children:
             child.signal(signal.SIGTERM)
         if children:
-            await asyncio.wait([asyncio.create_task(child.wait()) for child in children], timeout=_STOP_SECONDS)
+            await asyncio.wait([asyncio.create_task(child.wait()) for child in children], timeout=seconds)
         for child in children:
             child.signal(signal.SIGKILL)
             await child.wait()

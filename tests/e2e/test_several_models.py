@@ -38,7 +38,8 @@ async def up(models: Path, *options: str) -> AsyncIterator[asyncio.subprocess.Pr
 
 
 async def tokens(client: Client, model: str) -> list[int]:
-    return [id async for event in client.generate("def f(", model=model, **OPTIONS) for id in event.delta.token_ids]
+    events = client.generate("def f(", model=model, **OPTIONS)
+    return [token_id async for event in events for token_id in event.delta.token_ids]
 
 
 @pytest.mark.timeout(300)
@@ -71,7 +72,7 @@ async def test_two_pairs_are_served_by_one_gateway(
         assert len(first) == len(second) == 20
         assert first != second
         assert await tokens(client, "first") == first
-        with pytest.raises(NotFoundError, match="first.*second"):
+        with pytest.raises(NotFoundError, match=r"first.*second"):
             await tokens(client, "third")
         process.terminate()
         assert await process.wait() == 0
