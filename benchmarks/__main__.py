@@ -12,7 +12,7 @@ from benchmarks import adapters, ahead, recovered, repetition, reuse, simulation
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.report import write
 from benchmarks.simulation_report import write_simulation
-from services.local.system import shipped_model
+from services.local.pair import shipped_model
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PAGES = _ROOT / "docs" / "benchmarks"

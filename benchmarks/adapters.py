@@ -17,10 +17,11 @@ from benchmarks.heavy import build_heavy
 from benchmarks.page import machine, table, write_page
 from benchmarks.speculation import NUM_TOKENS, PROMPT_TOKENS, held_out_prompts
 from benchmarks.systems import Measured, median, through_gateway
-from paceline.client import Client
+from paceline import Client
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, tensor_names
-from services.local.launcher import running_stack
-from services.local.system import StackSettings
+from services.local.launcher import running
+from services.local.pair import Pair
+from services.local.system import SystemSettings
 
 RANK = 16
 NUM_STREAMS = 8
@@ -129,12 +130,10 @@ async def _measure(model: str, folders: Sequence[Path], prompts: Sequence[Sequen
     async with AsyncExitStack() as resources:
         clients = []
         for adapter_store in (False, True):
-            settings = StackSettings(
-                model=model, draft_model=None, dtype="bfloat16", log_level="WARNING", adapter_store=adapter_store,
-                extra={"verifier": (f"--engine.max-adapters={NUM_STREAMS + 1}",)} if adapter_store else {},
-            )  # fmt: skip
-            stack = await resources.enter_async_context(running_stack(settings))
-            clients.append(await resources.enter_async_context(Client(stack.address())))
+            pair = Pair(model=model, dtype="bfloat16", adapters=NUM_STREAMS + 1 if adapter_store else None)
+            settings = SystemSettings((pair,), log_level="WARNING", adapter_store=adapter_store)
+            launcher = await resources.enter_async_context(running(settings))
+            clients.append(await resources.enter_async_context(Client(launcher.address())))
         without, client = clients
         for number, folder in enumerate(folders):
             await client.upload_adapter(folder, f"a{number}")

@@ -15,9 +15,11 @@ from benchmarks.heavy import build_heavy
 from benchmarks.relay import DelayingRelay
 from benchmarks.speculation import NUM_TOKENS, held_out_prompts
 from benchmarks.systems import Measured, through_gateway
-from paceline.client import Client
-from services.local.launcher import free_port, running_stack
-from services.local.system import StackSettings
+from paceline import Client
+from services.local.launcher import running
+from services.local.pair import Pair
+from services.local.ports import free_port
+from services.local.system import SystemSettings
 
 DELAYS_MS = (0, 2, 5, 10)
 DELAY_REPEATS = 6
@@ -83,12 +85,12 @@ async def _delays(model: str, draft: str, prompts: Sequence[Sequence[int]]) -> d
             port = free_port()
             relay = await resources.enter_async_context(DelayingRelay(port).running())
             relay.delay_seconds = delay / 1e3
-            settings = StackSettings(
-                model=model, draft_model=draft, dtype="bfloat16", log_level="WARNING", verifier_threads=1,
-                draft_threads=1, draft_port=port, draft_addresses=(f"127.0.0.1:{relay.port}",),
-            )  # fmt: skip
-            stack = await resources.enter_async_context(running_stack(settings))
-            clients[delay] = await resources.enter_async_context(Client(stack.address()))
+            pair = Pair(model=model, draft=draft, dtype="bfloat16", threads=1, draft_threads=1)
+            settings = SystemSettings(
+                (pair,), log_level="WARNING", ports={"draft": port}, draft_addresses=(f"127.0.0.1:{relay.port}",)
+            )
+            launcher = await resources.enter_async_context(running(settings))
+            clients[delay] = await resources.enter_async_context(Client(launcher.address()))
         for index, prompt in enumerate(prompts):
             for delay, client in clients.items():
                 result = await through_gateway(client, [prompt], NUM_TOKENS, speculation=True)
@@ -106,9 +108,9 @@ async def _loads(
     async with AsyncExitStack() as resources:
         clients = []
         for draft_model in (draft, None):
-            settings = StackSettings(model=model, draft_model=draft_model, dtype="bfloat16", log_level="WARNING")
-            stack = await resources.enter_async_context(running_stack(settings))
-            clients.append(await resources.enter_async_context(Client(stack.address())))
+            pair = Pair(model=model, draft=draft_model, dtype="bfloat16")
+            launcher = await resources.enter_async_context(running(SystemSettings((pair,), log_level="WARNING")))
+            clients.append(await resources.enter_async_context(Client(launcher.address())))
         rest = iter(prompts)
         for load in LOADS:
             for repeat in range(-1, LOAD_REPEATS):

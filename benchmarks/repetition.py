@@ -13,9 +13,10 @@ from benchmarks.copyist import build_copyist
 from benchmarks.page import machine, table, write_page
 from benchmarks.systems import Measured, median, through_gateway
 from models.corpus import load_corpus
-from paceline.client import Client
-from services.local.launcher import running_stack
-from services.local.system import StackSettings
+from paceline import Client
+from services.local.launcher import running
+from services.local.pair import Pair
+from services.local.system import SystemSettings
 
 FLOOR = 1.3
 _FILE_TOKENS = 600
@@ -101,15 +102,13 @@ async def _measure(model: str, draft: str, prompts: Sequence[Sequence[int]]) -> 
     async with AsyncExitStack() as resources:
         clients = {}
         for name in (_OFF, _DRAFT, _SUFFIX, _BOTH):
-            settings = StackSettings(
-                model=model,
-                draft_model=draft if name in (_DRAFT, _BOTH) else None,
-                dtype="bfloat16",
+            settings = SystemSettings(
+                (Pair(model=model, draft=draft if name in (_DRAFT, _BOTH) else None, dtype="bfloat16"),),
                 log_level="WARNING",
-                extra={"verifier": ("--suffix-drafting=false",)} if name == _DRAFT else {},
+                overrides={"verifier": {"suffix_drafting": name != _DRAFT}},
             )
-            stack = await resources.enter_async_context(running_stack(settings))
-            clients[name] = await resources.enter_async_context(Client(stack.address()))
+            launcher = await resources.enter_async_context(running(settings))
+            clients[name] = await resources.enter_async_context(Client(launcher.address()))
             runs[name] = []
         for index, prompt in enumerate(prompts):
             for name, client in clients.items():

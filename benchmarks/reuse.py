@@ -17,10 +17,12 @@ from benchmarks.page import machine, table, write_page
 from benchmarks.systems import through_gateway
 from benchmarks.transfer import NAMESPACE, Transfer
 from models.corpus import load_corpus
-from paceline.client import Client
+from paceline import Client
 from services.common.tokens import TokenMint
-from services.local.launcher import Stack, running_stack, wait_serving
-from services.local.system import StackSettings
+from services.local.launcher import Launcher, running
+from services.local.loading import wait_serving
+from services.local.pair import Pair
+from services.local.system import SystemSettings
 
 PREFIX_TOKENS = 2000
 _SUFFIX_TOKENS = 15
@@ -106,15 +108,13 @@ def _prefixes(tokenizer_folder: str, count: int) -> list[list[int]]:
 async def _measure(model: str, prefixes: Sequence[list[int]]) -> tuple[Times, list[float], list[float]]:
     times = Times([], [], [], [], [])
     async with AsyncExitStack() as resources:
-        stacks, clients = [], []
+        launchers, clients = [], []
         for prefix_cache in (True, False):
-            settings = StackSettings(
-                model=model, draft_model=None, dtype="bfloat16", log_level="WARNING", prefix_cache=prefix_cache,
-                restart=True,
-            )  # fmt: skip
-            stacks.append(await resources.enter_async_context(running_stack(settings)))
-            clients.append(await resources.enter_async_context(Client(stacks[-1].address())))
-        stack, (client, plain) = stacks[0], clients
+            pair = Pair(model=model, dtype="bfloat16")
+            settings = SystemSettings((pair,), log_level="WARNING", prefix_cache=prefix_cache, restart=True)
+            launchers.append(await resources.enter_async_context(running(settings)))
+            clients.append(await resources.enter_async_context(Client(launchers[-1].address())))
+        launcher, (client, plain) = launchers[0], clients
         for number, prefix in enumerate(prefixes[: 1 + REPEATS]):
             cold = await _first_token(client, prefix, 0, cached=False)
             await _published(client, number + 1)
@@ -124,7 +124,7 @@ async def _measure(model: str, prefixes: Sequence[list[int]]) -> tuple[Times, li
                 times.cold.append(cold)
                 times.without.append(without)
                 times.in_verifier.append(hit)
-        await _restart_verifier(stack)
+        await _restart_verifier(launcher)
         for number in range(1 + REPEATS):
             cold = await _first_token(client, prefixes[1 + REPEATS + number], 0, cached=False)
             fetched = await _first_token(client, prefixes[number], 2, cached=True)
@@ -135,7 +135,7 @@ async def _measure(model: str, prefixes: Sequence[list[int]]) -> tuple[Times, li
         texts = [prefix[:128] for prefix in prefixes[:_NUM_STREAMS]]
         for _ in range(_MOVES):
             quiet.append(statistics.median(await _gaps(client, texts)))
-            busy.append(await _gaps_while_moving(stack, client, texts))
+            busy.append(await _gaps_while_moving(launcher, client, texts))
     return times, quiet, busy
 
 
@@ -163,21 +163,21 @@ async def _published(client: Client, num_prefixes: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _restart_verifier(stack: Stack) -> None:
-    process = stack.processes["verifier"]
-    stack.kill("verifier")
+async def _restart_verifier(launcher: Launcher) -> None:
+    process = launcher.children["verifier"]
+    launcher.kill("verifier")
     await process.wait()
-    await wait_serving(stack.address("verifier"))
+    await wait_serving(launcher.address("verifier"))
 
 
 async def _gaps(client: Client, prompts: Sequence[Sequence[int]]) -> list[float]:
     return (await through_gateway(client, prompts, _QUIET_TOKENS, speculation=False)).gaps_seconds
 
 
-async def _gaps_while_moving(stack: Stack, client: Client, prompts: Sequence[Sequence[int]]) -> float:
+async def _gaps_while_moving(launcher: Launcher, client: Client, prompts: Sequence[Sequence[int]]) -> float:
     """Median time between tokens from the beginning of a move to its end."""
-    token = TokenMint(stack.signing_key, 3600).token(NAMESPACE)
-    arguments = [stack.address("prefix_cache"), token]
+    token = TokenMint(launcher.system.signing_key, 3600).token(NAMESPACE)
+    arguments = [launcher.address("prefix-cache"), token]
     moving = await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.transfer", *arguments)
     gaps: list[float] = []
     while moving.returncode is None:

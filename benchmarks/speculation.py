@@ -15,10 +15,11 @@ from transformers import AutoTokenizer
 from benchmarks.heavy import build_heavy
 from benchmarks.systems import InProcess, Measured, Transformers, median, through_gateway
 from models.corpus import load_corpus
-from paceline.client import Client
+from paceline import Client
 from services.engine.config import Device, Dtype, EngineConfig
-from services.local.launcher import running_stack
-from services.local.system import StackSettings
+from services.local.launcher import running
+from services.local.pair import Pair
+from services.local.system import SystemSettings
 
 NUM_TOKENS = 128
 PROMPT_TOKENS = 128
@@ -105,9 +106,9 @@ async def _measure(name: str, model: str, draft: str, prompts: Sequence[Sequence
     runs: dict[str, list[Measured]] = {}
     async with AsyncExitStack() as resources:
         for mode, draft_model in (("on", draft), ("off", None)):
-            settings = StackSettings(model=model, draft_model=draft_model, dtype="bfloat16", log_level="WARNING")
-            stack = await resources.enter_async_context(running_stack(settings))
-            client = await resources.enter_async_context(Client(stack.address()))
+            pair = Pair(model=model, draft=draft_model, dtype="bfloat16")
+            launcher = await resources.enter_async_context(running(SystemSettings((pair,), log_level="WARNING")))
+            client = await resources.enter_async_context(Client(launcher.address()))
             one[mode] = partial(through_gateway, client, num_tokens=NUM_TOKENS, speculation=mode == "on")
         many[f"off, {NUM_STREAMS} streams"] = one["off"]
         engine = InProcess(

@@ -20,7 +20,8 @@ from services.common.channel import open_channel
 from services.common.server import Served, running_server
 from services.common.settings import ServerSettings
 from services.common.tokens import TokenMint, new_signing_key, public_key
-from services.local.launcher import free_port, wait_serving
+from services.local.loading import wait_serving
+from services.local.ports import free_port
 from services.prefix_cache.client import PrefixCacheClient
 
 BLOCK_BYTES = 1 << 20

@@ -1,4 +1,4 @@
-"""Runs the gateway: `python -m gateway --models '[{"id": "tiny", "tokenizer": "FOLDER"}]'`."""
+"""Runs the gateway: `paceline serve gateway`."""
 
 from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings

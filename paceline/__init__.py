@@ -1,0 +1,42 @@
+"""Paceline for Python programs: `Client` for those with an event loop, `SyncClient` for those without."""
+
+from paceline.client import Client
+from paceline.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    FieldViolation,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    PacelineError,
+    PermissionDeniedError,
+    QuotaExceededError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from paceline.requests import Message, Options
+from paceline.sync_client import SyncClient
+
+__all__ = [
+    "AbortedError",
+    "AlreadyExistsError",
+    "Client",
+    "DeadlineExceededError",
+    "FailedPreconditionError",
+    "FieldViolation",
+    "InternalError",
+    "InvalidArgumentError",
+    "Message",
+    "NotFoundError",
+    "Options",
+    "PacelineError",
+    "PermissionDeniedError",
+    "QuotaExceededError",
+    "ResourceExhaustedError",
+    "SyncClient",
+    "UnauthenticatedError",
+    "UnavailableError",
+]

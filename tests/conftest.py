@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from gateway.lifespan import gateway_lifespan
-from paceline.client import Client
+from paceline import Client
 from support.system import StartGateway, System, gateway_settings, served, start_system
 from support.tiny import save_tiny, save_tokenizer
 

@@ -125,7 +125,7 @@ def test_packages_have_empty_init_files(repository: Path, tree: str) -> None:
         ("services/adapter_store/checks.py", "from services.engine.adapter import read_adapter"),
         ("gateway/generation/relay.py", "import torch.nn"),
         ("gateway/generation/relay.py", "from services.verifier import target_role"),
-        ("gateway/lifespan.py", "from services.local.launcher import Stack"),
+        ("gateway/lifespan.py", "from services.local.launcher import Launcher"),
     ],
 )
 def test_the_check_finds_violations(path: str, source: str) -> None:

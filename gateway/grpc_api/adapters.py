@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from gateway.model.catalogue import Catalogue
 from gateway.tenants.adapters import Adapters
 from gateway.tenants.identity import Identity
+from paceline.upload import ACCEPTED
 from paceline.v1 import adapter_pb2, adapter_pb2_grpc
-from services.adapter_store.client import ACCEPTED
 from services.common.access import CallContext
 from services.common.errors import DeadlineExceededError, InvalidArgumentError
 

@@ -7,9 +7,8 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, err, fail, out, run
-from paceline.client import Client, adapter_files
-from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, err, fail, out, print_json
+from paceline.upload import CONFIG_NAME, WEIGHTS_NAME, adapter_files
 
 adapters = typer.Typer(no_args_is_help=True, help="Your LoRA adapters.")
 _SHORT_DIGEST = 8
@@ -31,59 +30,50 @@ def upload(
 ) -> None:
     """Uploads an adapter, once all of it was found to be in order."""
     try:
-        files = adapter_files(folder)
+        num_bytes = sum(path.stat().st_size for path in adapter_files(folder))
     except OSError as error:
         fail(str(error))
-
-    async def send() -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with connected(address) as client:
         with Progress(*columns, console=err, transient=True) as progress:
-            task = progress.add_task(f"uploading {name}", total=sum(path.stat().st_size for path in files))
-            async with Client(address) as client:
-                adapter = await client.upload_adapter(
-                    folder,
-                    name,
-                    model=model,
-                    replace=replace,
-                    ignore_base_model=ignore_base_model,
-                    for_draft=for_draft,
-                    on_progress=lambda sent: progress.update(task, completed=sent),
-                )
+            task = progress.add_task(f"uploading {name}", total=num_bytes)
+            adapter = client.upload_adapter(
+                folder,
+                name,
+                model=model,
+                replace=replace,
+                ignore_base_model=ignore_base_model,
+                for_draft=for_draft,
+                on_progress=lambda sent: progress.update(task, completed=sent),
+            )
         digest = adapter.draft_digest if for_draft else adapter.digest
         out.print(f"{adapter.name}: rank {adapter.rank}, {', '.join(adapter.target_modules)}, digest {digest}")
 
-    run(send)
-
 
 @adapters.command("list")
-def list_adapters(address: Address = DEFAULT_ADDRESS) -> None:
+def list_adapters(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
     """Lists your adapters."""
-
-    async def show() -> None:
-        async with Client(address) as client:
-            found = await client.list_adapters()
-        table = Table("name", "rank", "layers", "MB", "digest", "draft", box=None)
-        for adapter in found:
-            table.add_row(
-                adapter.name,
-                str(adapter.rank),
-                " ".join(module.removesuffix("_proj") for module in adapter.target_modules),
-                f"{adapter.num_bytes / 1e6:.1f}",
-                adapter.digest[:_SHORT_DIGEST],
-                adapter.draft_digest[:_SHORT_DIGEST] or "base",
-            )
-        out.print(table)
-
-    run(show)
+    with connected(address) as client:
+        found = client.list_adapters()
+    if as_json:
+        print_json(found)
+        return
+    table = Table("name", "rank", "layers", "MB", "digest", "draft", box=None)
+    for adapter in found:
+        table.add_row(
+            adapter.name,
+            str(adapter.rank),
+            " ".join(module.removesuffix("_proj") for module in adapter.target_modules),
+            f"{adapter.num_bytes / 1e6:.1f}",
+            adapter.digest[:_SHORT_DIGEST],
+            adapter.draft_digest[:_SHORT_DIGEST] or "base",
+        )
+    out.print(table)
 
 
 @adapters.command()
 def delete(name: Annotated[str, typer.Argument(help="What you call it.")], address: Address = DEFAULT_ADDRESS) -> None:
     """Deletes an adapter. Streams that run with it go on."""
-
-    async def remove() -> None:
-        async with Client(address) as client:
-            await client.delete_adapter(name)
+    with connected(address) as client:
+        client.delete_adapter(name)
         out.print(f"{name} deleted")
-
-    run(remove)

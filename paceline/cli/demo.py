@@ -1,15 +1,18 @@
 """`paceline demo`: a completion with and without adapters, streamed, then speculation on and off side by side."""
 
+import asyncio
+import contextlib
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
+import typer
 from rich.table import Table
 
-from paceline.client import Client
-from services.local.launcher import running_stack
-from services.local.system import StackSettings, shipped_adapters
+from paceline import Client, PacelineError
+from paceline.cli.serve import ENGINE, reach
+from paceline.cli.terminal import fail, out
 
 PROMPT = '''import os
 
@@ -60,34 +63,53 @@ class Run(NamedTuple):
     accepted: int
 
 
-async def run_demo(settings: StackSettings, console: Console) -> int:
-    """Returns 0, or 1 when speculation changed the output."""
-    with console.status("starting draft, verifier and gateway"):
-        stack_context = running_stack(settings)
-        stack = await stack_context.__aenter__()
+def demo() -> None:
+    """Starts everything, streams completions with and without adapters, and compares speculation on and off."""
+    reach(ENGINE)
+    from services.local.errors import LaunchError
+
     try:
-        async with Client(stack.address()) as client:
-            await _show(client, PROMPT, "", _SHOWN_TOKENS, console)
-            adapters = [await _upload(client, folder) for folder in shipped_adapters()]
-            for adapter in ["", *adapters] if adapters else []:
-                console.rule(f"with adapter {adapter}" if adapter else "without an adapter", align="left")
-                await _show(client, _STYLE_PROMPT, adapter, _STYLE_TOKENS, console)
-            runs: dict[bool, list[Run]] = {True: [], False: []}
-            with console.status("measuring"):
-                for prompt in _MEASURED:
-                    for speculation in (True, False):
-                        runs[speculation].append(await _measure(client, prompt, speculation))
-    finally:
-        await stack_context.__aexit__(None, None, None)
-    return _report(runs, console)
+        raise typer.Exit(asyncio.run(_demo()))
+    except (LaunchError, PacelineError) as error:
+        fail(str(error))
+
+
+async def _demo() -> int:
+    """Returns 0, or 1 when speculation changed the output."""
+    from services.local.launcher import running
+    from services.local.pair import Pair, shipped_adapters, shipped_model
+    from services.local.system import SystemSettings
+
+    pair = Pair(model=shipped_model("target"), draft=shipped_model("draft"))
+    async with contextlib.AsyncExitStack() as resources:
+        with out.status("starting draft, verifier and gateway"):
+            settings = SystemSettings((pair,), adapter_store=True, log_level="WARNING")
+            launcher = await resources.enter_async_context(running(settings))
+            client = await resources.enter_async_context(Client(launcher.address()))
+        return _report(await _run(client, shipped_adapters()))
+
+
+async def _run(client: Client, folders: Sequence[Path]) -> dict[bool, list[Run]]:
+    """Shows texts, and measures with speculation and without."""
+    await _show(client, PROMPT, "", _SHOWN_TOKENS)
+    adapters = [await _upload(client, folder) for folder in folders]
+    for adapter in ["", *adapters] if adapters else []:
+        out.rule(f"with adapter {adapter}" if adapter else "without an adapter", align="left")
+        await _show(client, _STYLE_PROMPT, adapter, _STYLE_TOKENS)
+    runs: dict[bool, list[Run]] = {True: [], False: []}
+    with out.status("measuring"):
+        for prompt in _MEASURED:
+            for speculation in (True, False):
+                runs[speculation].append(await _measure(client, prompt, speculation))
+    return runs
 
 
 async def _upload(client: Client, folder: Path) -> str:
     return (await client.upload_adapter(folder, folder.name)).name
 
 
-async def _show(client: Client, prompt: str, adapter: str, num_tokens: int, console: Console) -> None:
-    console.print(prompt, end="", style="dim")
+async def _show(client: Client, prompt: str, adapter: str, num_tokens: int) -> None:
+    out.print(prompt, end="", style="dim")
     events = client.generate(
         prompt,
         adapter=adapter,
@@ -97,8 +119,8 @@ async def _show(client: Client, prompt: str, adapter: str, num_tokens: int, cons
         ignore_eos=True,
     )
     async for event in events:
-        console.print(event.delta.text, end="", markup=False, highlight=False)
-    console.print("\n")
+        out.print(event.delta.text, end="", markup=False, highlight=False)
+    out.print("\n")
 
 
 async def _measure(client: Client, prompt: str, speculation: bool) -> Run:
@@ -117,7 +139,7 @@ async def _measure(client: Client, prompt: str, speculation: bool) -> Run:
     return Run(token_ids, (len(token_ids) - 1) / seconds, usage.num_drafted_tokens, usage.num_accepted_tokens)
 
 
-def _report(runs: dict[bool, list[Run]], console: Console) -> int:
+def _report(runs: dict[bool, list[Run]]) -> int:
     on, off = (statistics.median(run.tokens_per_second for run in runs[mode]) for mode in (True, False))
     drafted = sum(run.drafted for run in runs[True])
     accepted = sum(run.accepted for run in runs[True])
@@ -132,5 +154,5 @@ def _report(runs: dict[bool, list[Run]], console: Console) -> int:
     table.add_row("on / off", f"{on / off:.2f}")
     table.add_row("acceptance", f"{accepted / drafted:.0%}" if drafted else "nothing drafted")
     table.add_row("identical", "yes" if identical else "NO")
-    console.print(table)
+    out.print(table)
     return 0 if identical else 1

@@ -1,34 +1,59 @@
-"""What the commands of the command line share: consoles, common options, and how they fail."""
+"""What the commands share: consoles, common options, a connected client, and how they fail."""
 
-import asyncio
-from collections.abc import Callable, Coroutine
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
-import grpc
 import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from rich.console import Console
 
-from paceline.client import error_details
+from paceline import PacelineError, SyncClient, UnavailableError
 
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 DEFAULT_ADDRESS = "127.0.0.1:7100"
 Address = Annotated[str, typer.Option(help="host:port of the gateway.", envvar="PACELINE_ADDRESS")]
+AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON, for programs.")]
 _INTERRUPTED = 130
+_NOBODY = ("failed to connect", "dns resolution failed")
+"""What gRPC itself says where nothing listens."""
 
 
-def run(command: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs a command to its end; an error of the gateway's becomes a line and exit code 1."""
+@contextmanager
+def connected(address: str) -> Iterator[SyncClient]:
+    """A client of the gateway at an address. What goes wrong in the block becomes a line and exit code 1."""
     try:
-        asyncio.run(command())
-    except grpc.RpcError as error:
-        details = "; ".join(str(detail).strip().replace("\n", " ") for detail in error_details(error))
-        fail(f"{error.code().name}: {error.details()}" + (f" ({details})" if details else ""))
+        with SyncClient(address) as client:
+            yield client
+    except PacelineError as error:
+        fail(_in_words(error, address))
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
+
+
+def print_json(found: Message | Sequence[Message]) -> None:
+    """Prints a message, or several as a list, with the names that the protos have."""
+    plain = [_plain(each) for each in found] if isinstance(found, Sequence) else _plain(found)
+    out.print(json.dumps(plain, indent=2))
 
 
 def fail(message: str) -> NoReturn:
     """Ends the process with a line and exit code 1."""
     err.print(message, style="red", markup=False)
     raise typer.Exit(1)
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def _in_words(error: PacelineError, address: str) -> str:
+    message = str(error)
+    if isinstance(error, UnavailableError) and message.lower().startswith(_NOBODY):
+        return f"no gateway answers at {address}; `paceline up` starts one, and --address names another"
+    if error.retry_after_seconds is not None:
+        return f"{message}; try again in {error.retry_after_seconds:.0f} s"
+    return message

@@ -1,4 +1,4 @@
-"""Runs the adapter store: `python -m services.adapter_store --folder FOLDER --token-keys '["..."]'`."""
+"""Runs the adapter-store: `paceline serve adapter-store`."""
 
 from services.adapter_store.lifespan import adapter_store_lifespan
 from services.adapter_store.settings import AdapterStoreSettings

@@ -1,6 +1,5 @@
 """The other end of AdapterStoreService."""
 
-import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
@@ -8,6 +7,7 @@ import grpc
 
 from paceline.internal.v1 import adapter_store_pb2 as pb
 from paceline.internal.v1 import adapter_store_pb2_grpc
+from paceline.upload import upload
 from paceline.v1 import adapter_pb2
 from services.common.access import credentials
 from services.common.errors import UnavailableError
@@ -15,8 +15,6 @@ from services.common.health import check_serving
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdapterStoreService"].full_name
-ACCEPTED = (("paceline-upload", "accepted"),)
-"""Initial metadata of the answer to a header whose adapter may follow."""
 _MAX_ADAPTER_BYTES = 1 << 30
 
 
@@ -115,42 +113,6 @@ class AdapterStoreClient:
         return sizes
 
 
-async def upload(call: Any, announcement: Any, rest: AsyncIterable[Any]) -> Any:
-    """The answer to a call that sends messages: an announcement and, once that was accepted, the rest.
-
-    Nothing is sent that will be refused in any case: a write that fails because the call is over takes the place of the
-    answer (gRPC calls it INTERNAL then), and nobody learns why. Whatever `rest` raises ends the call.
-    """
-    answer = asyncio.ensure_future(_answer(call))
-    writing = asyncio.create_task(_write(call, announcement, rest))
-    try:
-        await asyncio.wait((writing, answer), return_when=asyncio.FIRST_COMPLETED)
-        if writing.done() and not answer.done():
-            writing.result()
-        return await answer
-    finally:
-        call.cancel()
-        writing.cancel()
-        await asyncio.gather(writing, answer, return_exceptions=True)
-
-
-async def _answer(call: Any) -> Any:
-    return await call
-
-
-async def _write(call: Any, announcement: Any, rest: AsyncIterable[Any]) -> None:
-    """Sends an upload, as far as it is wanted."""
-    if not await _sent(call, announcement):
-        return
-    key, value = ACCEPTED[0]
-    if (await call.initial_metadata()).get(key) != value:
-        return
-    async for message in rest:
-        if not await _sent(call, message):
-            return
-    await _sent(call, None)
-
-
 async def _announced_data(
     header: pb.StoreAdapterHeader, data: AsyncIterable[bytes]
 ) -> AsyncIterator[pb.StoreAdapterRequest]:
@@ -161,12 +123,3 @@ async def _announced_data(
         num_left -= len(piece)
         if num_left < 0:
             return
-
-
-async def _sent(call: Any, message: Any) -> bool:
-    """Sends a message, or the end. False when the call is over already: its answer says why."""
-    try:
-        await (call.done_writing() if message is None else call.write(message))
-    except (asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
-        return False
-    return True

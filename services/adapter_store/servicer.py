@@ -9,10 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from paceline.internal.v1 import adapter_store_pb2 as pb
 from paceline.internal.v1 import adapter_store_pb2_grpc
+from paceline.upload import ACCEPTED
 from paceline.v1 import adapter_pb2
 from services.adapter_store.catalog import Catalog
 from services.adapter_store.checks import Checked, check_adapter
-from services.adapter_store.client import ACCEPTED
 from services.adapter_store.layout import check_label
 from services.adapter_store.metrics import StoreMetrics
 from services.adapter_store.settings import AdapterStoreSettings

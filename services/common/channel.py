@@ -1,30 +1,11 @@
-"""Client channels, set up the same way everywhere."""
+"""Channels between processes: as every client's, and spans travel with the calls."""
 
 import grpc
 
+from paceline import channel
 from services.common.telemetry import tracing_client_interceptors
 
-_DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 
-
-def channel_options(max_message_bytes: int = _DEFAULT_MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:
-    """Message sizes, keepalive that notices within 13 s that a peer stands still, and quick reconnection."""
-    return [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", 7_000),
-        # How long a ping may go unanswered; gRPC takes keepalive's own time-out for longer than it says.
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.http2.ping_timeout_ms", 5_000),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        # Despite its name the least time that connecting may take: a distant peer and TLS need more than a pause.
-        ("grpc.min_reconnect_backoff_ms", 10_000),
-        ("grpc.max_reconnect_backoff_ms", 500),
-    ]
-
-
-def open_channel(target: str, max_message_bytes: int = _DEFAULT_MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
+def open_channel(target: str, max_message_bytes: int = channel.MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
     """A plaintext channel to a target such as "127.0.0.1:7102"; spans travel in its metadata when traces are on."""
-    options = channel_options(max_message_bytes)
-    return grpc.aio.insecure_channel(target, options=options, interceptors=tracing_client_interceptors())
+    return channel.open_channel(target, max_message_bytes, tracing_client_interceptors())

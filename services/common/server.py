@@ -17,7 +17,7 @@ import grpc
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from services.common.channel import channel_options
+from paceline.channel import channel_options
 from services.common.health import HealthServicer
 from services.common.interceptors import ErrorInterceptor
 from services.common.reflection import add_reflection

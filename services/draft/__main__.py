@@ -1,4 +1,4 @@
-"""Runs the draft service: `python -m services.draft --model FOLDER_OR_HUB_ID`."""
+"""Runs the draft: `paceline serve draft`."""
 
 from services.common.server import serve
 from services.draft.lifespan import draft_lifespan

@@ -1,130 +1,192 @@
-"""What a system on one machine is made of, and the command line of each of its processes."""
+"""What runs on one machine: a system of processes, each with its typed settings."""
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from services.common.lora.config import CONFIG_NAME
+from gateway.settings import GatewaySettings
+from services.adapter_store.settings import AdapterStoreSettings
+from services.common.settings import ProcessSettings
+from services.common.tokens import new_signing_key, public_key
+from services.draft.settings import DraftSettings
+from services.local.pair import Pair
+from services.local.ports import free_port
+from services.local.threads import Threads, divide_threads
+from services.prefix_cache.settings import PrefixCacheSettings
+from services.verifier.settings import VerifierSettings
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
+GATEWAY = "gateway"
 _CACHE_NICENESS = 10
 """Moving blocks gives way to the steps of the models on the same cores."""
-
-
-class Threads(NamedTuple):
-    """CPU threads of the two models."""
-
-    verifier: int
-    draft: int
-
-    def share(self, num_cores: int) -> bool:
-        """Whether the two cannot run at once without getting into each other's way."""
-        return self.verifier + self.draft > num_cores
-
-
-class LaunchError(RuntimeError):
-    """A process ended or did not get ready."""
+_SPIN_COUNT = 20_000
+"""Rounds, some 50 ns each, that an idle OpenMP thread spins before it sleeps: through the gaps of a step and between
+two steps that follow each other, not through the wait for a proposal, whose draft wants the core."""
+_SPIN_COUNT_ALONE = 100_000
+_PORTS_A_MODEL = 10
+_KINDS: dict[str, type[ProcessSettings]] = {
+    "prefix-cache": PrefixCacheSettings,
+    "adapter-store": AdapterStoreSettings,
+    "verifier": VerifierSettings,
+    "draft": DraftSettings,
+    GATEWAY: GatewaySettings,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class StackSettings:
-    """What to start. Ports of 0 take free ones."""
+class SystemSettings:
+    """What to start. Processes without a port here take free ones."""
 
-    model: str
-    draft_model: str | None
+    models: tuple[Pair, ...]
     host: str = "127.0.0.1"
-    gateway_port: int = 0
-    verifier_port: int = 0
-    draft_port: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    verifier_threads: int | None = None
-    draft_threads: int | None = None
+    ports: Mapping[str, int] = field(default_factory=dict)
+    """Ports by name of the process."""
     log_level: str = "INFO"
     restart: bool = False
     """Whether a process that dies is started again, a few times."""
     prefix_cache: bool = False
     """Whether to start a prefix cache."""
-    adapter_store: bool = False
-    """Whether to start an adapter store."""
-    prefix_cache_port: int = 0
     cache_folder: str | None = None
     """Where the prefix cache keeps blocks on disk; none: in memory alone."""
-    adapter_store_port: int = 0
+    adapter_store: bool = False
+    """Whether to start an adapter store."""
     adapter_folder: str | None = None
     """Where the adapter store keeps adapters; none: in a folder that is deleted at the end."""
     ready_seconds: float = 600.0
+    """How long all may take to get ready."""
     draft_addresses: tuple[str, ...] = ()
-    """Where the gateway finds drafts; default: the one that is started."""
-    extra: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """More command-line arguments by process name."""
+    """Where the gateway finds the drafts of the one model; none: those that are started."""
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """More settings, by what `paceline serve` calls the process, nested as its settings are."""
 
-    def threads(self) -> Threads:
-        """CPU threads as set, else as the cores are divided."""
-        divided = divide_threads(os.cpu_count() or 1, with_draft=self.draft_model is not None)
-        return Threads(self.verifier_threads or divided.verifier, self.draft_threads or divided.draft)
+
+class Process(NamedTuple):
+    """One process of a system."""
+
+    name: str
+    """Its name in this system, such as "verifier", or "verifier small" where there are several."""
+    kind: str
+    """What `paceline serve` calls it."""
+    settings: ProcessSettings
+    environment: Mapping[str, str] = {}
 
     @property
-    def names(self) -> list[str]:
-        """Processes in order of start."""
-        wanted = {
-            "prefix_cache": self.prefix_cache, "adapter_store": self.adapter_store, "verifier": True,
-            "draft": self.draft_model is not None, "gateway": True,
-        }  # fmt: skip
-        return [name for name, is_wanted in wanted.items() if is_wanted]
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self.settings.server.port
 
-    def arguments(self, name: str, addresses: Mapping[str, str], token_key: str) -> list[str]:
-        """Command line of a process; `addresses` are those of all, `token_key` is the public key of tokens."""
-        host, port = addresses[name].rsplit(":", 1)
-        own = {
-            "prefix_cache": self._cache_arguments, "adapter_store": self._store_arguments,
-            "gateway": self._gateway_arguments, "verifier": self._engine_arguments, "draft": self._engine_arguments,
-        }[name]  # fmt: skip
-        arguments = [
-            f"--server.host={host}",
-            f"--server.port={port}",
-            f"--telemetry.log-level={self.log_level}",
-            "--telemetry.log-format=text",
-        ]
-        if name != "gateway":
-            arguments.append(f"--token-keys={json.dumps([token_key])}")
-        if name in ("verifier", "draft"):
-            services = [service for service in ("prefix_cache", "adapter_store") if service in self.names]
-            arguments += [f"--{service.replace('_', '-')}={addresses[service]}" for service in services]
-        return [*arguments, *own(name, addresses), *self.extra.get(name, ())]
+    @property
+    def address(self) -> str:
+        """host:port for those on this machine."""
+        host = self.settings.server.host
+        return f"{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{self.port}"  # noqa: S104
 
-    def _cache_arguments(self, _name: str, _addresses: Mapping[str, str]) -> list[str]:
-        folder = [] if self.cache_folder is None else [f"--disk-folder={self.cache_folder}"]
-        return [f"--niceness={_CACHE_NICENESS}", *folder]
+    @property
+    def has_engine(self) -> bool:
+        """Whether it loads a model."""
+        return self.kind in ("verifier", "draft")
 
-    def _store_arguments(self, _name: str, _addresses: Mapping[str, str]) -> list[str]:
-        return [f"--folder={self.adapter_folder}"]
 
-    def _gateway_arguments(self, _name: str, addresses: Mapping[str, str]) -> list[str]:
-        drafts = list(self.draft_addresses) or ([addresses["draft"]] if self.draft_model else [])
-        folder = Path(self.model)
-        name = folder.resolve().name if folder.is_dir() else self.model
-        model = {"id": name, "tokenizer": self.model, "verifiers": [addresses["verifier"]], "drafts": drafts}
-        services = [service for service in ("prefix_cache", "adapter_store") if service in self.names]
-        return [
-            f"--models={json.dumps([model])}",
-            *(f"--{service.replace('_', '-')}s={json.dumps([addresses[service]])}" for service in services),
-        ]
+class System(NamedTuple):
+    """All processes, in the order in which they are started; the gateway is the last."""
 
-    def _engine_arguments(self, name: str, _addresses: Mapping[str, str]) -> list[str]:
-        threads = self.threads()
-        arguments = [
-            f"--engine.model={self.model if name == 'verifier' else self.draft_model}",
-            f"--engine.device={self.device}",
-            f"--engine.dtype={self.dtype}",
-            f"--engine.num-threads={threads.verifier if name == 'verifier' else threads.draft}",
-        ]
-        if name == "draft" and self.device != "cuda" and threads.share(os.cpu_count() or 1):
-            arguments.append("--ahead=false")
-        return arguments
+    processes: tuple[Process, ...]
+    signing_key: str
+    """Signs tokens for prefix cache and adapter store."""
+    restart: bool = False
+    ready_seconds: float = 600.0
+
+
+def make_system(settings: SystemSettings, own_folder: Path) -> System:
+    """The processes of these settings. What is only for now goes into `own_folder`.
+
+    Raises LaunchError when a model is not there, ValueError when settings contradict each other.
+    """
+    for pair in settings.models:
+        pair.check()
+    return _Maker(settings, own_folder).system()
+
+
+class _Maker:
+    def __init__(self, settings: SystemSettings, own_folder: Path) -> None:
+        self._settings = settings
+        self._own_folder = own_folder
+        self._signing_key = new_signing_key()
+        self._token_keys = [public_key(self._signing_key)]
+        self._made: list[Process] = []
+        self._used_ports: set[int] = set(settings.ports.values())
+
+    def system(self) -> System:
+        settings = self._settings
+        stores: dict[str, str] = {}
+        if settings.prefix_cache:
+            cache = {"niceness": _CACHE_NICENESS, "disk_folder": settings.cache_folder, "token_keys": self._token_keys}
+            stores["prefix_cache"] = self._make("prefix-cache", "prefix-cache", cache).address
+        if settings.adapter_store:
+            folder = settings.adapter_folder or str(self._own_folder / "adapters")
+            store = {"folder": folder, "token_keys": self._token_keys}
+            stores["adapter_store"] = self._make("adapter-store", "adapter-store", store).address
+        suffixes = _suffixes(settings.models)
+        models = [self._pair(pair, suffix, stores) for pair, suffix in zip(settings.models, suffixes, strict=True)]
+        known = {f"{kind}s": [address] for kind, address in stores.items()}
+        self._make(GATEWAY, GATEWAY, {"models": models, "signing_key": self._signing_key, **known})
+        return System(tuple(self._made), self._signing_key, settings.restart, settings.ready_seconds)
+
+    def _pair(self, pair: Pair, suffix: str, stores: Mapping[str, str]) -> dict[str, Any]:
+        """Makes the processes of a model, and returns what the gateway is to know of it."""
+        num_cores = os.cpu_count() or 1
+        divided = divide_threads(max(1, num_cores // len(self._settings.models)), with_draft=pair.draft is not None)
+        threads = Threads(pair.threads or divided.verifier, pair.draft_threads or divided.draft)
+        environment = {"GOMP_SPINCOUNT": str(_SPIN_COUNT if pair.draft else _SPIN_COUNT_ALONE)}
+        common = {"token_keys": self._token_keys, **stores}
+        verifier = self._make(
+            f"verifier{suffix}",
+            "verifier",
+            {"engine": pair.engine(pair.model, threads.verifier), "model_id": pair.public_id, **common},
+            environment,
+        )
+        drafts = list(self._settings.draft_addresses)
+        if pair.draft is not None:
+            own: dict[str, Any] = {"engine": pair.engine(pair.draft, threads.draft), **common}
+            if pair.device != "cuda" and threads.share(num_cores):
+                own["ahead"] = False
+            draft = self._make(f"draft{suffix}", "draft", own, environment)
+            drafts = drafts or [draft.address]
+        return {"id": pair.public_id, "tokenizer": pair.model, "verifiers": [verifier.address], "drafts": drafts}
+
+    def _make(
+        self, name: str, kind: str, own: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    ) -> Process:
+        settings = self._settings
+        values = {
+            "server": {"host": settings.host, "port": settings.ports.get(name) or self._free_port()},
+            "telemetry": {"log_level": settings.log_level, "log_format": "text"},
+            **own,
+        }
+        made = _KINDS[kind](**_merged(values, settings.overrides.get(kind, {})))
+        self._made.append(Process(name, kind, made, environment or {}))
+        return self._made[-1]
+
+    def _free_port(self) -> int:
+        while (port := free_port()) in self._used_ports:
+            pass
+        self._used_ports.add(port)
+        return port
+
+
+def named_ports(models: Sequence[Pair], verifier: int, draft: int) -> dict[str, int]:
+    """Ports of the processes of models: those of the first, and ten more for each that follows."""
+    ports: dict[str, int] = {}
+    for number, suffix in enumerate(_suffixes(models)):
+        ports[f"verifier{suffix}"] = verifier + _PORTS_A_MODEL * number
+        ports[f"draft{suffix}"] = draft + _PORTS_A_MODEL * number
+    return ports
+
+
+def _suffixes(models: Sequence[Pair]) -> list[str]:
+    """What tells processes of the same kind apart."""
+    return [f" {pair.public_id}" if len(models) > 1 else "" for pair in models]
 
 
 def data_folder() -> Path:
@@ -132,28 +194,10 @@ def data_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "paceline"
 
 
-def shipped_model(name: str) -> str:
-    """Folder of the shipped "target" or "draft": in the installed package, else in the source tree."""
-    for folder in (Path(__file__).resolve().parent / "pair" / name, _ROOT / "models" / name):
-        if (folder / "config.json").exists():
-            return str(folder)
-    raise LaunchError(f"the shipped {name} model is not installed; name a model")
-
-
-def shipped_adapters() -> list[Path]:
-    """Folders of the adapters that ship with the pair, in order of their names."""
-    for folder in (Path(__file__).resolve().parent / "pair" / "adapters", _ROOT / "models" / "adapters"):
-        if found := sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}")):
-            return found
-    return []
-
-
-def divide_threads(num_cores: int, *, with_draft: bool) -> Threads:
-    """Divides cores between verifier and draft so that they do not fight for them.
-
-    The draft is small: one core is all it can use. On two cores the verifier keeps both and the two take turns: the
-    draft does not draft ahead, so that it is idle while the verifier verifies.
-    """
-    if not with_draft or num_cores <= 2:
-        return Threads(max(1, num_cores), 1)
-    return Threads(num_cores - 1, 1)
+def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with others over them, part by part."""
+    merged = dict(values)
+    for name, value in more.items():
+        old = merged.get(name)
+        merged[name] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

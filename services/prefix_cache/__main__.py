@@ -1,4 +1,4 @@
-"""Runs the prefix cache: `python -m services.prefix_cache --token-keys '["..."]'`."""
+"""Runs the prefix-cache: `paceline serve prefix-cache`."""
 
 from services.common.server import serve
 from services.prefix_cache.lifespan import prefix_cache_lifespan

@@ -1,4 +1,4 @@
-"""Runs the verifier: `python -m services.verifier --model FOLDER_OR_HUB_ID`."""
+"""Runs the verifier: `paceline serve verifier`."""
 
 from services.common.server import serve
 from services.verifier.lifespan import verifier_lifespan

@@ -18,7 +18,8 @@ import pytest
 from paceline.internal.v1 import prefix_cache_pb2 as pb
 from paceline.internal.v1 import prefix_cache_pb2_grpc
 from services.common.server import Served
-from services.local.launcher import free_port, wait_serving
+from services.local.loading import wait_serving
+from services.local.ports import free_port
 from services.model_server.seal import Seal
 from services.prefix_cache.block import sealed
 from support.cached import SEAL_KEY, CachedSystem

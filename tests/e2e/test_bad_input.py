@@ -7,7 +7,8 @@ from typing import Any
 import grpc
 import pytest
 
-from paceline.client import error_details
+from paceline import InvalidArgumentError, PacelineError, ResourceExhaustedError
+from paceline.errors import from_call
 from paceline.internal.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
 from paceline.v1 import inference_pb2
 from support.system import System, start_system
@@ -43,34 +44,32 @@ WRONG: list[tuple[str, Any, dict[str, Any], grpc.StatusCode, str]] = [
 
 async def test_each_wrong_request_gets_its_status_and_details(system: System) -> None:
     for name, prompt, options, code, subject in WRONG:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(PacelineError) as caught:
             await system.generate(prompt, **options)
-        assert caught.value.code() is code, name
-        detail = error_details(caught.value)[0]
+        assert caught.value.code is code, name
         if code is INVALID:
-            assert [violation.field for violation in detail.field_violations] == [subject], name
-            assert detail.field_violations[0].description, name
+            assert [violation.field for violation in caught.value.violations] == [subject], name
+            assert caught.value.violations[0].description, name
         else:
-            assert detail.resource_name == subject, name
+            assert caught.value.resource_name == subject, name
     assert (await system.generate("ok", max_tokens=3, ignore_eos=True)).usage.num_completion_tokens == 3
 
 
 async def test_every_wrong_field_is_reported_at_once(system: System) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    with pytest.raises(InvalidArgumentError) as caught:
         await system.generate("a", temperature=-1.0, top_p=0.0, n=99)
-    fields = {violation.field for violation in error_details(caught.value)[0].field_violations}
+    fields = {violation.field for violation in caught.value.violations}
     assert fields == {"sampling.temperature", "sampling.top_p", "n"}
 
 
 async def test_a_prompt_over_the_context_says_both_numbers(system: System) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match=r"600 tokens.*context of 512"):
+    with pytest.raises(InvalidArgumentError, match=r"600 tokens.*context of 512"):
         await system.generate("x" * 600)
 
 
 async def test_a_prompt_of_20_megabytes_is_refused_with_both_numbers(system: System) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match=r"20971520 bytes.*4194304 bytes") as caught:
+    with pytest.raises(InvalidArgumentError, match=r"20971520 bytes.*4194304 bytes"):
         await system.generate("x" * (20 << 20))
-    assert caught.value.code() is INVALID
 
 
 async def test_a_request_without_input_is_refused(system: System) -> None:
@@ -87,7 +86,7 @@ async def test_bytes_that_are_no_request_are_refused(system: System, data: bytes
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await _generate(channel)(data).read()
     assert caught.value.code() is INVALID
-    assert error_details(caught.value)[0].field_violations[0].field == "request"
+    assert from_call(caught.value).violations[0].field == "request"
 
 
 def _generate(channel: grpc.aio.Channel) -> Any:
@@ -136,10 +135,9 @@ async def test_ten_thousand_requests_at_once_are_served_or_refused(target_folder
         async def one() -> str:
             try:
                 reply = await system.generate("a", max_tokens=2, ignore_eos=True, seed=1)
-            except grpc.aio.AioRpcError as error:
-                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, repr(error)
-                assert error_details(error)[0].retry_delay.ToTimedelta().total_seconds() > 0
-                return error.code().name
+            except ResourceExhaustedError as error:
+                assert error.retry_after_seconds
+                return error.code.name
             return f"{len(reply.token_ids)} tokens"
 
         outcomes = Counter(await asyncio.gather(*(one() for _ in range(10_000))))

@@ -1,34 +1,46 @@
 """Real processes, real signals: streams outlive them with the same tokens."""
 
 import asyncio
+import json
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
-from paceline.client import Client
-from services.local.launcher import Stack, running_stack
-from services.local.system import LaunchError, StackSettings, divide_threads
+from paceline import Client
+from services.local.errors import LaunchError
+from services.local.launcher import Launcher, Listener, running
+from services.local.pair import Pair
+from services.local.system import SystemSettings
+from support.redis_server import free_ports
 
 NUM_TOKENS = 300
 REQUEST = {"max_tokens": NUM_TOKENS, "seed": 9, "ignore_eos": True}
 
 
+class Lines(Listener):
+    """Keeps all lines, each behind its process's name."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def on_line(self, name: str, line: str) -> None:
+        self.lines.append(f"{name} {line}")
+
+
 @pytest.fixture(scope="module")
-def settings(target_folder: str, draft_folder: str) -> StackSettings:
-    return StackSettings(
-        model=target_folder, draft_model=draft_folder, dtype="float32", verifier_threads=1, draft_threads=1
-    )
+def settings(target_folder: str, draft_folder: str) -> SystemSettings:
+    return SystemSettings((Pair(model=target_folder, draft=draft_folder, dtype="float32", threads=1, draft_threads=1),))
 
 
 @pytest.fixture
-async def stack(settings: StackSettings) -> AsyncIterator[Stack]:
-    async with running_stack(settings) as running:
-        yield running
+async def launcher(settings: SystemSettings) -> AsyncIterator[Launcher]:
+    async with running(settings) as launcher:
+        yield launcher
 
 
 async def tokens(client: Client, **more: object) -> list[int]:
@@ -39,81 +51,107 @@ async def tokens(client: Client, **more: object) -> list[int]:
 
 
 @pytest.mark.timeout(240)
-async def test_streams_survive_their_processes(settings: StackSettings) -> None:
+async def test_streams_survive_their_processes(settings: SystemSettings) -> None:
     """A draft killed, then a verifier killed and started again: the tokens are those of an undisturbed request."""
-    lines: list[str] = []
-    restarting = replace(settings, restart=True)
-    async with running_stack(restarting, lambda name, line: lines.append(f"{name} {line}")) as stack:
-        async with Client(stack.address()) as client:
+    heard = Lines()
+    async with running(replace(settings, restart=True), heard) as launcher:
+        async with Client(launcher.address()) as client:
             expected = await tokens(client, speculation=False)
             assert len(expected) == NUM_TOKENS
             for victim in ("draft", "verifier"):
                 produced: list[int] = []
                 async for event in client.generate("def f(", **REQUEST):
                     if len(produced) < 40 <= len(produced) + len(event.delta.token_ids):
-                        stack.kill(victim)
+                        launcher.kill(victim)
                     produced.extend(event.delta.token_ids)
                 assert produced == expected, victim
-    assert any("draft ended with exit code -9" in line for line in lines)
-    assert any("verifier ended with exit code -9" in line for line in lines)
+    assert {"draft ended with exit code -9", "verifier ended with exit code -9"} <= set(heard.lines)
 
 
-async def test_the_gateway_imports_no_torch_and_stays_small(stack: Stack) -> None:
-    async with Client(stack.address()) as client:
+async def test_the_gateway_imports_no_torch_and_stays_small(launcher: Launcher) -> None:
+    async with Client(launcher.address()) as client:
         await asyncio.gather(*(tokens(client, max_tokens=20) for _ in range(20)))
-    gateway = psutil.Process(stack.processes["gateway"].pid)
+    gateway = psutil.Process(launcher.children["gateway"].pid)
     assert gateway.memory_info().rss < 300e6
     assert not any("libtorch" in mapped.path for mapped in gateway.memory_maps())
 
 
-async def test_sigterm_ends_every_process_cleanly_and_lets_streams_finish(stack: Stack) -> None:
-    async with Client(stack.address()) as client:
+async def test_sigterm_ends_every_process_cleanly_and_lets_streams_finish(launcher: Launcher) -> None:
+    async with Client(launcher.address()) as client:
         stream = client.generate("def f(", **{**REQUEST, "max_tokens": 60})
         first = await anext(stream)
         assert first.HasField("started")
         rest = asyncio.create_task(_count(stream))
-        await stack.stop()
+        await launcher.stop()
         assert await rest == 60
-    assert {name: process.returncode for name, process in stack.processes.items()} == dict.fromkeys(
-        stack.settings.names, 0
-    )
+    assert {name: child.returncode for name, child in launcher.children.items()} == {
+        "verifier": 0, "draft": 0, "gateway": 0
+    }  # fmt: skip
 
 
-async def test_a_verifier_told_to_stop_finishes_its_streams(settings: StackSettings) -> None:
-    lines: list[str] = []
-    async with running_stack(settings, lambda name, line: lines.append(f"{name} {line}")) as stack:
-        async with Client(stack.address()) as client:
+async def test_a_verifier_told_to_stop_finishes_its_streams(settings: SystemSettings) -> None:
+    heard = Lines()
+    async with running(settings, heard) as launcher:
+        async with Client(launcher.address()) as client:
             stream = client.generate("def f(", **{**REQUEST, "max_tokens": 60})
             await anext(stream)
             for name in ("draft", "verifier"):
-                stack.processes[name].send_signal(signal.SIGTERM)
+                launcher.children[name].signal(signal.SIGTERM)
             assert await _count(stream) == 60
             for name in ("draft", "verifier"):
-                assert await stack.processes[name].wait() == 0
-    assert not [line for line in lines if "lost" in line]
+                assert await launcher.children[name].wait() == 0
+    assert not [line for line in heard.lines if "lost" in line]
 
 
 async def _count(stream: AsyncIterator[object]) -> int:
     return sum([len(event.delta.token_ids) async for event in stream])  # type: ignore[attr-defined]
 
 
-async def test_a_model_that_is_not_there_is_reported(settings: StackSettings) -> None:
-    broken = StackSettings(model="/nonexistent/model", draft_model=None)
-    with pytest.raises(LaunchError, match="ended with exit code 1"):
-        async with running_stack(broken):
-            pass
+async def test_a_launcher_that_is_killed_leaves_nothing_behind(target_folder: str) -> None:
+    program = (
+        "import asyncio\n"
+        "from services.local.launcher import running\n"
+        "from services.local.pair import Pair\n"
+        "from services.local.system import SystemSettings\n"
+        "async def main():\n"
+        f"    settings = SystemSettings((Pair(model={target_folder!r}, dtype='float32', threads=1),))\n"
+        "    async with running(settings) as launcher:\n"
+        "        print(*(child.pid for child in launcher.children.values()), flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+    assert parent.stdout is not None
+    children = [psutil.Process(int(pid)) for pid in (await parent.stdout.readline()).split()]
+    assert len(children) == 2
+    parent.kill()
+    await parent.wait()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, children, 20)
+    assert not alive
 
 
-def test_the_command_line_keeps_torch_out() -> None:
-    modules = "paceline.cli.app, services.local.up, paceline.cli.demo, gateway.lifespan"
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
+async def test_a_model_that_is_not_there_is_reported_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"model_type": "odd"}')
+    for model, said in (
+        ("/nonexistent/model", "there is no folder /nonexistent/model"),
+        (str(tmp_path), "holds no model: there is no config.json"),
+        (str(tmp_path / "odd"), r"the (verifier|gateway) could not start \(exit code 1\): .+"),
+    ):
+        with pytest.raises(LaunchError, match=said) as caught:
+            async with running(SystemSettings((Pair(model=model),), restart=True)):
+                pass
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.timeout(240)
-async def test_up_runs_until_interrupted_and_serves_the_commands(target_folder: str, draft_folder: str) -> None:
-    command = [sys.executable, "-m", "paceline.cli.app"]
-    ports = [f"--{name}-port={port}" for name, port in (("gateway", 47100), ("draft", 47101), ("verifier", 47102))]
+async def test_up_runs_until_interrupted_and_serves_the_commands(
+    target_folder: str, draft_folder: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "paceline"]
+    names = ("gateway", "draft", "verifier", "prefix-cache", "adapter-store")
+    chosen = dict(zip(names, free_ports(len(names)), strict=True))
+    ports = [*(f"--{name}-port={port}" for name, port in chosen.items()), f"--adapter-folder={tmp_path}"]
     up = await asyncio.create_subprocess_exec(
         *command, "up", f"--model={target_folder}", f"--draft-model={draft_folder}", *ports,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
@@ -122,13 +160,13 @@ async def test_up_runs_until_interrupted_and_serves_the_commands(target_folder: 
     seen: list[str] = []
     async for raw in up.stdout:
         seen.append(raw.decode())
-        if "ready: the gateway listens" in seen[-1]:
+        if "Ctrl-C stops everything" in seen[-1]:
             break
     assert up.returncode is None, "".join(seen)
 
     async def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
-            *command, *arguments, "--address=127.0.0.1:47100",
+            *command, *arguments, f"--address=127.0.0.1:{chosen['gateway']}",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         out, err = await process.communicate(stdin.encode())
@@ -148,16 +186,21 @@ async def test_up_runs_until_interrupted_and_serves_the_commands(target_folder: 
     assert code == 0, err
     code, out, err = await run("generate", "abc", "--temperature=-1")
     assert code == 1
-    assert "INVALID_ARGUMENT" in err
     assert "sampling.temperature" in err
+    code, out, err = await run("models", "--json")
+    assert json.loads(out)[0]["target"]["architecture"] == "LlamaForCausalLM", err
+    second = await asyncio.create_subprocess_exec(
+        *command, "up", f"--model={target_folder}", *ports, stderr=asyncio.subprocess.PIPE
+    )
+    said = (await second.communicate())[1].decode()
+    assert "is taken" in said
+    assert said.count("\n") == 1
+    assert second.returncode == 1
     up.send_signal(signal.SIGINT)
     rest = (await up.stdout.read()).decode()
     assert await up.wait() == 0, rest
-
-
-@pytest.mark.parametrize("num_cores", [1, 2, 4, 64])
-def test_cores_are_divided_so_that_all_are_used(num_cores: int) -> None:
-    threads = divide_threads(num_cores, with_draft=True)
-    assert min(threads) >= 1
-    assert threads.verifier <= num_cores
-    assert divide_threads(num_cores, with_draft=False).verifier == num_cores
+    assert rest.endswith("stopped\n")
+    code, out, err = await run("models")
+    assert code == 1
+    assert "no gateway answers" in err
+    assert "paceline up" in err

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from paceline.client import Client
-from services.local.launcher import running_stack
-from services.local.system import StackSettings
+from paceline import Client
+from services.local.launcher import running
+from services.local.pair import Pair
+from services.local.system import SystemSettings
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -53,12 +54,10 @@ async def collecting() -> AsyncIterator[tuple[Collector, int]]:
 
 async def test_one_trace_from_gateway_to_draft_and_verifier(target_folder: str, draft_folder: str) -> None:
     async with collecting() as (collector, port):
-        traced = ("--telemetry.traces=otlp", f"--telemetry.otlp-endpoint=http://127.0.0.1:{port}")
-        settings = StackSettings(
-            target_folder, draft_folder, dtype="float32", verifier_threads=1, draft_threads=1,
-            extra=dict.fromkeys(("gateway", "draft", "verifier"), traced),
-        )  # fmt: skip
-        async with running_stack(settings) as stack, Client(stack.address()) as client:
+        traced = {"telemetry": {"traces": "otlp", "otlp_endpoint": f"http://127.0.0.1:{port}"}}
+        pair = Pair(model=target_folder, draft=draft_folder, dtype="float32", threads=1, draft_threads=1)
+        settings = SystemSettings((pair,), overrides=dict.fromkeys(("gateway", "draft", "verifier"), traced))
+        async with running(settings) as launcher, Client(launcher.address()) as client:
             async for _ in client.generate("def f(", seed=1, max_tokens=30, ignore_eos=True):
                 pass
         trace = await asyncio.wait_for(

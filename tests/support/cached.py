@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.lifespan import gateway_lifespan
-from paceline.client import Client, Options
+from paceline import Client, Options
 from services.adapter_store.lifespan import adapter_store_lifespan
 from services.adapter_store.settings import AdapterStoreSettings
 from services.common.tokens import TokenMint, new_signing_key, public_key

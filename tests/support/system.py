@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings, ModelSettings
-from paceline.client import Client, Options
+from paceline import Client, Options
 from paceline.v1 import inference_pb2
 from services.common.server import Lifespan, running_server
 from services.common.settings import ServerSettings

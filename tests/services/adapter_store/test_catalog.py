@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from paceline.client import error_details
+from paceline.errors import from_call
 from paceline.v1 import adapter_pb2
 from services.adapter_store.folder_objects import FolderInUseError, own_folder
 from services.common.lora.config import adapter_digest
@@ -44,7 +44,7 @@ async def test_a_name_is_moved_only_when_that_is_asked_for(store: Store) -> None
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await store.upload(*files(1))
     assert raised.value.code() is grpc.StatusCode.ALREADY_EXISTS
-    assert error_details(raised.value)[0].resource_name == "mine"
+    assert from_call(raised.value).resource_name == "mine"
     assert (await store.resolve()).digest == old.digest
     assert (await store.upload(*files(0))).digest == old.digest, "the same content again is no other"
     new = await store.upload(*files(1), replace=True)
@@ -63,7 +63,7 @@ async def test_tenants_do_not_see_each_other(store: Store) -> None:
         for call, name in ((call_theirs, "mine"), (call_nothing, "nothing")):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await call
-            details = str(error_details(raised.value)).replace(name, "NAME").replace(mine.digest, "NAME")
+            details = str(from_call(raised.value).details()).replace(name, "NAME").replace(mine.digest, "NAME")
             message = str(raised.value.details()).replace(name, "NAME").replace(mine.digest, "NAME")
             said.append((raised.value.code(), message.replace("0" * 64, "NAME"), details.replace("0" * 64, "NAME")))
         assert said[0] == said[1]
@@ -93,7 +93,7 @@ async def test_a_tenant_has_as_many_as_it_may(place: dict[str, Any], tmp_path: P
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await store.upload(*files(2), name="a2")
         assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert error_details(raised.value)[0].violations[0].description
+        assert from_call(raised.value).subject
         await store.upload(*files(2), name="a1", replace=True)
         await store.upload(*files(2), tenant="tenant/b")
         await store.remove("a0")

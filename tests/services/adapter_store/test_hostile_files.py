@@ -17,7 +17,7 @@ import psutil
 import pytest
 from safetensors.numpy import save
 
-from paceline.client import error_details
+from paceline.errors import from_call
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, tensor_names
 from support.adapters import MODULES, RANK, Store, config, contents, files, raw, running_store, tensors
 
@@ -175,7 +175,7 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
     """Status, and all that is said in the message and the details."""
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
-    return raised.value.code(), f"{raised.value.details()} {error_details(raised.value)}"
+    return raised.value.code(), f"{raised.value.details()} {from_call(raised.value).details()}"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -197,7 +197,7 @@ async def test_many_violations_arrive_at_once(store: Store) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await store.upload(GOOD_CONFIG, save(made))
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    violations = error_details(raised.value)[0].field_violations
+    violations = from_call(raised.value).violations
     assert len(violations) == 21
     assert {violation.field for violation in violations} == {WEIGHTS_NAME}
     assert violations[-1].description == "and 52 more"

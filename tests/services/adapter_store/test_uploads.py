@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from paceline.client import error_details
+from paceline.errors import from_call
 from paceline.internal.v1 import adapter_store_pb2 as pb
 from paceline.v1 import adapter_pb2
 from services.adapter_store.catalog import Catalog, Files
@@ -19,7 +19,8 @@ from services.adapter_store.objects import Objects
 from services.common.errors import AlreadyExistsError
 from services.common.lora.config import WEIGHTS_NAME, adapter_digest
 from services.common.tokens import new_signing_key, public_key
-from services.local.launcher import free_port, wait_serving
+from services.local.loading import wait_serving
+from services.local.ports import free_port
 from support.adapters import Store, announced, code_of, contents, files, pieces, running_store
 
 
@@ -41,7 +42,7 @@ async def test_too_many_uploads_at_once_are_told_to_try_again(tmp_path: Path) ->
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await store.upload(config, weights)
         assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert error_details(raised.value)[0].retry_delay.ToTimedelta().total_seconds() > 0
+        assert from_call(raised.value).retry_after_seconds
         go.set()
         with pytest.raises(grpc.aio.AioRpcError):
             await first  # It announced no layers to fit.

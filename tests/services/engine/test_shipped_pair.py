@@ -10,7 +10,7 @@ from benchmarks.speculation import held_out_prompts
 from services.common.sampling_params import SamplingParams
 from services.engine.config import Dtype
 from services.engine.engine import Engine
-from services.local.system import shipped_model
+from services.local.pair import shipped_model
 from services.verifier.target_sequence import Origin
 from support.driver import generate, make_engine
 from support.speculating import generate_speculating

@@ -1,0 +1,54 @@
+"""`paceline generate`: a prompt continued."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from paceline.cli.sampling import (
+    Adapter,
+    MaxTokens,
+    Model,
+    NoSpeculation,
+    Seed,
+    Stats,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    print_stream,
+    request_options,
+)
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, connected
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to continue; - reads standard input.")],
+    address: Address = DEFAULT_ADDRESS,
+    model: Model = "",
+    adapter: Adapter = "",
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    max_tokens: MaxTokens = None,
+    stop: Stop = None,
+    no_speculation: NoSpeculation = False,
+    stats: Stats = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Prints every event as a line of JSON.")] = False,
+) -> None:
+    """Continues a prompt and streams the text."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    options = request_options(
+        model=model,
+        adapter=adapter,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=stop,
+        no_speculation=no_speculation,
+    )
+    with connected(address) as client:
+        print_stream(client.generate(text, **options), stats=stats, as_json=as_json)

@@ -1,0 +1,83 @@
+"""`paceline serve`: one process of a system; and the one place that finds the code of processes in an installation."""
+
+import importlib.util
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from paceline.cli.terminal import fail
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_LAST_SECONDS = 15.0
+
+
+class Process(StrEnum):
+    """What can be served."""
+
+    GATEWAY = "gateway"
+    VERIFIER = "verifier"
+    DRAFT = "draft"
+    PREFIX_CACHE = "prefix-cache"
+    ADAPTER_STORE = "adapter-store"
+
+
+class Extra(NamedTuple):
+    """Dependencies that are installed on demand, by one of them."""
+
+    name: str
+    module: str
+
+
+SERVE = Extra("serve", "pydantic_settings")
+ENGINE = Extra("engine", "torch")
+
+
+def serve(
+    context: typer.Context,
+    process: Annotated[Process, typer.Argument(help="Which one; `paceline serve gateway --help` says more of it.")],
+    parent: Annotated[int | None, typer.Option("--parent-pipe", hidden=True)] = None,
+) -> None:
+    """Runs one process of a system until it is told to stop. What follows its name are its own settings."""
+    reach(ENGINE if process in (Process.VERIFIER, Process.DRAFT) else SERVE)
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
+    sys.argv = [f"paceline serve {process}", *context.args]
+    module = process if process is Process.GATEWAY else f"services.{process.replace('-', '_')}"
+    from pydantic import ValidationError
+
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except ValidationError as error:
+        if not error.title.endswith("Settings"):
+            raise
+        wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
+        fail(f"settings of {process}: {'; '.join(wrong)}")
+
+
+def reach(extra: Extra) -> None:
+    """Puts the folder of `gateway` and `services` on the path of this process: `_server` where this is a wheel, else
+    that of the source tree. Ends the process with a sentence when the extra is not installed.
+    """
+    if importlib.util.find_spec(extra.module) is None:
+        fail(f"this takes more than the client: pip install 'paceline[{extra.name}]'")
+    installed = _PACKAGE / "_server"
+    folder = str(installed if installed.is_dir() else _PACKAGE.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def _end_with(pipe: int) -> None:
+    """Has this process stop when whoever started it is gone, however it ended: then the pipe is closed."""
+    while os.read(pipe, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_LAST_SECONDS)
+    os._exit(1)

@@ -1,0 +1,104 @@
+"""`paceline up`: everything in this terminal."""
+
+import asyncio
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paceline.cli.serve import ENGINE, reach
+from paceline.cli.terminal import err, fail
+
+
+class Device(StrEnum):
+    """Where models run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(StrEnum):
+    """Data types of weights."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class LogLevel(StrEnum):
+    """Least severe lines that are shown."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+def up(
+    model: Annotated[str | None, typer.Option(help="Target: folder or hub id. Default: the pair that ships.")] = None,
+    draft_model: Annotated[str | None, typer.Option(help="Draft: folder or hub id.")] = None,
+    no_draft: Annotated[bool, typer.Option("--no-draft", help="Starts no draft.")] = False,
+    models: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with a table [[models]] a model: id, model, draft, dtype, threads, adapters ..."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where models run.")] = Device.AUTO,
+    dtype: Annotated[Dtype, typer.Option(help="Data type of the weights; auto takes the checkpoint's.")] = Dtype.AUTO,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    gateway_port: Annotated[int, typer.Option(help="Port of the gateway.")] = 7100,
+    draft_port: Annotated[int, typer.Option(help="Port of the draft; of each further model's 10 more.")] = 7101,
+    verifier_port: Annotated[int, typer.Option(help="Port of the verifier; of each further model's 10 more.")] = 7102,
+    no_prefix_cache: Annotated[bool, typer.Option("--no-prefix-cache", help="Starts no prefix cache.")] = False,
+    prefix_cache_port: Annotated[int, typer.Option(help="Port of the prefix cache.")] = 7103,
+    cache_folder: Annotated[str | None, typer.Option(help="Keeps computed prompts in this folder too.")] = None,
+    no_adapters: Annotated[bool, typer.Option("--no-adapters", help="Starts no adapter store.")] = False,
+    adapter_store_port: Annotated[int, typer.Option(help="Port of the adapter store.")] = 7104,
+    adapter_folder: Annotated[
+        str | None, typer.Option(help="Keeps adapters in this folder; default: among your user's data.")
+    ] = None,
+    threads_verifier: Annotated[int | None, typer.Option(help="CPU threads; default: divided by the launcher.")] = None,
+    threads_draft: Annotated[int | None, typer.Option(help="CPU threads; default: divided by the launcher.")] = None,
+    log_level: Annotated[LogLevel, typer.Option(help="Least severe lines that are shown.")] = LogLevel.WARNING,
+) -> None:
+    """Keeps draft, verifier, prefix cache, adapter store and gateway running in this terminal until Ctrl-C."""
+    reach(ENGINE)
+    from services.local.errors import LaunchError
+    from services.local.pair import Pair, read_models, shipped_model
+    from services.local.system import SystemSettings, data_folder, named_ports
+    from services.local.up import keep_running
+
+    try:
+        if models is not None:
+            if model or draft_model or no_draft:
+                fail("--models names all models: leave --model, --draft-model and --no-draft out")
+            pairs = read_models(models, device=device.value, dtype=dtype.value)
+        else:
+            if draft_model is None and model is None and not no_draft:
+                draft_model = shipped_model("draft")
+            pair = Pair(
+                model=model or shipped_model("target"),
+                draft=None if no_draft else draft_model,
+                device=device.value,
+                dtype=dtype.value,
+                threads=threads_verifier,
+                draft_threads=threads_draft,
+            )
+            pairs = (pair,)
+        ports = {"gateway": gateway_port, "prefix-cache": prefix_cache_port, "adapter-store": adapter_store_port}
+        settings = SystemSettings(
+            models=pairs,
+            host=host,
+            ports={**ports, **named_ports(pairs, verifier_port, draft_port)},
+            prefix_cache=not no_prefix_cache,
+            cache_folder=cache_folder,
+            adapter_store=not no_adapters,
+            adapter_folder=adapter_folder or str(data_folder() / "adapters"),
+            log_level=log_level,
+            restart=True,
+        )
+    except LaunchError as error:
+        fail(str(error))
+    raise typer.Exit(asyncio.run(keep_running(settings, err)))

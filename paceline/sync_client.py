@@ -1,0 +1,130 @@
+"""The blocking client of a gateway: what `Client` can do, for programs without an event loop.
+
+with SyncClient("127.0.0.1:7100") as client:
+    for event in client.generate("def add(", max_tokens=64, temperature=0):
+        print(event.delta.text, end="")
+"""
+
+import asyncio
+import concurrent.futures
+import functools
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from paceline.client import Client, Metadata
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _blocking(
+    call: Callable[Concatenate[Client, P], Coroutine[Any, Any, T]],
+) -> "Callable[Concatenate[SyncClient, P], T]":
+    """The method of `Client`, which returns once it is done."""
+
+    @functools.wraps(call)
+    def method(self: "SyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(call(self._client, *args, **kwargs))
+
+    return method
+
+
+def _streaming(
+    call: Callable[Concatenate[Client, P], AsyncGenerator[T, None]],
+) -> "Callable[Concatenate[SyncClient, P], Generator[T, None, None]]":
+    """The method of `Client`, whose events are iterated by this thread."""
+
+    @functools.wraps(call)
+    def method(self: "SyncClient", /, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
+        return self._iterate(call(self._client, *args, **kwargs))
+
+    return method
+
+
+class SyncClient:
+    """Blocking client. Its calls are those of `Client`, on an event loop in a thread of its own.
+
+    Several threads may use one client, each stream by one thread at a time.
+    """
+
+    def __init__(self, address: str, metadata: Metadata = ()) -> None:
+        """`metadata` goes with every call, for a proxy in front that says by it who calls."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="paceline-client", daemon=True)
+        self._thread.start()
+        self._client = self._run(_connect(address, metadata))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection, and with it what is still running."""
+        if self._loop.is_closed():
+            return
+        self._run(_finish(self._client))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    generate = _streaming(Client.generate)
+    chat = _streaming(Client.chat)
+    list_models = _blocking(Client.list_models)
+    tokenize = _blocking(Client.tokenize)
+    detokenize = _blocking(Client.detokenize)
+    upload_adapter = _blocking(Client.upload_adapter)
+    get_adapter = _blocking(Client.get_adapter)
+    list_adapters = _blocking(Client.list_adapters)
+    delete_adapter = _blocking(Client.delete_adapter)
+    cache_statistics = _blocking(Client.cache_statistics)
+    clear_cache = _blocking(Client.clear_cache)
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        """Waits for a call; whoever interrupts the waiting, with Ctrl-C say, ends the call."""
+        if self._loop.is_closed():
+            call.close()
+            raise RuntimeError("the client is closed")
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise RuntimeError("the client was closed meanwhile") from None
+        finally:
+            future.cancel()
+
+    def _iterate(self, events: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        try:
+            while True:
+                try:
+                    event = self._run(_next(events))
+                except StopAsyncIteration:
+                    return
+                yield event
+        finally:
+            if not self._loop.is_closed():
+                self._run(_close(events))
+
+
+async def _connect(address: str, metadata: Metadata) -> Client:
+    return Client(address, metadata)
+
+
+async def _finish(client: Client) -> None:
+    """Ends the connection and waits for what other threads have running."""
+    await client.close()
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+async def _next(events: AsyncGenerator[T, None]) -> T:
+    return await anext(events)
+
+
+async def _close(events: AsyncGenerator[Any, None]) -> None:
+    await events.aclose()

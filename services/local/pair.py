@@ -1,0 +1,119 @@
+"""One served model and its draft, as a user names them; those that ship; and files that list several."""
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.engine.config import Device, Dtype
+from services.local.errors import LaunchError
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+"""The source tree, or `paceline/_server` of an installation: the pair that ships lies there as `models/`."""
+_SHIPPED = _ROOT / "models"
+
+
+class Pair(BaseModel):
+    """A target, and what stands beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, Field(min_length=1)] | None = Field(None, description="Default: the folder's name.")
+    model: str = Field(min_length=1, description="Target: folder or hub id.")
+    draft: str | None = Field(None, description="Draft: folder or hub id; none: no speculation.")
+    device: Device = Field(Device.AUTO, description="Where both run.")
+    dtype: Dtype = Field(Dtype.AUTO, description="Data type of both models' weights.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the target; default: its share.")
+    draft_threads: int | None = Field(None, ge=1, description="CPU threads of the draft; default: its share.")
+    adapters: int | None = Field(None, ge=0, description="Adapters that one step may mix; default: 8.")
+    max_context_tokens: int | None = Field(None, ge=2, description="Prompt and output; default: the model's.")
+    kv_bytes: int | None = Field(None, ge=1, description="Memory for KV blocks of each; default: 1 GiB.")
+
+    @property
+    def public_id(self) -> str:
+        """The id that clients use."""
+        folder = Path(self.model)
+        return self.id or (folder.resolve().name if folder.is_dir() else self.model)
+
+    def engine(self, model: str, num_threads: int) -> dict[str, Any]:
+        """Settings of the engine that runs one of both."""
+        given = {
+            "max_adapters": self.adapters,
+            "max_context_tokens": self.max_context_tokens,
+            "kv_bytes": self.kv_bytes,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return {"model": model, "device": self.device, "dtype": self.dtype, "num_threads": num_threads, **chosen}
+
+    def check(self) -> None:
+        """Raises LaunchError when a folder that is named is not there or holds no model."""
+        for name in filter(None, (self.model, self.draft)):
+            folder = Path(name)
+            if folder.is_dir():
+                if not (folder / "config.json").is_file():
+                    raise LaunchError(f"the folder {name} holds no model: there is no config.json in it")
+            elif folder.exists():
+                raise LaunchError(f"{name} is a file; a model is a folder or a hub id")
+            elif name.startswith((".", os.sep)) or name.count("/") > 1:
+                raise LaunchError(f"there is no folder {name}")
+
+
+def read_models(path: Path, **defaults: Any) -> tuple[Pair, ...]:
+    """The pairs of a TOML file: a table [[models]] for each. Folders may be relative to the file.
+
+    `defaults` are for tables that do not say otherwise. Raises LaunchError, which names the line or the key.
+    """
+    try:
+        written = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise LaunchError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LaunchError(f"{path} is no TOML: {error}") from None
+    tables = written.pop("models", None)
+    if written:
+        raise LaunchError(f"{path}: there is no key {next(iter(written))!r}; each model is a table [[models]]")
+    if not isinstance(tables, list) or not tables:
+        raise LaunchError(f"{path} lists no models; each is a table [[models]]")
+    pairs = tuple(_read(path, number, table, defaults) for number, table in enumerate(tables, 1))
+    ids = [pair.public_id for pair in pairs]
+    if twice := [name for name in ids if ids.count(name) > 1]:
+        raise LaunchError(f"{path}: two models are called {twice[0]!r}; give one of them an id of its own")
+    return pairs
+
+
+def shipped_model(name: str) -> str:
+    """Folder of the "target" or the "draft" that ships."""
+    folder = _SHIPPED / name
+    if not (folder / "config.json").exists():
+        raise LaunchError(f"the {name} that ships is not in {_SHIPPED}; name a model")
+    return str(folder)
+
+
+def shipped_adapters() -> list[Path]:
+    """Folders of the adapters that ship with the pair, in order of their names."""
+    return sorted(path.parent for path in (_SHIPPED / "adapters").glob("*/adapter_config.json"))
+
+
+def _read(path: Path, number: int, table: Any, defaults: dict[str, Any]) -> Pair:
+    place = f"{path}: model {number}"
+    if not isinstance(table, dict):
+        raise LaunchError(f"{place} is no table")
+    for key in ("model", "draft"):
+        if isinstance(table.get(key), str) and (path.parent / table[key]).is_dir():
+            table[key] = str(path.parent / table[key])
+    try:
+        return Pair(**{**defaults, **table})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            said = f"the key {key!r} is missing"
+        elif first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, Pair.model_fields, 1)
+            said = f"there is no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        else:
+            said = f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise LaunchError(f"{place}: {said}") from None

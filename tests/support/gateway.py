@@ -1,0 +1,84 @@
+"""A scripted gateway: real gRPC, no model."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from paceline.v1 import adapter_pb2, adapter_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from services.common.errors import InvalidArgumentError, NotFoundError
+from services.common.server import Served
+from support.system import served
+
+
+@dataclass
+class FakeGateway(
+    inference_pb2_grpc.InferenceServiceServicer,
+    model_pb2_grpc.ModelServiceServicer,
+    adapter_pb2_grpc.AdapterServiceServicer,
+):
+    """Says numbers without end, and keeps what it was asked."""
+
+    requests: list[Any] = field(default_factory=list)
+    num_running: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: object
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        self.requests.append(request)
+        if request.model:
+            raise NotFoundError("model", request.model)
+        self.num_running += 1
+        self.idle.clear()
+        try:
+            for number in range(request.sampling.max_tokens or 1 << 30):
+                yield inference_pb2.GenerateResponse(delta={"text": f"{number} ", "token_ids": [number]})
+                await asyncio.sleep(0)
+        finally:
+            self.num_running -= 1
+            if not self.num_running:
+                self.idle.set()
+
+    async def Chat(
+        self, request: inference_pb2.ChatRequest, context: object
+    ) -> AsyncIterator[inference_pb2.ChatResponse]:
+        self.requests.append(request)
+        for message in request.messages:
+            yield inference_pb2.ChatResponse(delta={"text": message.content})
+
+    async def Tokenize(self, request: inference_pb2.TokenizeRequest, context: object) -> inference_pb2.TokenizeResponse:
+        if request.text == "hang":
+            await asyncio.Event().wait()
+        return inference_pb2.TokenizeResponse(token_ids=request.text.encode())
+
+    async def Detokenize(
+        self, request: inference_pb2.DetokenizeRequest, context: object
+    ) -> inference_pb2.DetokenizeResponse:
+        if max(request.token_ids) > 255:
+            raise InvalidArgumentError("token_ids", "must be below 256")
+        return inference_pb2.DetokenizeResponse(text=bytes(request.token_ids).decode())
+
+    async def ListModels(self, request: object, context: object) -> model_pb2.ListModelsResponse:
+        return model_pb2.ListModelsResponse(models=[{"target": {"id": "scripted"}}])
+
+    async def ListAdapters(self, request: object, context: object) -> adapter_pb2.ListAdaptersResponse:
+        return adapter_pb2.ListAdaptersResponse(adapters=[{"name": "mine", "digest": "ab" * 32}])
+
+
+@asynccontextmanager
+async def serve_gateway(gateway: FakeGateway) -> AsyncIterator[str]:
+    """Address of a server with this gateway."""
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(gateway, server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(gateway, server)
+        adapter_pb2_grpc.add_AdapterServiceServicer_to_server(gateway, server)
+        yield Served(())
+
+    async with served(lifespan) as address:
+        yield address
