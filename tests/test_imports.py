@@ -33,7 +33,7 @@ def violations(path: str, source: str) -> list[str]:
 
     others = {f"services.{name}" for name in SERVICES}
     match parts:
-        case ("paceline", "cli", *_):
+        case ("paceline", "cli" | "__main__", *_):
             return sorted(under("gateway", "services") - under("services.local"))
         case ("paceline", *_):
             return sorted(under("gateway", "services", "paceline.cli"))
