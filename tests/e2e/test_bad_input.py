@@ -113,7 +113,8 @@ async def test_the_verifier_itself_checks_what_it_is_given(system: System) -> No
         (changed(sampling={"max_tokens": 3}), INVALID),
         (changed(sampling={"seed": 1, "temperature": -1.0}), INVALID),
         (changed(model="other"), grpc.StatusCode.NOT_FOUND),
-        (changed(adapter_digest="00"), grpc.StatusCode.NOT_FOUND),
+        (changed(adapter_digest="00"), INVALID),
+        (changed(adapter_digest="00" * 32), grpc.StatusCode.NOT_FOUND),
     ]
     async with grpc.aio.insecure_channel(system.verifier) as channel:
         stub = verifier_pb2_grpc.VerifierServiceStub(channel)
