@@ -9,8 +9,8 @@ from pathlib import Path
 import grpc
 
 from paceline.internal.v1 import adapter_store_pb2, adapter_store_pb2_grpc
+from paceline.upload import ACCEPTED
 from paceline.v1 import adapter_pb2
-from services.adapter_store.client import ACCEPTED
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 from services.common.server import Served
 from support.lora import digest_of, read_files
