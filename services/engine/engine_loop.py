@@ -138,6 +138,8 @@ class EngineLoop(Generic[R]):
         """Ends the thread after the step that it is in. Returns when it has ended."""
         self._inbox.put(None)
         await asyncio.wait([self.stopped])
+        # A thread that still frees tensors when the interpreter ends would take the process with it.
+        await asyncio.to_thread(self._thread.join)
 
     def _main(self) -> None:
         call = self._loop.call_soon_threadsafe
