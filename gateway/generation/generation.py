@@ -129,7 +129,7 @@ class Generation:
         record.choices = [
             Choice(index, job.model.tokenizer.detokenizer(), StopStrings(stops)) for index in range(len(openings))
         ]
-        token = partial(self._grants.token, record.caller)
+        token = partial(self._grants.sequence_token, job.tenant)
         sources = [
             choice.events(Relay(job.model, transcript, token, self._settings.resume_seconds))
             for choice, transcript in zip(record.choices, record.transcripts, strict=True)

@@ -106,7 +106,8 @@ class Adapters:
         return self._all_stores
 
     async def _prefetch(self, caller: Caller, model: ServedModel, digest: str) -> None:
-        token, tenant = self._grants.token(caller), speculation_pb2.TenantAccess(namespace=caller.namespace)
+        tenant = speculation_pb2.TenantAccess(namespace=caller.namespace)
+        token = self._grants.sequence_token(tenant)
 
         async def load(verifier: VerifierClient) -> None:
             try:

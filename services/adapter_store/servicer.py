@@ -40,12 +40,15 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         catalog: Catalog,
         incoming: Path,
         access: Access,
+        owners: Access,
         metrics: StoreMetrics,
     ) -> None:
+        """`access` lets through who fetches adapters, `owners` who manages them."""
         self._settings = settings
         self._catalog = catalog
         self._incoming = incoming
         self._access = access
+        self._owners = owners
         self._metrics = metrics
         self._num_uploads = 0
 
@@ -58,7 +61,7 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         if first is None or not first.HasField("header"):
             raise InvalidArgumentError("header", "the first message must announce the adapter")
         header = first.header
-        self._check_access(context, header.namespace)
+        _check_access(self._owners, context, header.namespace)
         try:
             check_announcement(header.upload, self._settings.max_adapter_bytes)
             adapter = await self._store(header, self._pieces(requests), context)
@@ -70,7 +73,7 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
 
     async def ResolveAdapter(self, request: pb.ResolveAdapterRequest, context: Any) -> pb.ResolveAdapterResponse:
         """See adapter_store.proto."""
-        self._check_access(context, request.namespace)
+        _check_access(self._owners, context, request.namespace)
         check_label("name", request.name)
         return pb.ResolveAdapterResponse(adapter=await self._catalog.resolve(request.namespace, request.name))
 
@@ -78,12 +81,12 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         self, request: pb.ListStoredAdaptersRequest, context: Any
     ) -> pb.ListStoredAdaptersResponse:
         """See adapter_store.proto."""
-        self._check_access(context, request.namespace)
+        _check_access(self._owners, context, request.namespace)
         return pb.ListStoredAdaptersResponse(adapters=await self._catalog.labels(request.namespace))
 
     async def RemoveAdapter(self, request: pb.RemoveAdapterRequest, context: Any) -> pb.RemoveAdapterResponse:
         """See adapter_store.proto."""
-        self._check_access(context, request.namespace)
+        _check_access(self._owners, context, request.namespace)
         check_label("name", request.name)
         await self._catalog.remove(request.namespace, request.name)
         return pb.RemoveAdapterResponse()
@@ -92,7 +95,7 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         self, request: pb.FetchAdapterRequest, context: Any
     ) -> AsyncIterator[pb.FetchAdapterResponse]:
         """See adapter_store.proto."""
-        self._check_access(context, request.namespace)
+        _check_access(self._access, context, request.namespace)
         check_digest("digest", request.digest)
         async with self._catalog.open(request.namespace, request.digest) as files:
             sizes = [adapter_pb2.AdapterFile(name=name, num_bytes=file.num_bytes) for name, file in files.items()]
@@ -150,12 +153,6 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         )
         return await self._catalog.put(namespace, adapter, files.files, replace=upload.replace)
 
-    def _check_access(self, context: Any, namespace: str) -> None:
-        """Raises unless the caller may use a namespace. The one that tokens share has no adapters."""
-        self._access.check(context, namespace)
-        if namespace == PUBLIC_NAMESPACE:
-            raise PermissionDeniedError("an adapter belongs to one tenant; there are no public ones")
-
     async def _pieces(self, requests: AsyncIterator[pb.StoreAdapterRequest]) -> AsyncIterator[bytes]:
         while (request := await self._next(requests)) is not None:
             if request.HasField("header"):
@@ -167,3 +164,10 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
             return await asyncio.wait_for(anext(requests, None), self._settings.stall_seconds)
         except TimeoutError as error:
             raise DeadlineExceededError(f"nothing came for {self._settings.stall_seconds:g} s") from error
+
+
+def _check_access(access: Access, context: Any, namespace: str) -> None:
+    """Raises unless the caller may use a namespace. The one that tokens may share has no adapters."""
+    access.check(context, namespace)
+    if namespace == PUBLIC_NAMESPACE:
+        raise PermissionDeniedError("an adapter belongs to one tenant; there are no public ones")

@@ -8,7 +8,7 @@ import grpc
 
 from services.common.access import Access
 from services.common.server import Lifespan, Served
-from services.common.tokens import PREFIX_CACHE, TokenVerifier
+from services.common.tokens import PREFIX_CACHE, PREFIX_CACHE_OWNER, TokenVerifier
 from services.prefix_cache.client import SERVICE
 from services.prefix_cache.disk_store import DiskStore
 from services.prefix_cache.memory_store import MemoryStore
@@ -27,10 +27,11 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         os.nice(settings.niceness)
         access = Access(TokenVerifier(settings.token_keys, PREFIX_CACHE))
+        owners = Access(TokenVerifier(settings.token_keys, PREFIX_CACHE_OWNER))
         tiers = Tiers(await _stores(settings), settings.max_pending_bytes)
         try:
             servicer = PrefixCacheServicer(
-                tiers, access, CacheMetrics(), settings.quota_bytes, settings.max_block_bytes
+                tiers, access, owners, CacheMetrics(), settings.quota_bytes, settings.max_block_bytes
             )
             servicer.add_to(server)
             yield Served((SERVICE,))

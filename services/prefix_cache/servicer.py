@@ -23,9 +23,19 @@ _MAX_KEYS = 65_536
 class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
     """Serves the blocks of all tiers to those whose tokens allow it."""
 
-    def __init__(self, tiers: Tiers, access: Access, metrics: CacheMetrics, quota_bytes: int, max_block_bytes: int):
+    def __init__(
+        self,
+        tiers: Tiers,
+        access: Access,
+        owners: Access,
+        metrics: CacheMetrics,
+        quota_bytes: int,
+        max_block_bytes: int,
+    ) -> None:
+        """`access` lets through who uses blocks, `owners` who manages namespaces."""
         self._tiers = tiers
         self._access = access
+        self._owners = owners
         self._metrics = metrics
         self._quota_bytes = quota_bytes
         self._max_block_bytes = max_block_bytes
@@ -84,7 +94,7 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         self, request: pb.GetNamespaceStatisticsRequest, context: Any
     ) -> pb.GetNamespaceStatisticsResponse:
         """See prefix_cache.proto."""
-        self._access.check(context, request.namespace)
+        self._owners.check(context, request.namespace)
         return pb.GetNamespaceStatisticsResponse(
             num_misses=self._tiers.misses[request.namespace],
             quota_bytes=self._quota_bytes,
@@ -103,7 +113,7 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
 
     async def DeleteNamespace(self, request: pb.DeleteNamespaceRequest, context: Any) -> pb.DeleteNamespaceResponse:
         """See prefix_cache.proto."""
-        self._access.check(context, request.namespace)
+        self._owners.check(context, request.namespace)
         return pb.DeleteNamespaceResponse(num_deleted=await self._tiers.clear(request.namespace))
 
 

@@ -81,7 +81,7 @@ class Store:
         self, config: bytes, weights: bytes, name: str = "mine", tenant: str = "tenant/a", **more: Any
     ) -> adapter_pb2.Adapter:
         """Sends both files; `more` changes what is announced, or (token, data, names) what is sent."""
-        token = more.pop("token", None) or self.mint.token(tenant)
+        token = more.pop("token", None) or self.mint.owner_token(tenant)
         names = more.pop("names", (CONFIG_NAME, WEIGHTS_NAME))
         data = more.pop("data", config + weights)
         sizes = more.pop("sizes", (len(config), len(weights)))
@@ -97,16 +97,16 @@ class Store:
         return await self.client.store(token, header, pieces(data), 20)
 
     async def names(self, tenant: str = "tenant/a") -> list[str]:
-        return [adapter.name for adapter in await self.client.list(self.mint.token(tenant), tenant, 5)]
+        return [adapter.name for adapter in await self.client.list(self.mint.owner_token(tenant), tenant, 5)]
 
     async def resolve(self, name: str = "mine", tenant: str = "tenant/a", token: str = "") -> adapter_pb2.Adapter:
-        return await self.client.resolve(token or self.mint.token(tenant), tenant, name, 5)
+        return await self.client.resolve(token or self.mint.owner_token(tenant), tenant, name, 5)
 
     async def fetch(self, digest: str, tenant: str = "tenant/a") -> tuple[bytes, bytes]:
-        return await self.client.fetch(self.mint.token(tenant), tenant, digest, 5)
+        return await self.client.fetch(self.mint.sequence_token(tenant), tenant, digest, 5)
 
     async def remove(self, name: str = "mine", tenant: str = "tenant/a") -> None:
-        await self.client.remove(self.mint.token(tenant), tenant, name, 5)
+        await self.client.remove(self.mint.owner_token(tenant), tenant, name, 5)
 
 
 async def pieces(data: bytes, size: int = 700) -> AsyncIterator[bytes]:

@@ -35,7 +35,7 @@ async def test_too_many_uploads_at_once_are_told_to_try_again(tmp_path: Path) ->
         config, weights = files()
         header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(config, weights))
         first = asyncio.create_task(
-            store.client.store(store.mint.token("tenant/a"), header, slow(config + weights), 20)
+            store.client.store(store.mint.owner_token("tenant/a"), header, slow(config + weights), 20)
         )
         while not any(name.startswith("incoming/") for name in contents(tmp_path)):
             await asyncio.sleep(0)
@@ -57,7 +57,7 @@ async def test_an_upload_that_stalls_is_ended(tmp_path: Path) -> None:
     for limits in ({"stall_seconds": 0.2}, {"upload_seconds": 0.2}):
         async with running_store(tmp_path, **limits) as store:
             header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(*files()))
-            call = store.client.store(store.mint.token("tenant/a"), header, stuck(), 20)
+            call = store.client.store(store.mint.owner_token("tenant/a"), header, stuck(), 20)
             assert await code_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
             assert contents(tmp_path) == set()
 
@@ -75,7 +75,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(store: Store, tmp_path: 
             await asyncio.Event().wait()
 
         header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(config, weights))
-        upload = asyncio.create_task(store.client.store(store.mint.token("tenant/a"), header, broken(), 20))
+        upload = asyncio.create_task(store.client.store(store.mint.owner_token("tenant/a"), header, broken(), 20))
         await reached.wait()
         if how == "cancelled":
             upload.cancel()
@@ -111,7 +111,7 @@ async def test_a_store_killed_in_the_midst_of_an_upload_has_nothing_of_it(tmp_pa
         await asyncio.wait_for(wait_serving(f"127.0.0.1:{port}"), 60)
         if kill:
             header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(config, weights))
-            upload = asyncio.create_task(store.client.store(store.mint.token("tenant/a"), header, endless(), 60))
+            upload = asyncio.create_task(store.client.store(store.mint.owner_token("tenant/a"), header, endless(), 60))
             while not any(name.endswith(WEIGHTS_NAME) for name in contents(tmp_path)):
                 await asyncio.sleep(0.01)
             process.send_signal(signal.SIGKILL)
@@ -134,7 +134,7 @@ async def test_what_is_refused_at_once_is_not_sent(store: Store) -> None:
             num_sent += len(piece)
             yield piece
 
-    token = store.mint.token("tenant/a")
+    token = store.mint.owner_token("tenant/a")
     for name, role in (("../x", adapter_pb2.ADAPTER_ROLE_TARGET), ("mine", adapter_pb2.ADAPTER_ROLE_DRAFT)):
         upload = announced(config, weights)
         upload.name, upload.role = name, role
@@ -151,7 +151,7 @@ async def test_what_data_raise_ends_the_upload_and_is_raised(store: Store, tmp_p
 
     header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(*files()))
     with pytest.raises(ZeroDivisionError):
-        await store.client.store(store.mint.token("tenant/a"), header, broken(), 20)
+        await store.client.store(store.mint.owner_token("tenant/a"), header, broken(), 20)
     async with asyncio.timeout(10):
         while any(name.startswith("incoming/") for name in contents(tmp_path)):
             await asyncio.sleep(0)
