@@ -51,7 +51,7 @@ async def _stores(settings: PrefixCacheSettings) -> list[Store]:
     if settings.redis_url is not None:
         stores.append(
             RedisStore(
-                settings.redis_url,
+                settings.redis_url.get_secret_value(),
                 cluster=settings.redis_cluster,
                 quota_bytes=settings.quota_bytes,
                 timeout_seconds=settings.redis_timeout_seconds,
