@@ -31,7 +31,7 @@ async def test_too_many_uploads_at_once_are_told_to_try_again(tmp_path: Path) ->
         await go.wait()
         yield data
 
-    async with running_store(tmp_path, max_uploads=1) as store:
+    async with running_store(tmp_path, max_uploads=1, upload_wait_seconds=0.1) as store:
         config, weights = files()
         header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(config, weights))
         first = asyncio.create_task(
@@ -47,6 +47,58 @@ async def test_too_many_uploads_at_once_are_told_to_try_again(tmp_path: Path) ->
         with pytest.raises(grpc.aio.AioRpcError):
             await first  # It announced no layers to fit.
         assert (await store.upload(config, weights)).rank == 4
+
+
+async def test_a_tenant_that_holds_all_it_may_does_not_hold_others_up(tmp_path: Path) -> None:
+    go = asyncio.Event()
+    config, weights = files()
+
+    async def slow() -> AsyncIterator[bytes]:
+        await go.wait()
+        yield config + weights
+
+    async with running_store(tmp_path, max_uploads=4) as store:
+        header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(config, weights))
+        token = store.mint.owner_token("tenant/a")
+        uploads = [asyncio.create_task(store.client.store(token, header, slow(), 20)) for _ in range(6)]
+        while sum(name.endswith(WEIGHTS_NAME) for name in contents(tmp_path)) < 2:
+            await asyncio.sleep(0)
+        assert (await store.upload(config, weights, tenant="tenant/b")).rank == 4
+        go.set()
+        codes = [await code_of(upload) for upload in uploads]  # They announced no layers to fit.
+        assert codes == [grpc.StatusCode.INVALID_ARGUMENT] * 6
+
+
+async def test_an_upload_that_crawls_is_ended(tmp_path: Path) -> None:
+    """However regularly a byte comes."""
+
+    async def crawling() -> AsyncIterator[bytes]:
+        while True:
+            yield b"{"
+            await asyncio.sleep(0.02)
+
+    async with running_store(tmp_path, stall_seconds=0.3, min_upload_bytes_per_second=1000) as store:
+        header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(*files()))
+        call = store.client.store(store.mint.owner_token("tenant/a"), header, crawling(), 20)
+        assert await code_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert contents(tmp_path) == set()
+
+
+async def test_pieces_that_a_gateway_takes_are_taken_by_the_store(tmp_path: Path) -> None:
+    """Of 32 MiB: the store's messages are smaller."""
+
+    async def large() -> AsyncIterator[bytes]:
+        yield b" " * (32 << 20)
+        yield b"x"
+
+    async with running_store(tmp_path) as store:
+        upload = announced(*files())
+        upload.files[1].num_bytes = (32 << 20) + 1 - upload.files[0].num_bytes
+        header = pb.StoreAdapterHeader(namespace="tenant/a", upload=upload)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await store.client.store(store.mint.owner_token("tenant/a"), header, large(), 60)
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "JSON" in (raised.value.details() or "")
 
 
 async def test_an_upload_that_stalls_is_ended(tmp_path: Path) -> None:
