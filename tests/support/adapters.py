@@ -22,8 +22,9 @@ from services.adapter_store.lifespan import adapter_store_lifespan
 from services.adapter_store.settings import AdapterStoreSettings
 from services.common.channel import open_channel
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, tensor_names
+from services.common.settings import ServerSettings
 from services.common.tokens import TokenMint, new_signing_key, public_key
-from support.system import SERVER, served
+from support.system import served
 
 MODULES = {
     f"model.layers.{layer}.{name}": shape
@@ -120,8 +121,10 @@ async def pieces(data: bytes, size: int = 700) -> AsyncIterator[bytes]:
 async def running_store(folder: Path, **settings: Any) -> AsyncIterator[Store]:
     """A store over real gRPC."""
     key = new_signing_key()
-    made = AdapterStoreSettings(token_keys=(public_key(key),), folder=folder, server=SERVER, **settings)
-    async with served(adapter_store_lifespan(made)) as address:
+    default: ServerSettings = AdapterStoreSettings.model_fields["server"].default
+    server = default.model_copy(update={"port": 0, "grace_seconds": 0.2})
+    made = AdapterStoreSettings(token_keys=(public_key(key),), folder=folder, server=server, **settings)
+    async with served(adapter_store_lifespan(made), server) as address:
         store = Store(address, key)
         yield store
         await store.client.close()

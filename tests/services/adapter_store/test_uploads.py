@@ -79,8 +79,10 @@ async def test_an_upload_that_crawls_is_ended(tmp_path: Path) -> None:
 
     async with running_store(tmp_path, stall_seconds=0.3, min_upload_bytes_per_second=1000) as store:
         header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(*files()))
-        call = store.client.store(store.mint.owner_token("tenant/a"), header, crawling(), 20)
-        assert await code_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await store.client.store(store.mint.owner_token("tenant/a"), header, crawling(), 20)
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "bytes a second" in (raised.value.details() or "")
         assert contents(tmp_path) == set()
 
 
