@@ -28,7 +28,7 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
         os.nice(settings.niceness)
         access = Access(TokenVerifier(settings.token_keys, PREFIX_CACHE))
         owners = Access(TokenVerifier(settings.token_keys, PREFIX_CACHE_OWNER))
-        tiers = Tiers(await _stores(settings), settings.max_pending_bytes)
+        tiers = Tiers(await _stores(settings), settings.max_pending_bytes, min(60.0, settings.idle_seconds / 10))
         try:
             servicer = PrefixCacheServicer(
                 tiers, access, owners, CacheMetrics(), settings.quota_bytes, settings.max_block_bytes
@@ -43,9 +43,9 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
 
 async def _stores(settings: PrefixCacheSettings) -> list[Store]:
     """The tiers, nearest first."""
-    stores: list[Store] = [MemoryStore(settings.memory_bytes, settings.quota_bytes)]
+    stores: list[Store] = [MemoryStore(settings.memory_bytes, settings.quota_bytes, settings.idle_seconds)]
     if settings.disk_folder is not None:
-        disk = DiskStore(settings.disk_folder, settings.disk_bytes, settings.quota_bytes)
+        disk = DiskStore(settings.disk_folder, settings.disk_bytes, settings.quota_bytes, settings.idle_seconds)
         await disk.open()
         stores.append(disk)
     if settings.redis_url is not None:
@@ -54,6 +54,7 @@ async def _stores(settings: PrefixCacheSettings) -> list[Store]:
                 settings.redis_url.get_secret_value(),
                 cluster=settings.redis_cluster,
                 quota_bytes=settings.quota_bytes,
+                idle_seconds=settings.idle_seconds,
                 timeout_seconds=settings.redis_timeout_seconds,
             )
         )

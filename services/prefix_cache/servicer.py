@@ -1,6 +1,7 @@
 """PrefixCacheService over gRPC."""
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -52,20 +53,20 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         """See prefix_cache.proto."""
         self._access.check(context, request.namespace)
         _check_keys(request.keys)
-        return pb.MatchBlocksResponse(num_leading=await self._tiers.num_leading(request.namespace, request.keys))
+        count = await self._tiers.num_leading(request.namespace, request.keys, context.time_remaining)
+        return pb.MatchBlocksResponse(num_leading=count)
 
     async def FetchBlocks(self, request: pb.FetchBlocksRequest, context: Any) -> AsyncIterator[Any]:
         """See prefix_cache.proto."""
         self._access.check(context, request.namespace)
         _check_keys(request.keys)
+        found = self._tiers.blocks(request.namespace, request.keys, context.time_remaining)
         with self._metrics.fetching() as fetched:
-            for key in request.keys:
-                block = await self._tiers.get(request.namespace, key)
-                if block is None:
-                    return
-                fetched.add(block.num_bytes)
-                for piece in to_pieces(block):
-                    yield write_fetch_response(piece)
+            async with aclosing(found) as blocks:
+                async for block in blocks:
+                    fetched.add(block.num_bytes)
+                    for piece in to_pieces(block):
+                        yield write_fetch_response(piece)
 
     async def StoreBlocks(self, request_iterator: AsyncIterator[Any], context: Any) -> pb.StoreBlocksResponse:
         """See prefix_cache.proto."""
@@ -96,7 +97,7 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         """See prefix_cache.proto."""
         self._owners.check(context, request.namespace)
         return pb.GetNamespaceStatisticsResponse(
-            num_misses=self._tiers.misses[request.namespace],
+            num_misses=self._tiers.num_misses(request.namespace),
             quota_bytes=self._quota_bytes,
             tiers=[
                 cache_pb2.TierStatistics(

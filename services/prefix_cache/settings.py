@@ -26,6 +26,7 @@ class PrefixCacheSettings(ProcessSettings):
     redis_cluster: bool = Field(False, description="The server is a cluster's.")
     redis_timeout_seconds: float = Field(1.0, gt=0, description="Longest wait for an answer of Redis.")
     quota_bytes: int = Field(1 << 30, ge=1 << 20, description="Most bytes of one namespace in each tier.")
+    idle_seconds: float = Field(7 * 24 * 3600.0, gt=0, description="Blocks that nobody used for so long are let go.")
     max_block_bytes: int = Field(64 << 20, ge=1, description="Largest block.")
     max_pending_bytes: int = Field(256 << 20, ge=0, description="Blocks on their way to further tiers; more are not.")
     niceness: int = Field(0, ge=0, le=19, description="Makes the process give way to models on the same cores.")
