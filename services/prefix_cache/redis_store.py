@@ -196,8 +196,7 @@ class RedisStore(Store):
         pipeline = self._client.pipeline(transaction=False)
         for key, _ in used:
             pipeline.expire(_block_name(tag, key), self._idle_seconds)
-        await pipeline.execute()
-        await self._let_go(tag, found)
+        await asyncio.gather(pipeline.execute(), self._let_go(tag, found))
 
     async def _forget(self, namespace: str, keys: list[bytes]) -> None:
         await self._let_go(_tag(namespace), await self._run(FORGET, _tag(namespace), *keys))
