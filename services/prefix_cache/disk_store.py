@@ -126,9 +126,13 @@ class DiskStore(Store):
             continue
 
     async def usage(self, namespace: str) -> Usage:
-        """See Store."""
-        held = self._shares[namespace]
-        return replace(self._usages[namespace], num_blocks=held.num_blocks, num_bytes=held.num_bytes)
+        """See Store. The accounts are the thread's."""
+
+        def read(_: sqlite3.Connection) -> Usage:
+            held = self._shares[namespace]
+            return replace(self._usages[namespace], num_blocks=held.num_blocks, num_bytes=held.num_bytes)
+
+        return await self._file.do(read, Usage())
 
     async def close(self) -> None:
         """See Store."""
