@@ -53,7 +53,7 @@ def test_an_address_is_shown_without_its_secrets(url: str) -> None:
     settings = [
         PrefixCacheSettings(token_keys=("ab",), redis_url=url),
         AdapterStoreSettings(**STORE, s3_endpoint=url),
-        GatewaySettings(tokenizer="t", telemetry={"otlp_endpoint": url}),
+        VerifierSettings(engine={"model": "m"}, telemetry={"otlp_endpoint": url}),
     ]
     for made in settings:
         for shown in (made.model_dump_json(), repr(made), str(made), str(made.model_dump())):
