@@ -176,7 +176,7 @@ async def _gaps(client: Client, prompts: Sequence[Sequence[int]]) -> list[float]
 
 async def _gaps_while_moving(launcher: Launcher, client: Client, prompts: Sequence[Sequence[int]]) -> float:
     """Median time between tokens from the beginning of a move to its end."""
-    token = TokenMint(launcher.system.signing_key, 3600).token(NAMESPACE)
+    token = TokenMint(launcher.system.signing_key, 3600).sequence_token(NAMESPACE)
     arguments = [launcher.address("prefix-cache"), token]
     moving = await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.transfer", *arguments)
     gaps: list[float] = []

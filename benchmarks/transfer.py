@@ -85,7 +85,7 @@ async def _cache_process(num_blocks: int) -> AsyncIterator[Blocks]:
         "--telemetry.log-level=WARNING",
     ]
     async with _process(port, "services.prefix_cache", *arguments) as address:
-        blocks = Blocks(address, TokenMint(key, 3600).token(NAMESPACE), num_blocks)
+        blocks = Blocks(address, TokenMint(key, 3600).sequence_token(NAMESPACE), num_blocks)
         yield blocks
         await blocks.close()
 

@@ -12,12 +12,11 @@ class Grants:
         self._mint = mint
 
     def token(self, caller: Caller) -> str:
-        """A token for what the gateway asks of stores and caches in the caller's name; empty without a key to sign."""
-        return self._token(caller.namespace)
+        """A token for what the gateway asks of stores in the caller's name; empty without a key to sign with."""
+        return self._mint.owner_token(caller.namespace) if self._mint is not None else ""
 
     def sequence_token(self, tenant: speculation_pb2.TenantAccess) -> str:
-        """A token that is handed to engines; empty without a key to sign."""
-        return self._token(tenant.namespace)
-
-    def _token(self, namespace: str) -> str:
-        return self._mint.token(namespace) if self._mint is not None else ""
+        """A token that is handed to engines; empty without a key to sign with."""
+        if self._mint is None:
+            return ""
+        return self._mint.sequence_token(tenant.namespace, public=tenant.num_public_tokens > 0)

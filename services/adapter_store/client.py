@@ -16,6 +16,8 @@ from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdapterStoreService"].full_name
 _MAX_ADAPTER_BYTES = 1 << 30
+_PIECE_BYTES = 1 << 20
+"""Most bytes of one message: a store takes messages of some megabytes, gateways larger ones."""
 
 
 class AdapterStoreClient:
@@ -116,10 +118,12 @@ class AdapterStoreClient:
 async def _announced_data(
     header: pb.StoreAdapterHeader, data: AsyncIterable[bytes]
 ) -> AsyncIterator[pb.StoreAdapterRequest]:
-    """Data as messages, up to the first byte too many."""
+    """Data as messages of the store's size, whatever the size they come in; up to the first byte too many."""
     num_left = sum(file.num_bytes for file in header.upload.files)
     async for piece in data:
-        yield pb.StoreAdapterRequest(data=piece)
-        num_left -= len(piece)
+        view = memoryview(piece)[: num_left + 1]
+        num_left -= len(view)
+        for start in range(0, len(view), _PIECE_BYTES):
+            yield pb.StoreAdapterRequest(data=bytes(view[start : start + _PIECE_BYTES]))
         if num_left < 0:
             return

@@ -19,7 +19,7 @@ from services.adapter_store.servicer import AdapterStoreServicer
 from services.adapter_store.settings import AdapterStoreSettings
 from services.common.access import Access
 from services.common.server import Lifespan, Served
-from services.common.tokens import ADAPTER_STORE, TokenVerifier
+from services.common.tokens import ADAPTER_STORE, ADAPTER_STORE_OWNER, TokenVerifier
 
 _log = logging.getLogger(__name__)
 
@@ -29,13 +29,15 @@ def adapter_store_lifespan(settings: AdapterStoreSettings) -> Lifespan:
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
-        access, metrics = Access(TokenVerifier(settings.token_keys, ADAPTER_STORE)), StoreMetrics()
+        access = Access(TokenVerifier(settings.token_keys, ADAPTER_STORE))
+        owners = Access(TokenVerifier(settings.token_keys, ADAPTER_STORE_OWNER))
+        metrics = StoreMetrics()
         with own_folder(settings.folder) as incoming:
             objects = _objects(settings, incoming)
             catalog = Catalog(objects, settings.max_adapters_per_namespace, settings.keep_seconds)
             sweeping = asyncio.create_task(_sweep(catalog, metrics, settings.sweep_seconds))
             try:
-                servicer = AdapterStoreServicer(settings, catalog, incoming, access, metrics)
+                servicer = AdapterStoreServicer(settings, catalog, incoming, access, owners, metrics)
                 adapter_store_pb2_grpc.add_AdapterStoreServiceServicer_to_server(servicer, server)
                 yield Served((SERVICE,))
             finally:

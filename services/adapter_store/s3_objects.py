@@ -36,7 +36,7 @@ class S3Objects:
     def connect(cls, settings: AdapterStoreSettings) -> "S3Objects":
         """The storage that settings name. Nothing is asked yet."""
         given: dict[str, Any] = {
-            "endpoint": settings.s3_endpoint,
+            "endpoint": settings.s3_endpoint and settings.s3_endpoint.get_secret_value(),
             "region": settings.s3_region,
             "access_key_id": settings.s3_access_key and settings.s3_access_key.get_secret_value(),
             "secret_access_key": settings.s3_secret_key and settings.s3_secret_key.get_secret_value(),

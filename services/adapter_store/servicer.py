@@ -15,6 +15,8 @@ from services.adapter_store.catalog import Catalog
 from services.adapter_store.checks import Checked, check_adapter
 from services.adapter_store.layout import check_label
 from services.adapter_store.metrics import StoreMetrics
+from services.adapter_store.pace import Pace
+from services.adapter_store.places import UploadPlaces
 from services.adapter_store.settings import AdapterStoreSettings
 from services.adapter_store.upload import Received, check_announcement, received
 from services.common.access import Access
@@ -23,12 +25,9 @@ from services.common.errors import (
     InvalidArgumentError,
     PacelineError,
     PermissionDeniedError,
-    ResourceExhaustedError,
 )
 from services.common.lora.config import check_digest
 from services.common.tokens import PUBLIC_NAMESPACE
-
-_RETRY_AFTER_SECONDS = 2.0
 
 
 class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
@@ -40,25 +39,30 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         catalog: Catalog,
         incoming: Path,
         access: Access,
+        owners: Access,
         metrics: StoreMetrics,
     ) -> None:
+        """`access` lets through who fetches adapters, `owners` who manages them."""
         self._settings = settings
         self._catalog = catalog
         self._incoming = incoming
         self._access = access
+        self._owners = owners
         self._metrics = metrics
-        self._num_uploads = 0
+        self._places = UploadPlaces(
+            settings.max_uploads, settings.max_uploads_per_namespace, settings.upload_wait_seconds
+        )
 
     async def StoreAdapter(
         self, request_iterator: AsyncIterator[pb.StoreAdapterRequest], context: Any
     ) -> pb.StoreAdapterResponse:
         """See adapter_store.proto."""
         requests = aiter(request_iterator)
-        first = await self._next(requests)
+        first = await Pace(self._settings.stall_seconds, self._settings.min_upload_bytes_per_second).next(requests)
         if first is None or not first.HasField("header"):
             raise InvalidArgumentError("header", "the first message must announce the adapter")
         header = first.header
-        self._check_access(context, header.namespace)
+        _check_access(self._owners, context, header.namespace)
         try:
             check_announcement(header.upload, self._settings.max_adapter_bytes)
             adapter = await self._store(header, self._pieces(requests), context)
@@ -70,7 +74,7 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
 
     async def ResolveAdapter(self, request: pb.ResolveAdapterRequest, context: Any) -> pb.ResolveAdapterResponse:
         """See adapter_store.proto."""
-        self._check_access(context, request.namespace)
+        _check_access(self._owners, context, request.namespace)
         check_label("name", request.name)
         return pb.ResolveAdapterResponse(adapter=await self._catalog.resolve(request.namespace, request.name))
 
@@ -78,12 +82,12 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         self, request: pb.ListStoredAdaptersRequest, context: Any
     ) -> pb.ListStoredAdaptersResponse:
         """See adapter_store.proto."""
-        self._check_access(context, request.namespace)
+        _check_access(self._owners, context, request.namespace)
         return pb.ListStoredAdaptersResponse(adapters=await self._catalog.labels(request.namespace))
 
     async def RemoveAdapter(self, request: pb.RemoveAdapterRequest, context: Any) -> pb.RemoveAdapterResponse:
         """See adapter_store.proto."""
-        self._check_access(context, request.namespace)
+        _check_access(self._owners, context, request.namespace)
         check_label("name", request.name)
         await self._catalog.remove(request.namespace, request.name)
         return pb.RemoveAdapterResponse()
@@ -92,7 +96,7 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         self, request: pb.FetchAdapterRequest, context: Any
     ) -> AsyncIterator[pb.FetchAdapterResponse]:
         """See adapter_store.proto."""
-        self._check_access(context, request.namespace)
+        _check_access(self._access, context, request.namespace)
         check_digest("digest", request.digest)
         async with self._catalog.open(request.namespace, request.digest) as files:
             sizes = [adapter_pb2.AdapterFile(name=name, num_bytes=file.num_bytes) for name, file in files.items()]
@@ -105,33 +109,32 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
     async def _store(
         self, header: pb.StoreAdapterHeader, pieces: AsyncIterator[bytes], context: Any
     ) -> adapter_pb2.Adapter:
-        if self._num_uploads >= self._settings.max_uploads:
-            description = f"{self._num_uploads} uploads are on their way, which is the limit"
-            raise ResourceExhaustedError(description, _RETRY_AFTER_SECONDS)
-        self._num_uploads += 1
         upload = header.upload
         is_draft = upload.role == adapter_pb2.ADAPTER_ROLE_DRAFT
         try:
-            await self._catalog.check_label(header.namespace, upload.name, draft=is_draft)
-            await context.send_initial_metadata(ACCEPTED)  # The client sends no data before.
-            async with (
-                asyncio.timeout(self._settings.upload_seconds),
-                received(upload, pieces, self._incoming) as files,
-            ):
-                checked = await asyncio.to_thread(
-                    check_adapter,
-                    files.files.config,
-                    files.files.weights,
-                    header.base,
-                    self._settings.max_rank,
-                    ignore_base_model=upload.ignore_base_model,
-                )
-                return await self._keep(header, checked, files)
+            async with self._places.place(header.namespace):
+                await self._catalog.check_label(header.namespace, upload.name, draft=is_draft)
+                await context.send_initial_metadata(ACCEPTED)  # The client sends no data before.
+                return await self._receive(header, pieces)
         except TimeoutError as error:
             description = f"the upload took longer than {self._settings.upload_seconds:g} s"
             raise DeadlineExceededError(description) from error
-        finally:
-            self._num_uploads -= 1
+
+    async def _receive(self, header: pb.StoreAdapterHeader, pieces: AsyncIterator[bytes]) -> adapter_pb2.Adapter:
+        upload = header.upload
+        async with (
+            asyncio.timeout(self._settings.upload_seconds),
+            received(upload, pieces, self._incoming) as files,
+        ):
+            checked = await asyncio.to_thread(
+                check_adapter,
+                files.files.config,
+                files.files.weights,
+                header.base,
+                self._settings.max_rank,
+                ignore_base_model=upload.ignore_base_model,
+            )
+            return await self._keep(header, checked, files)
 
     async def _keep(self, header: pb.StoreAdapterHeader, checked: Checked, files: Received) -> adapter_pb2.Adapter:
         namespace, upload = header.namespace, header.upload
@@ -150,20 +153,17 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         )
         return await self._catalog.put(namespace, adapter, files.files, replace=upload.replace)
 
-    def _check_access(self, context: Any, namespace: str) -> None:
-        """Raises unless the caller may use a namespace. The one that tokens share has no adapters."""
-        self._access.check(context, namespace)
-        if namespace == PUBLIC_NAMESPACE:
-            raise PermissionDeniedError("an adapter belongs to one tenant; there are no public ones")
-
     async def _pieces(self, requests: AsyncIterator[pb.StoreAdapterRequest]) -> AsyncIterator[bytes]:
-        while (request := await self._next(requests)) is not None:
+        pace = Pace(self._settings.stall_seconds, self._settings.min_upload_bytes_per_second)
+        while (request := await pace.next(requests)) is not None:
             if request.HasField("header"):
                 raise InvalidArgumentError("header", "only the first message may announce an adapter")
+            pace.num_bytes += len(request.data)
             yield request.data
 
-    async def _next(self, requests: AsyncIterator[pb.StoreAdapterRequest]) -> pb.StoreAdapterRequest | None:
-        try:
-            return await asyncio.wait_for(anext(requests, None), self._settings.stall_seconds)
-        except TimeoutError as error:
-            raise DeadlineExceededError(f"nothing came for {self._settings.stall_seconds:g} s") from error
+
+def _check_access(access: Access, context: Any, namespace: str) -> None:
+    """Raises unless the caller may use a namespace. The one that tokens may share has no adapters."""
+    access.check(context, namespace)
+    if namespace == PUBLIC_NAMESPACE:
+        raise PermissionDeniedError("an adapter belongs to one tenant; there are no public ones")

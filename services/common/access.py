@@ -34,9 +34,11 @@ class Access:
 
 
 def bearer_token(context: CallContext) -> str:
-    """The token in a call's metadata; empty without one."""
+    """The token in a call's metadata; empty without one. Raises UnauthenticatedError for more than one."""
     headers = [str(value) for name, value in context.invocation_metadata() or () if name == _HEADER]
-    return headers[-1].removeprefix(_SCHEME) if headers and headers[-1].startswith(_SCHEME) else ""
+    if len(headers) > 1:
+        raise UnauthenticatedError(f"metadata entry {_HEADER!r} must be there once")
+    return headers[0].removeprefix(_SCHEME) if headers and headers[0].startswith(_SCHEME) else ""
 
 
 def credentials(token: str) -> tuple[tuple[str, str], ...]:

@@ -13,6 +13,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
+from services.common.secret_url import SecretUrl
+
 
 class TraceExporter(StrEnum):
     """Where spans go."""
@@ -65,7 +67,7 @@ class TelemetrySettings(_Part):
     log_format: LogFormat = Field(LogFormat.JSON, description="json or text.")
     traces: TraceExporter = Field(TraceExporter.NONE, description="Where spans go.")
     metrics: MetricExporter = Field(MetricExporter.NONE, description="Where metrics go.")
-    otlp_endpoint: str = Field("http://127.0.0.1:4317", description="OTLP/gRPC collector.")
+    otlp_endpoint: SecretUrl = Field("http://127.0.0.1:4317", validate_default=True, description="OTLP/gRPC collector.")
     prometheus_host: str = Field("127.0.0.1", description="Address that Prometheus reads.")
     prometheus_port: int = Field(9464, ge=0, le=65535, description="Port that Prometheus reads.")
 

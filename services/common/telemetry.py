@@ -100,7 +100,7 @@ def _span_exporter(settings: TelemetrySettings) -> SpanExporter | None:
     if settings.traces is TraceExporter.OTLP:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-        return OTLPSpanExporter(endpoint=settings.otlp_endpoint)
+        return OTLPSpanExporter(endpoint=settings.otlp_endpoint.get_secret_value())
     return None
 
 
@@ -110,7 +110,7 @@ def _metric_reader(settings: TelemetrySettings) -> MetricReader | None:
     if settings.metrics is MetricExporter.OTLP:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
-        return PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=settings.otlp_endpoint))
+        return PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=settings.otlp_endpoint.get_secret_value()))
     if settings.metrics is MetricExporter.PROMETHEUS:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from prometheus_client import start_http_server

@@ -1,11 +1,16 @@
-"""Short-lived tokens that say which namespaces a caller may use: of computed prompts, of adapters.
+"""Short-lived tokens that say which namespaces a caller may use, and for what: of computed prompts, of adapters.
 
 JSON Web Tokens (RFC 7519) signed with Ed25519 (RFC 8037): the gateway holds the private key, the services the public
 ones. A key is named by its digest ("kid"), so that keys can be changed while both are about.
+
+A token is minted for one use, and its audiences are what that use needs. Engines are given tokens of a sequence, which
+read and extend a namespace's blocks and fetch its adapters. What changes or deletes a tenant's things asks for a token
+of the owner, which never leaves the gateway: an engine that was broken into can delete nothing.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jwt
 from blake3 import blake3
@@ -17,12 +22,19 @@ from services.common.errors import UnauthenticatedError
 
 PUBLIC_NAMESPACE = "public"
 """Namespace of the prefixes that a model's owner declared public. No caller has it as its own."""
-_ALGORITHM = "EdDSA"
 PREFIX_CACHE = "paceline.prefix-cache"
+"""Audience of who reads and stores blocks."""
+PREFIX_CACHE_OWNER = "paceline.prefix-cache.owner"
+"""Audience of who looks at namespaces and deletes them."""
 ADAPTER_STORE = "paceline.adapter-store"
+"""Audience of who fetches adapters."""
+ADAPTER_STORE_OWNER = "paceline.adapter-store.owner"
+"""Audience of who stores, resolves, lists and removes adapters."""
 ENGINE = "paceline.engine"
-"""Audience of the tokens that verifiers and drafts take."""
-_AUDIENCES = [PREFIX_CACHE, ADAPTER_STORE, ENGINE]
+"""Audience of who opens sequences at verifiers and drafts."""
+_SEQUENCE = (ENGINE, PREFIX_CACHE, ADAPTER_STORE)
+_OWNER = (PREFIX_CACHE_OWNER, ADAPTER_STORE_OWNER)
+_ALGORITHM = "EdDSA"
 _LEEWAY_SECONDS = 5.0
 _MAX_MINTED = 1 << 16
 
@@ -39,6 +51,11 @@ def public_key(signing_key: str) -> str:
     return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
 
 
+class _Claims(NamedTuple):
+    audiences: tuple[str, ...]
+    namespaces: tuple[str, ...]
+
+
 class TokenMint:
     """Signs tokens. One is handed out again until half of its life is over."""
 
@@ -47,23 +64,34 @@ class TokenMint:
         self._headers = {"kid": _key_id(public_key(signing_key))}
         self._seconds = seconds
         self._clock = clock
-        self._minted: TTLCache[str, str] = TTLCache(_MAX_MINTED, seconds / 2, clock)
+        self._minted: TTLCache[_Claims, str] = TTLCache(_MAX_MINTED, seconds / 2, clock)
 
-    def token(self, namespace: str) -> str:
-        """A token for a namespace, which may read and extend the public one of the prefix cache too."""
-        token = self._minted.get(namespace)
+    def sequence_token(self, namespace: str, *, public: bool = False) -> str:
+        """What engines are given for the sequences of a namespace.
+
+        With `public` it reads and extends the public namespace of the prefix cache too: for sequences that begin with
+        what was declared public, and no others.
+        """
+        return self._token(_Claims(_SEQUENCE, (namespace, PUBLIC_NAMESPACE) if public else (namespace,)))
+
+    def owner_token(self, namespace: str) -> str:
+        """What a namespace is managed with, in its owner's name; with the public one, in the operator's."""
+        return self._token(_Claims(_OWNER, (namespace,)))
+
+    def _token(self, claims: "_Claims") -> str:
+        token = self._minted.get(claims)
         if token is None:
-            claims = {
-                "aud": _AUDIENCES,
+            written = {
+                "aud": claims.audiences,
                 "exp": self._clock() + self._seconds,
-                "namespaces": [namespace, PUBLIC_NAMESPACE],
+                "namespaces": claims.namespaces,
             }
-            self._minted[namespace] = token = jwt.encode(claims, self._private, _ALGORITHM, self._headers)
+            self._minted[claims] = token = jwt.encode(written, self._private, _ALGORITHM, self._headers)
         return token
 
 
 class TokenVerifier:
-    """Checks tokens for one service against public keys, any of which may have signed."""
+    """Checks tokens for one audience against public keys, any of which may have signed."""
 
     def __init__(self, public_keys: Sequence[str], audience: str) -> None:
         self._audience = audience

@@ -93,6 +93,8 @@ def to_tenant(message: speculation_pb2.TenantAccess, context: CallContext, acces
         raise InvalidArgumentError("tenant.namespace", "is nobody's own")
     if message.namespace and access is not None:
         access.check(context, message.namespace)
+        if message.num_public_tokens:
+            access.check(context, PUBLIC_NAMESPACE)
     return Tenant(message.namespace, bearer_token(context))
 
 

@@ -8,7 +8,7 @@ import grpc
 
 from services.common.access import Access
 from services.common.server import Lifespan, Served
-from services.common.tokens import PREFIX_CACHE, TokenVerifier
+from services.common.tokens import PREFIX_CACHE, PREFIX_CACHE_OWNER, TokenVerifier
 from services.prefix_cache.client import SERVICE
 from services.prefix_cache.disk_store import DiskStore
 from services.prefix_cache.memory_store import MemoryStore
@@ -27,10 +27,11 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         os.nice(settings.niceness)
         access = Access(TokenVerifier(settings.token_keys, PREFIX_CACHE))
-        tiers = Tiers(await _stores(settings), settings.max_pending_bytes)
+        owners = Access(TokenVerifier(settings.token_keys, PREFIX_CACHE_OWNER))
+        tiers = Tiers(await _stores(settings), settings.max_pending_bytes, min(60.0, settings.idle_seconds / 10))
         try:
             servicer = PrefixCacheServicer(
-                tiers, access, CacheMetrics(), settings.quota_bytes, settings.max_block_bytes
+                tiers, access, owners, CacheMetrics(), settings.quota_bytes, settings.max_block_bytes
             )
             servicer.add_to(server)
             yield Served((SERVICE,))
@@ -42,17 +43,18 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
 
 async def _stores(settings: PrefixCacheSettings) -> list[Store]:
     """The tiers, nearest first."""
-    stores: list[Store] = [MemoryStore(settings.memory_bytes, settings.quota_bytes)]
+    stores: list[Store] = [MemoryStore(settings.memory_bytes, settings.quota_bytes, settings.idle_seconds)]
     if settings.disk_folder is not None:
-        disk = DiskStore(settings.disk_folder, settings.disk_bytes, settings.quota_bytes)
+        disk = DiskStore(settings.disk_folder, settings.disk_bytes, settings.quota_bytes, settings.idle_seconds)
         await disk.open()
         stores.append(disk)
     if settings.redis_url is not None:
         stores.append(
             RedisStore(
-                settings.redis_url,
+                settings.redis_url.get_secret_value(),
                 cluster=settings.redis_cluster,
                 quota_bytes=settings.quota_bytes,
+                idle_seconds=settings.idle_seconds,
                 timeout_seconds=settings.redis_timeout_seconds,
             )
         )

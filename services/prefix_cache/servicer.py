@@ -1,6 +1,7 @@
 """PrefixCacheService over gRPC."""
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -23,9 +24,19 @@ _MAX_KEYS = 65_536
 class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
     """Serves the blocks of all tiers to those whose tokens allow it."""
 
-    def __init__(self, tiers: Tiers, access: Access, metrics: CacheMetrics, quota_bytes: int, max_block_bytes: int):
+    def __init__(
+        self,
+        tiers: Tiers,
+        access: Access,
+        owners: Access,
+        metrics: CacheMetrics,
+        quota_bytes: int,
+        max_block_bytes: int,
+    ) -> None:
+        """`access` lets through who uses blocks, `owners` who manages namespaces."""
         self._tiers = tiers
         self._access = access
+        self._owners = owners
         self._metrics = metrics
         self._quota_bytes = quota_bytes
         self._max_block_bytes = max_block_bytes
@@ -42,20 +53,20 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         """See prefix_cache.proto."""
         self._access.check(context, request.namespace)
         _check_keys(request.keys)
-        return pb.MatchBlocksResponse(num_leading=await self._tiers.num_leading(request.namespace, request.keys))
+        count = await self._tiers.num_leading(request.namespace, request.keys, context.time_remaining)
+        return pb.MatchBlocksResponse(num_leading=count)
 
     async def FetchBlocks(self, request: pb.FetchBlocksRequest, context: Any) -> AsyncIterator[Any]:
         """See prefix_cache.proto."""
         self._access.check(context, request.namespace)
         _check_keys(request.keys)
+        found = self._tiers.blocks(request.namespace, request.keys, context.time_remaining)
         with self._metrics.fetching() as fetched:
-            for key in request.keys:
-                block = await self._tiers.get(request.namespace, key)
-                if block is None:
-                    return
-                fetched.add(block.num_bytes)
-                for piece in to_pieces(block):
-                    yield write_fetch_response(piece)
+            async with aclosing(found) as blocks:
+                async for block in blocks:
+                    fetched.add(block.num_bytes)
+                    for piece in to_pieces(block):
+                        yield write_fetch_response(piece)
 
     async def StoreBlocks(self, request_iterator: AsyncIterator[Any], context: Any) -> pb.StoreBlocksResponse:
         """See prefix_cache.proto."""
@@ -84,9 +95,9 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         self, request: pb.GetNamespaceStatisticsRequest, context: Any
     ) -> pb.GetNamespaceStatisticsResponse:
         """See prefix_cache.proto."""
-        self._access.check(context, request.namespace)
+        self._owners.check(context, request.namespace)
         return pb.GetNamespaceStatisticsResponse(
-            num_misses=self._tiers.misses[request.namespace],
+            num_misses=self._tiers.num_misses(request.namespace),
             quota_bytes=self._quota_bytes,
             tiers=[
                 cache_pb2.TierStatistics(
@@ -103,7 +114,7 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
 
     async def DeleteNamespace(self, request: pb.DeleteNamespaceRequest, context: Any) -> pb.DeleteNamespaceResponse:
         """See prefix_cache.proto."""
-        self._access.check(context, request.namespace)
+        self._owners.check(context, request.namespace)
         return pb.DeleteNamespaceResponse(num_deleted=await self._tiers.clear(request.namespace))
 
 

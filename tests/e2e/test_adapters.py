@@ -151,7 +151,7 @@ async def test_what_a_stream_says_of_its_tenant_is_not_believed_without_a_token(
     """Not by a verifier that has the adapter loaded, nor by the draft."""
     digest = await upload(system, adapters[5], "mine", "a")
     await system.generate(PROMPTS[1], adapter="mine", **OPTIONS)
-    theirs, own = system.mint.token("tenant/b"), system.mint.token("tenant/a")
+    theirs, own = system.mint.sequence_token("tenant/b"), system.mint.sequence_token("tenant/a")
     expected = {"": "UNAUTHENTICATED", "x.y.z": "UNAUTHENTICATED", theirs: "PERMISSION_DENIED", own: "OK"}
     for token, code in expected.items():
         opening = speculation_pb2.Open(

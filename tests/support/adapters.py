@@ -22,8 +22,9 @@ from services.adapter_store.lifespan import adapter_store_lifespan
 from services.adapter_store.settings import AdapterStoreSettings
 from services.common.channel import open_channel
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, tensor_names
+from services.common.settings import ServerSettings
 from services.common.tokens import TokenMint, new_signing_key, public_key
-from support.system import SERVER, served
+from support.system import served
 
 MODULES = {
     f"model.layers.{layer}.{name}": shape
@@ -81,7 +82,7 @@ class Store:
         self, config: bytes, weights: bytes, name: str = "mine", tenant: str = "tenant/a", **more: Any
     ) -> adapter_pb2.Adapter:
         """Sends both files; `more` changes what is announced, or (token, data, names) what is sent."""
-        token = more.pop("token", None) or self.mint.token(tenant)
+        token = more.pop("token", None) or self.mint.owner_token(tenant)
         names = more.pop("names", (CONFIG_NAME, WEIGHTS_NAME))
         data = more.pop("data", config + weights)
         sizes = more.pop("sizes", (len(config), len(weights)))
@@ -97,16 +98,16 @@ class Store:
         return await self.client.store(token, header, pieces(data), 20)
 
     async def names(self, tenant: str = "tenant/a") -> list[str]:
-        return [adapter.name for adapter in await self.client.list(self.mint.token(tenant), tenant, 5)]
+        return [adapter.name for adapter in await self.client.list(self.mint.owner_token(tenant), tenant, 5)]
 
     async def resolve(self, name: str = "mine", tenant: str = "tenant/a", token: str = "") -> adapter_pb2.Adapter:
-        return await self.client.resolve(token or self.mint.token(tenant), tenant, name, 5)
+        return await self.client.resolve(token or self.mint.owner_token(tenant), tenant, name, 5)
 
     async def fetch(self, digest: str, tenant: str = "tenant/a") -> tuple[bytes, bytes]:
-        return await self.client.fetch(self.mint.token(tenant), tenant, digest, 5)
+        return await self.client.fetch(self.mint.sequence_token(tenant), tenant, digest, 5)
 
     async def remove(self, name: str = "mine", tenant: str = "tenant/a") -> None:
-        await self.client.remove(self.mint.token(tenant), tenant, name, 5)
+        await self.client.remove(self.mint.owner_token(tenant), tenant, name, 5)
 
 
 async def pieces(data: bytes, size: int = 700) -> AsyncIterator[bytes]:
@@ -120,8 +121,10 @@ async def pieces(data: bytes, size: int = 700) -> AsyncIterator[bytes]:
 async def running_store(folder: Path, **settings: Any) -> AsyncIterator[Store]:
     """A store over real gRPC."""
     key = new_signing_key()
-    made = AdapterStoreSettings(token_keys=(public_key(key),), folder=folder, server=SERVER, **settings)
-    async with served(adapter_store_lifespan(made)) as address:
+    default: ServerSettings = AdapterStoreSettings.model_fields["server"].default
+    server = default.model_copy(update={"port": 0, "grace_seconds": 0.2})
+    made = AdapterStoreSettings(token_keys=(public_key(key),), folder=folder, server=server, **settings)
+    async with served(adapter_store_lifespan(made), server) as address:
         store = Store(address, key)
         yield store
         await store.client.close()

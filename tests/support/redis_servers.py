@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from services.prefix_cache.block import Block
 from services.prefix_cache.redis_store import RedisStore
@@ -20,10 +21,10 @@ class Servers:
     is_cluster: bool
     stores: list[RedisStore] = field(default_factory=list)
 
-    def store(self, *, quota_bytes: int = QUOTA, timeout_seconds: float = 30) -> RedisStore:
+    def store(self, *, quota_bytes: int = QUOTA, timeout_seconds: float = 30, **more: Any) -> RedisStore:
         """One more cache."""
-        url = self.nodes[0].url
-        made = RedisStore(url, cluster=self.is_cluster, quota_bytes=quota_bytes, timeout_seconds=timeout_seconds)
+        bounds = {"quota_bytes": quota_bytes, "timeout_seconds": timeout_seconds, **more}
+        made = RedisStore(self.nodes[0].url, cluster=self.is_cluster, **bounds)
         self.stores.append(made)
         return made
 

@@ -98,9 +98,9 @@ def gateway_settings(
 
 
 @asynccontextmanager
-async def served(lifespan: Lifespan) -> AsyncIterator[str]:
+async def served(lifespan: Lifespan, settings: ServerSettings = SERVER) -> AsyncIterator[str]:
     """Address of a server with this lifespan."""
-    async with running_server(SERVER, lifespan) as server:
+    async with running_server(settings, lifespan) as server:
         yield f"127.0.0.1:{server.port}"
 
 

@@ -78,10 +78,10 @@ async def test_tenants_do_not_see_each_other(store: Store) -> None:
 
 async def test_without_a_token_that_holds_nothing_is_answered(store: Store) -> None:
     other = TokenMint(new_signing_key(), 60)
-    assert await code_of(store.resolve(token=other.token("tenant/a"))) is grpc.StatusCode.UNAUTHENTICATED
-    assert await code_of(store.resolve(token=store.mint.token("tenant/b"))) is grpc.StatusCode.PERMISSION_DENIED
-    assert await code_of(store.upload(*files(), token=other.token("tenant/a"))) is grpc.StatusCode.UNAUTHENTICATED
-    wrong = store.upload(*files(), token=store.mint.token("tenant/b"))
+    assert await code_of(store.resolve(token=other.owner_token("tenant/a"))) is grpc.StatusCode.UNAUTHENTICATED
+    assert await code_of(store.resolve(token=store.mint.owner_token("tenant/b"))) is grpc.StatusCode.PERMISSION_DENIED
+    assert await code_of(store.upload(*files(), token=other.owner_token("tenant/a"))) is grpc.StatusCode.UNAUTHENTICATED
+    wrong = store.upload(*files(), token=store.mint.owner_token("tenant/b"))
     assert await code_of(wrong) is grpc.StatusCode.PERMISSION_DENIED
     assert await code_of(store.client.fetch("", "tenant/a", "0" * 64, 5)) is grpc.StatusCode.UNAUTHENTICATED
 
@@ -130,14 +130,28 @@ async def test_the_same_content_again_changes_nothing(store: Store) -> None:
     assert await store.resolve() == both
 
 
+async def test_what_engines_are_given_fetches_adapters_and_changes_none(store: Store) -> None:
+    adapter = await store.upload(*files())
+    token = store.mint.sequence_token("tenant/a", public=True)
+    for call in (
+        store.upload(*files(1), token=token),
+        store.resolve(token=token),
+        store.client.list(token, "tenant/a", 5),
+        store.client.remove(token, "tenant/a", "mine", 5),
+    ):
+        assert await code_of(call) is grpc.StatusCode.UNAUTHENTICATED
+    assert await store.client.fetch(token, "tenant/a", adapter.digest, 5) == files()
+    assert await store.resolve() == adapter
+
+
 async def test_the_namespace_that_tokens_share_has_no_adapters(store: Store) -> None:
-    token = store.mint.token("tenant/a")
+    token, fetching = store.mint.owner_token(PUBLIC_NAMESPACE), store.mint.sequence_token("tenant/a", public=True)
     for call in (
         store.upload(*files(), tenant=PUBLIC_NAMESPACE, token=token),
         store.resolve(tenant=PUBLIC_NAMESPACE, token=token),
         store.client.list(token, PUBLIC_NAMESPACE, 5),
         store.client.remove(token, PUBLIC_NAMESPACE, "mine", 5),
-        store.client.fetch(token, PUBLIC_NAMESPACE, "0" * 64, 5),
+        store.client.fetch(fetching, PUBLIC_NAMESPACE, "0" * 64, 5),
     ):
         assert await code_of(call) is grpc.StatusCode.PERMISSION_DENIED
 

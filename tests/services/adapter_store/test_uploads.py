@@ -31,11 +31,11 @@ async def test_too_many_uploads_at_once_are_told_to_try_again(tmp_path: Path) ->
         await go.wait()
         yield data
 
-    async with running_store(tmp_path, max_uploads=1) as store:
+    async with running_store(tmp_path, max_uploads=1, upload_wait_seconds=0.1) as store:
         config, weights = files()
         header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(config, weights))
         first = asyncio.create_task(
-            store.client.store(store.mint.token("tenant/a"), header, slow(config + weights), 20)
+            store.client.store(store.mint.owner_token("tenant/a"), header, slow(config + weights), 20)
         )
         while not any(name.startswith("incoming/") for name in contents(tmp_path)):
             await asyncio.sleep(0)
@@ -49,6 +49,60 @@ async def test_too_many_uploads_at_once_are_told_to_try_again(tmp_path: Path) ->
         assert (await store.upload(config, weights)).rank == 4
 
 
+async def test_a_tenant_that_holds_all_it_may_does_not_hold_others_up(tmp_path: Path) -> None:
+    go = asyncio.Event()
+    config, weights = files()
+
+    async def slow() -> AsyncIterator[bytes]:
+        await go.wait()
+        yield config + weights
+
+    async with running_store(tmp_path, max_uploads=4) as store:
+        header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(config, weights))
+        token = store.mint.owner_token("tenant/a")
+        uploads = [asyncio.create_task(store.client.store(token, header, slow(), 20)) for _ in range(6)]
+        while sum(name.endswith(WEIGHTS_NAME) for name in contents(tmp_path)) < 2:
+            await asyncio.sleep(0)
+        assert (await store.upload(config, weights, tenant="tenant/b")).rank == 4
+        go.set()
+        codes = [await code_of(upload) for upload in uploads]  # They announced no layers to fit.
+        assert codes == [grpc.StatusCode.INVALID_ARGUMENT] * 6
+
+
+async def test_an_upload_that_crawls_is_ended(tmp_path: Path) -> None:
+    """However regularly a byte comes."""
+
+    async def crawling() -> AsyncIterator[bytes]:
+        while True:
+            yield b"{"
+            await asyncio.sleep(0.02)
+
+    async with running_store(tmp_path, stall_seconds=0.3, min_upload_bytes_per_second=1000) as store:
+        header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(*files()))
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await store.client.store(store.mint.owner_token("tenant/a"), header, crawling(), 20)
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "bytes a second" in (raised.value.details() or "")
+        assert contents(tmp_path) == set()
+
+
+async def test_pieces_that_a_gateway_takes_are_taken_by_the_store(tmp_path: Path) -> None:
+    """Of 32 MiB: the store's messages are smaller."""
+
+    async def large() -> AsyncIterator[bytes]:
+        yield b" " * (32 << 20)
+        yield b"x"
+
+    async with running_store(tmp_path) as store:
+        upload = announced(*files())
+        upload.files[1].num_bytes = (32 << 20) + 1 - upload.files[0].num_bytes
+        header = pb.StoreAdapterHeader(namespace="tenant/a", upload=upload)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await store.client.store(store.mint.owner_token("tenant/a"), header, large(), 60)
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "JSON" in (raised.value.details() or "")
+
+
 async def test_an_upload_that_stalls_is_ended(tmp_path: Path) -> None:
     async def stuck() -> AsyncIterator[bytes]:
         yield b"{"
@@ -57,7 +111,7 @@ async def test_an_upload_that_stalls_is_ended(tmp_path: Path) -> None:
     for limits in ({"stall_seconds": 0.2}, {"upload_seconds": 0.2}):
         async with running_store(tmp_path, **limits) as store:
             header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(*files()))
-            call = store.client.store(store.mint.token("tenant/a"), header, stuck(), 20)
+            call = store.client.store(store.mint.owner_token("tenant/a"), header, stuck(), 20)
             assert await code_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
             assert contents(tmp_path) == set()
 
@@ -75,7 +129,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(store: Store, tmp_path: 
             await asyncio.Event().wait()
 
         header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(config, weights))
-        upload = asyncio.create_task(store.client.store(store.mint.token("tenant/a"), header, broken(), 20))
+        upload = asyncio.create_task(store.client.store(store.mint.owner_token("tenant/a"), header, broken(), 20))
         await reached.wait()
         if how == "cancelled":
             upload.cancel()
@@ -111,7 +165,7 @@ async def test_a_store_killed_in_the_midst_of_an_upload_has_nothing_of_it(tmp_pa
         await asyncio.wait_for(wait_serving(f"127.0.0.1:{port}"), 60)
         if kill:
             header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(config, weights))
-            upload = asyncio.create_task(store.client.store(store.mint.token("tenant/a"), header, endless(), 60))
+            upload = asyncio.create_task(store.client.store(store.mint.owner_token("tenant/a"), header, endless(), 60))
             while not any(name.endswith(WEIGHTS_NAME) for name in contents(tmp_path)):
                 await asyncio.sleep(0.01)
             process.send_signal(signal.SIGKILL)
@@ -134,7 +188,7 @@ async def test_what_is_refused_at_once_is_not_sent(store: Store) -> None:
             num_sent += len(piece)
             yield piece
 
-    token = store.mint.token("tenant/a")
+    token = store.mint.owner_token("tenant/a")
     for name, role in (("../x", adapter_pb2.ADAPTER_ROLE_TARGET), ("mine", adapter_pb2.ADAPTER_ROLE_DRAFT)):
         upload = announced(config, weights)
         upload.name, upload.role = name, role
@@ -151,7 +205,7 @@ async def test_what_data_raise_ends_the_upload_and_is_raised(store: Store, tmp_p
 
     header = pb.StoreAdapterHeader(namespace="tenant/a", upload=announced(*files()))
     with pytest.raises(ZeroDivisionError):
-        await store.client.store(store.mint.token("tenant/a"), header, broken(), 20)
+        await store.client.store(store.mint.owner_token("tenant/a"), header, broken(), 20)
     async with asyncio.timeout(10):
         while any(name.startswith("incoming/") for name in contents(tmp_path)):
             await asyncio.sleep(0)

@@ -115,6 +115,25 @@ async def test_a_hung_server_holds_nobody_up(servers: Servers) -> None:
         assert await store.get("a", block(3).key) == block(3)
 
 
+async def test_a_hung_server_does_not_hold_up_what_nearer_tiers_have(servers: Servers) -> None:
+    """Callers give up after a quarter of a second, and would leave the whole cache alone for it."""
+    store, loop = servers.store(timeout_seconds=1), asyncio.get_running_loop()
+    tiers = Tiers([MemoryStore(QUOTA, QUOTA), store], 0)
+    for number in range(3):
+        assert await tiers.put("a", block(number))
+    await eventually(partial(store.put, "a", block(3)))
+    keys = [block(number).key for number in range(4)]
+    assert await tiers.num_leading("a", keys) == 4
+    with ExitStack() as stack:
+        for node in servers.nodes:
+            stack.enter_context(node.held())
+        for _ in range(3):
+            end = loop.time() + 0.25
+            assert await tiers.num_leading("a", keys, lambda end=end: end - loop.time()) == 3  # type: ignore[misc]
+            assert loop.time() < end
+            assert [found async for found in tiers.blocks("a", keys)] == [block(number) for number in range(3)]
+
+
 async def test_a_call_that_is_given_up_leaves_no_answer_to_the_next(servers: Servers) -> None:
     store = servers.store()
     for number in range(8):

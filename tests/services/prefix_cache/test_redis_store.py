@@ -75,7 +75,7 @@ async def test_a_value_that_was_changed_is_a_miss_dropped_and_counted(servers: S
     node, name = servers.find(block(1))
     node.client.set(name, DAMAGES[damage](node.client.get(name)))
     assert await tiers.get("a", block(1).key) is None
-    assert tiers.misses["a"] == 1
+    assert tiers.num_misses("a") == 1
     usage = await store.usage("a")
     assert (usage.num_blocks, usage.num_bytes, usage.num_corrupt) == (1, SIZE, 1)
     assert not await store.has("a", block(1).key)

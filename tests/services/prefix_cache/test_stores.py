@@ -1,5 +1,6 @@
 """Every tier keeps what it is given within its bounds, and lets nobody's blocks go but a namespace's own."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from services.prefix_cache.redis_store import RedisStore
 from services.prefix_cache.store import Store
 from services.prefix_cache.tiers import Tiers
 from support.blocks import CAPACITY, QUOTA, SIZE, block
+from support.redis_servers import eventually
 
 
 @pytest.fixture(params=["memory", "disk", "redis", "redis cluster"])
@@ -73,7 +75,7 @@ async def test_a_corrupt_block_is_dropped_and_counted(store: Store) -> None:
     assert await store.put("a", wrong)
     tiers = Tiers([store], 0)
     assert await tiers.get("a", good.key) is None
-    assert tiers.misses["a"] == 1
+    assert tiers.num_misses("a") == 1
     assert not await store.has("a", good.key)
     assert (await store.usage("a")).num_corrupt == 1
     assert await tiers.put("a", good)
@@ -126,6 +128,20 @@ async def test_a_damaged_file_is_a_miss_and_can_be_written_again(tmp_path: Path,
     found = await tiers.get("a", block(30).key)
     assert found is not None
     await tiers.close()
+    aside = tmp_path / "damaged-blocks.sqlite"
+    assert damage == "flipped" or aside.read_bytes()[:4096] == content[:4096]
+
+
+async def test_one_damaged_file_is_kept_however_many_there_were(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "blocks.sqlite").write_bytes(b"no database %d" % number * 9999)
+        disk = DiskStore(tmp_path, CAPACITY, QUOTA)
+        await disk.open()
+        assert await disk.put("a", block(number))
+        await disk.close()
+    names = set(os.listdir(tmp_path))
+    assert names == {"blocks.sqlite", "damaged-blocks.sqlite"}
+    assert (tmp_path / "damaged-blocks.sqlite").read_bytes().startswith(b"no database 2")
 
 
 async def test_the_disk_keeps_within_its_bound(tmp_path: Path) -> None:
@@ -145,7 +161,7 @@ async def test_a_nearer_tier_takes_what_a_further_one_had(tmp_path: Path) -> Non
     given = block(1)
     assert await tiers.put("a", given)
     await memory.clear("a")
-    await tiers.clear("b")
+    await eventually(lambda: disk.has("a", given.key))
     assert await tiers.num_leading("a", [given.key, block(2).key]) == 1
     assert await tiers.get("a", given.key) is not None
     assert await memory.has("a", given.key)
