@@ -6,10 +6,10 @@ REDIS := $(shell command -v redis-server || echo /usr/bin/redis-server)
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: help setup setup-dev demo protos fmt check test bench up
+.PHONY: help setup setup-dev demo protos publish-protos fmt check test bench up
 
 help: ## Shows this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed ## Makes .venv with all that running takes
 
@@ -31,7 +31,7 @@ check: setup-dev $(BUF) ## Lint, types, protos, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cd protos && $(abspath $(BUF)) lint
+	cd protos && $(abspath $(BUF)) lint && $(abspath $(BUF)) breaking --path paceline/v1 --against published.binpb
 	$(BIN)/python -m pytest tests/test_imports.py
 
 fmt: setup-dev ## Formats the code
@@ -40,6 +40,9 @@ fmt: setup-dev ## Formats the code
 
 protos: setup-dev ## Generates the Python stubs
 	$(BIN)/python hatch_build.py
+
+publish-protos: $(BUF) ## Makes the public protos what later ones must not break
+	cd protos && $(abspath $(BUF)) build --path paceline/v1 --exclude-source-info -o published.binpb
 
 # torch comes first: on its own it is taken as constrained, and nothing after it asks for another build.
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(shell find protos -name '*.proto')
