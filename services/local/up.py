@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from paceline import Client
+from paceline import Client, PacelineError
 from paceline.v1.model_pb2 import Model, ModelInfo
 from services.local.errors import LaunchError
 from services.local.launcher import Launcher, Listener
@@ -67,7 +67,7 @@ class _Terminal(Listener):
                 return 0
             self._say(running.result())
             return 1
-        except LaunchError as error:
+        except (LaunchError, PacelineError) as error:
             self._say(str(error), "red")
             return 1
         finally:
