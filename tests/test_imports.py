@@ -105,7 +105,7 @@ def test_packages_have_empty_init_files(repository: Path, tree: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("paceline/client.py", "import services.common.errors"),
+        ("paceline/client.py", "import services.common.seeds"),
         ("paceline/client.py", "from paceline.cli.terminal import fail"),
         ("paceline/cli/generate.py", "from services.common.settings import ProcessSettings"),
         ("services/common/server.py", "import torch"),

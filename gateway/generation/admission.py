@@ -6,7 +6,7 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.common.errors import ResourceExhaustedError
+from paceline.errors import ResourceExhaustedError
 
 _RETRY_AFTER_SECONDS = 1.0
 

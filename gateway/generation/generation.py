@@ -26,9 +26,9 @@ from gateway.settings import GatewaySettings
 from gateway.tenants.adapters import Adapters, Resolved
 from gateway.tenants.grants import Grants
 from gateway.tenants.identity import Caller
+from paceline.errors import DeadlineExceededError
 from paceline.internal.v1 import speculation_pb2
 from paceline.v1 import inference_pb2
-from services.common.errors import DeadlineExceededError
 from services.common.seeds import derive_seed
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import grpc
 from gateway.generation.choice import Choice
 from gateway.generation.transcript import Transcript
 from gateway.tenants.identity import Caller
+from paceline.errors import PacelineError
 from paceline.v1 import inference_pb2
-from services.common.errors import PacelineError
 
 _FAILED = frozenset(
     {

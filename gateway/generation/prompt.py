@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from gateway.generation.validation import Request, check_prompt_bytes, check_prompt_tokens
 from gateway.model.tokenizer import ModelTokenizer
+from paceline.errors import InvalidArgumentError
 from paceline.v1 import inference_pb2, model_pb2
-from services.common.errors import InvalidArgumentError
 
 
 async def read_prompt(

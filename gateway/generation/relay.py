@@ -17,10 +17,9 @@ from gateway.generation.transcript import Transcript
 from gateway.model.attempts import Attempts, LostError, NoneSuitsError, Use
 from gateway.model.replica import reason_of
 from gateway.model.served_model import ServedModel
-from paceline.errors import from_call
+from paceline.errors import FailedPreconditionError, PacelineError, UnavailableError, from_call
 from paceline.internal.v1 import speculation_pb2
 from paceline.v1 import model_pb2
-from services.common.errors import FailedPreconditionError, PacelineError, UnavailableError
 from services.model_server.client import REVISION_CHANGED
 from services.verifier.client import VerifierClient, VerifyStream
 

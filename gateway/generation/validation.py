@@ -5,8 +5,8 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from paceline.errors import FieldViolation, InvalidArgumentError
 from paceline.v1 import inference_pb2, sampling_pb2
-from services.common.errors import FieldViolation, InvalidArgumentError
 from services.common.sampling_params import InvalidSamplingError, SamplingParams
 
 MAX_CHOICES = 16

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from gateway.model.catalogue import Catalogue
 from gateway.tenants.adapters import Adapters
 from gateway.tenants.identity import Identity
+from paceline.errors import DeadlineExceededError, InvalidArgumentError
 from paceline.upload import ACCEPTED
 from paceline.v1 import adapter_pb2, adapter_pb2_grpc
 from services.common.access import CallContext
-from services.common.errors import DeadlineExceededError, InvalidArgumentError
 
 _FIRST_SECONDS = 30.0
 

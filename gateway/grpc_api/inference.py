@@ -9,9 +9,9 @@ from gateway.generation.generation import Generation
 from gateway.generation.validation import Request, check_prompt_bytes
 from gateway.model.catalogue import Catalogue
 from gateway.tenants.identity import Identity
+from paceline.errors import InvalidArgumentError
 from paceline.v1 import inference_pb2, inference_pb2_grpc
 from services.common.access import CallContext
-from services.common.errors import InvalidArgumentError
 
 R = TypeVar("R", bound=Message)
 _FIELDS = {

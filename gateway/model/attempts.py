@@ -10,8 +10,8 @@ import grpc
 
 from gateway.model.replica import C, I, Replica, reason_of
 from gateway.model.replica_list import ReplicaList
+from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
-from services.common.errors import UnavailableError
 
 _RETRY_AFTER_SECONDS = 1.0
 _DETAILS_KEY = "grpc-status-details-bin"

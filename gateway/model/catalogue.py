@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 
 from gateway.model.served_model import ServedModel
-from services.common.errors import InvalidArgumentError, NotFoundError
+from paceline.errors import InvalidArgumentError, NotFoundError
 
 
 class Catalogue:

@@ -9,8 +9,8 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import grpc
 
+from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
-from services.common.errors import UnavailableError
 
 _log = logging.getLogger(__name__)
 _TRIAL_SECONDS = 1.0

@@ -9,9 +9,9 @@ import grpc
 from gateway.model.attempts import Attempts, LostError
 from gateway.model.replica import Ask, C, I, Replica
 from gateway.model.replica_list import ReplicaList, anything, pauses
+from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
 from services.common.channel import open_channel
-from services.common.errors import UnavailableError
 
 T = TypeVar("T")
 _CALL_SECONDS = 1.0

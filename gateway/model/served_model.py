@@ -10,10 +10,10 @@ from gateway.model.replica import Replica
 from gateway.model.replicas import Replicas
 from gateway.model.tokenizer import ModelTokenizer
 from gateway.settings import ModelSettings
+from paceline.errors import FailedPreconditionError, UnavailableError
 from paceline.internal.v1 import adapter_store_pb2, model_server_pb2
 from paceline.v1 import adapter_pb2, model_pb2
 from services.common.backoff import Backoff
-from services.common.errors import FailedPreconditionError, UnavailableError
 from services.draft.client import DraftClient
 from services.verifier.client import VerifierClient
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from gateway.model.detokenizer import Detokenizer
-from services.common.errors import FailedPreconditionError, InvalidArgumentError
+from paceline.errors import FailedPreconditionError, InvalidArgumentError
 
 _INLINE_CHARACTERS = 4096
 """Texts up to this length are tokenized at once; longer ones in a thread, so that nobody waits for them."""

@@ -11,10 +11,10 @@ from gateway.model.replicas import Replicas
 from gateway.model.served_model import ServedModel
 from gateway.tenants.grants import Grants
 from gateway.tenants.identity import Caller
+from paceline.errors import FailedPreconditionError, NotFoundError, PacelineError
 from paceline.internal.v1 import adapter_store_pb2, speculation_pb2
 from paceline.v1 import adapter_pb2
 from services.adapter_store.client import AdapterStoreClient
-from services.common.errors import FailedPreconditionError, NotFoundError, PacelineError
 from services.verifier.client import VerifierClient
 
 _log = logging.getLogger(__name__)

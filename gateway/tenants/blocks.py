@@ -5,8 +5,8 @@ from typing import TypeAlias
 from gateway.model.replicas import Replicas
 from gateway.tenants.grants import Grants
 from gateway.tenants.identity import Caller
+from paceline.errors import FailedPreconditionError, UnavailableError
 from paceline.v1 import cache_pb2
-from services.common.errors import FailedPreconditionError, UnavailableError
 from services.prefix_cache.client import PrefixCacheClient
 
 _ASK_SECONDS = 5.0

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from paceline.errors import UnauthenticatedError
 from services.common.access import CallContext
-from services.common.errors import UnauthenticatedError
 
 _DEFAULT_TENANT = "default"
 _MAX_TENANT_BYTES = 128

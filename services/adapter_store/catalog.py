@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 from google.protobuf.json_format import MessageToJson, Parse
 
+from paceline.errors import AlreadyExistsError, NotFoundError, QuotaExceededError
 from paceline.v1 import adapter_pb2
 from services.adapter_store.layout import (
     ADAPTERS,
@@ -28,7 +29,6 @@ from services.adapter_store.layout import (
     owners_prefix,
 )
 from services.adapter_store.objects import Objects, Opened, Tagged
-from services.common.errors import AlreadyExistsError, NotFoundError, QuotaExceededError
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 
 _log = logging.getLogger(__name__)

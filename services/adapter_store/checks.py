@@ -7,10 +7,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.errors import FieldViolation, InvalidArgumentError
 from paceline.internal.v1 import adapter_store_pb2
 from services.adapter_store.header import TensorInfo, read_header
 from services.adapter_store.targets import targeted
-from services.common.errors import FieldViolation, InvalidArgumentError
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, parse_lora_config, tensor_names
 
 _MAX_VIOLATIONS = 20

@@ -5,12 +5,12 @@ from typing import Any
 
 import grpc
 
+from paceline.errors import UnavailableError
 from paceline.internal.v1 import adapter_store_pb2 as pb
 from paceline.internal.v1 import adapter_store_pb2_grpc
 from paceline.upload import upload
 from paceline.v1 import adapter_pb2
 from services.common.access import credentials
-from services.common.errors import UnavailableError
 from services.common.health import check_serving
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 

@@ -16,8 +16,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from paceline.errors import UnavailableError
 from services.adapter_store.objects import CHUNK_BYTES, Listed, Opened, Tagged
-from services.common.errors import UnavailableError
 
 _LOCK = "lock"
 _INCOMING = "incoming"

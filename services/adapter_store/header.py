@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from services.common.errors import InvalidArgumentError
+from paceline.errors import InvalidArgumentError
 from services.common.lora.config import UNPICKLED, WEIGHTS_NAME, unique_object
 
 _LENGTH_BYTES = 8

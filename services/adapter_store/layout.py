@@ -12,7 +12,7 @@ name, for "h" and their SHA-256.
 import hashlib
 import re
 
-from services.common.errors import InvalidArgumentError
+from paceline.errors import InvalidArgumentError
 
 ADAPTERS, OWNERS, LABELS = "adapters/", "owners/", "labels/"
 _LABEL = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

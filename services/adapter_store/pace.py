@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
-from services.common.errors import DeadlineExceededError
+from paceline.errors import DeadlineExceededError
 
 T = TypeVar("T")
 

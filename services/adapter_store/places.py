@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.common.errors import ResourceExhaustedError
+from paceline.errors import ResourceExhaustedError
 
 _MAX_WAITING_EACH = 8
 _RETRY_AFTER_SECONDS = 2.0

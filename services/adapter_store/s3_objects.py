@@ -15,9 +15,9 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
+from paceline.errors import UnavailableError
 from services.adapter_store.objects import CHUNK_BYTES, Listed, Opened, Tagged
 from services.adapter_store.settings import AdapterStoreSettings
-from services.common.errors import UnavailableError
 
 _CONNECT_SECONDS = 5
 _REQUEST_SECONDS = 300

@@ -7,6 +7,12 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from paceline.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    PacelineError,
+    PermissionDeniedError,
+)
 from paceline.internal.v1 import adapter_store_pb2 as pb
 from paceline.internal.v1 import adapter_store_pb2_grpc
 from paceline.upload import ACCEPTED
@@ -20,12 +26,6 @@ from services.adapter_store.places import UploadPlaces
 from services.adapter_store.settings import AdapterStoreSettings
 from services.adapter_store.upload import Received, check_announcement, received
 from services.common.access import Access
-from services.common.errors import (
-    DeadlineExceededError,
-    InvalidArgumentError,
-    PacelineError,
-    PermissionDeniedError,
-)
 from services.common.lora.config import check_digest
 from services.common.tokens import PUBLIC_NAMESPACE
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from paceline.errors import InvalidArgumentError
 from services.adapter_store.patterns import PatternError, first_matches
-from services.common.errors import InvalidArgumentError
 from services.common.lora.config import CONFIG_NAME, LoraConfig
 
 _ALL = "all-linear"

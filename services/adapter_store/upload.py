@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from paceline.errors import FieldViolation, InvalidArgumentError
 from paceline.v1 import adapter_pb2
 from services.adapter_store.catalog import Files
 from services.adapter_store.folder_objects import on_disk
 from services.adapter_store.layout import check_label
-from services.common.errors import FieldViolation, InvalidArgumentError
 from services.common.lora.config import CONFIG_NAME, MAX_CONFIG_BYTES, UNPICKLED, WEIGHTS_NAME, AdapterDigest
 
 _HINTS = {"adapter_model.bin": f"pickles are never read; {UNPICKLED}"}

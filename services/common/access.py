@@ -4,7 +4,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from services.common.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
+from paceline.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
 from services.common.tokens import TokenVerifier
 
 _HEADER = "authorization"

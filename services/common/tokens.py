@@ -18,7 +18,7 @@ from cachetools import TTLCache
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from services.common.errors import UnauthenticatedError
+from paceline.errors import UnauthenticatedError
 
 PUBLIC_NAMESPACE = "public"
 """Namespace of the prefixes that a model's owner declared public. No caller has it as its own."""

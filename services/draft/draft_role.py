@@ -8,7 +8,7 @@ target went; the path or branch that goes the same way stays, and what fell away
 import time
 from collections import abc
 
-from services.common.errors import FailedPreconditionError
+from paceline.errors import FailedPreconditionError
 from services.draft.brancher import Brancher
 from services.draft.confidence import NUM_RUNNERS_UP, Confidence
 from services.draft.draft_sequence import NEVER, DraftSequence, Event

@@ -4,9 +4,9 @@ import asyncio
 from collections import abc
 from contextlib import aclosing
 
+from paceline.errors import InvalidArgumentError
 from paceline.internal.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
 from services.common.access import CallContext
-from services.common.errors import InvalidArgumentError
 from services.draft.draft_role import DraftRole
 from services.draft.draft_sequence import DraftSequence
 from services.draft.metrics import DraftMetrics

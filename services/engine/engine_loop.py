@@ -19,7 +19,7 @@ import time
 from collections import abc
 from typing import Any, Generic, Protocol, TypeVar
 
-from services.common.errors import UnavailableError
+from paceline.errors import UnavailableError
 from services.engine.config import EngineConfig
 from services.engine.engine import Engine, EngineFacts
 from services.engine.loading import Phase, Progress

@@ -102,7 +102,6 @@ class Scheduler:
         budget = self.max_step_tokens
         works: list[Work] = []
         copies: list[tuple[int, int]] = []
-        holding = sum(1 for s in self._sequences if s.block_table)
         for sequence in tuple(self._sequences):
             if budget == 0:
                 break
@@ -110,10 +109,10 @@ class Scheduler:
                 continue
             self._settle(sequence)
             if not sequence.block_table:
+                holding = sum(1 for s in self._sequences if s.block_table)
                 if holding >= self.max_sequences and not self._preempt_after(sequence):
                     break
                 self._reuse_prefix(sequence)
-                holding = sum(1 for s in self._sequences if s.block_table)
             count = min(sequence.num_uncomputed, budget)
             end = sequence.num_computed + count
             if not self._make_room(sequence, end) or not self._own_blocks(sequence, end, copies):

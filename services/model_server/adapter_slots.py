@@ -14,15 +14,15 @@ from typing import Any
 
 import grpc
 
-from services.adapter_store.client import AdapterStoreClient
-from services.common.channel import open_channel
-from services.common.errors import (
+from paceline.errors import (
     InvalidArgumentError,
     NotFoundError,
     PacelineError,
     ResourceExhaustedError,
     UnavailableError,
 )
+from services.adapter_store.client import AdapterStoreClient
+from services.common.channel import open_channel
 from services.common.lora.config import adapter_digest, check_digest
 from services.common.telemetry import meter
 from services.engine.adapter import AdapterError

@@ -5,11 +5,11 @@ from collections import abc
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+from paceline.errors import FailedPreconditionError, FieldViolation, InvalidArgumentError, NotFoundError
 from paceline.internal.v1 import speculation_pb2
 from paceline.v1 import sampling_pb2
 from services.common.access import Access, CallContext, bearer_token
 from services.common.digest import identity_digest
-from services.common.errors import FailedPreconditionError, FieldViolation, InvalidArgumentError, NotFoundError
 from services.common.lora.config import check_digest
 from services.common.sampling_params import InvalidSamplingError, SamplingParams
 from services.common.tokens import PUBLIC_NAMESPACE

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from cachetools import LRUCache, TLRUCache
 
-from services.common.errors import UnavailableError
+from paceline.errors import UnavailableError
 from services.common.telemetry import meter
 from services.common.tokens import expiry
 from services.engine.engine_loop import EngineLoop

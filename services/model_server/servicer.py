@@ -3,11 +3,11 @@
 from collections import abc
 from typing import Any
 
+from paceline.errors import FailedPreconditionError, NotFoundError
 from paceline.internal.v1 import model_server_pb2 as pb
 from paceline.internal.v1 import model_server_pb2_grpc
 from paceline.v1 import model_pb2
 from services.common.access import CallContext
-from services.common.errors import FailedPreconditionError, NotFoundError
 from services.engine.engine import EngineFacts
 from services.engine.engine_loop import EngineLoop
 from services.engine.loading import Phase

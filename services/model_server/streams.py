@@ -4,7 +4,7 @@ import asyncio
 from collections import abc
 from typing import Generic, TypeVar
 
-from services.common.errors import PacelineError, ResourceExhaustedError, UnavailableError
+from paceline.errors import PacelineError, ResourceExhaustedError, UnavailableError
 
 E = TypeVar("E")
 _RETRY_AFTER_SECONDS = 1.0

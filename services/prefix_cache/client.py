@@ -5,10 +5,10 @@ from typing import Any
 
 import grpc
 
+from paceline.errors import InvalidArgumentError
 from paceline.internal.v1 import prefix_cache_pb2 as pb
 from paceline.internal.v1 import prefix_cache_pb2_grpc
 from services.common.access import credentials
-from services.common.errors import InvalidArgumentError
 from services.common.health import check_serving
 from services.prefix_cache.block import Data, sealed
 from services.prefix_cache.encoding import read_fetch_response, write_store_request

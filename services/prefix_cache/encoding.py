@@ -8,8 +8,8 @@ Whoever uses the generated classes writes and reads the same bytes.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from paceline.errors import InvalidArgumentError
 from paceline.internal.v1 import prefix_cache_pb2 as pb
-from services.common.errors import InvalidArgumentError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}

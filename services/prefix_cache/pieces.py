@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 
-from services.common.errors import InvalidArgumentError
+from paceline.errors import InvalidArgumentError
 from services.prefix_cache.block import KEY_BYTES, Block
 from services.prefix_cache.encoding import Piece
 

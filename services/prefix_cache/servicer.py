@@ -6,11 +6,11 @@ from typing import Any
 
 import grpc
 
+from paceline.errors import InvalidArgumentError
 from paceline.internal.v1 import prefix_cache_pb2 as pb
 from paceline.internal.v1 import prefix_cache_pb2_grpc
 from paceline.v1 import cache_pb2
 from services.common.access import Access
-from services.common.errors import InvalidArgumentError
 from services.prefix_cache.block import KEY_BYTES
 from services.prefix_cache.client import SERVICE
 from services.prefix_cache.encoding import Piece, read_store_request, write_fetch_response

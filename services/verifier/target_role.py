@@ -8,8 +8,8 @@ rejection, bonus after full acceptance). A proposal can only ever save steps: it
 import time
 from collections import abc
 
+from paceline.errors import FailedPreconditionError
 from services.common.digest import EMPTY_DIGEST, extend_digest
-from services.common.errors import FailedPreconditionError
 from services.engine.adapter import BROKEN_MESSAGE
 from services.engine.engine import Engine
 from services.engine.model_runner import Result

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from paceline.errors import FailedPreconditionError, UnavailableError
 from paceline.internal.v1 import (
     draft_pb2,
     draft_pb2_grpc,
@@ -18,7 +19,6 @@ from paceline.internal.v1 import (
 )
 from paceline.v1 import model_pb2, sampling_pb2
 from services.common.digest import EMPTY_DIGEST, extend_digest
-from services.common.errors import FailedPreconditionError, UnavailableError
 from services.common.server import Served
 from support.system import served
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from gateway.generation.admission import Admission
-from services.common.errors import ResourceExhaustedError
+from paceline.errors import ResourceExhaustedError
 
 
 async def _hold(admission: Admission, priority: int, order: list[int], leave: asyncio.Event) -> None:

@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import grpc
 import pytest
 
+from paceline.errors import ResourceExhaustedError
 from services.common.backoff import Backoff
-from services.common.errors import ResourceExhaustedError
 from support.dead import DeadServer, dead_servers
 from support.fakes import FakeDraft, FakeVerifier, continue_from, serve_fakes
 from support.system import StartGateway

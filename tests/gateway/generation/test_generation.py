@@ -9,14 +9,14 @@ import pytest
 
 from gateway.generation.outcome import Outcome
 from gateway.tenants.identity import Caller
-from paceline.v1 import inference_pb2
-from services.common.errors import (
+from paceline.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
 )
+from paceline.v1 import inference_pb2
 from support.fakes import FakeDraft, FakeVerifier, continue_from, serve_fakes
 from support.generation import Core, StartCore, start_core
 

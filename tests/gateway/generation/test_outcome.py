@@ -7,7 +7,7 @@ import pytest
 
 from gateway.generation.outcome import Outcome, Record
 from gateway.tenants.identity import Caller
-from services.common.errors import (
+from paceline.errors import (
     AbortedError,
     DeadlineExceededError,
     FailedPreconditionError,

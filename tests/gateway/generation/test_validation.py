@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from gateway.generation.validation import Request, check_prompt_bytes, check_prompt_tokens, check_request
+from paceline.errors import InvalidArgumentError
 from paceline.v1 import inference_pb2
-from services.common.errors import InvalidArgumentError
 
 
 @pytest.fixture(params=[inference_pb2.GenerateRequest, inference_pb2.ChatRequest])

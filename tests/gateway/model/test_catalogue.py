@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from gateway.model.catalogue import Catalogue
 from gateway.model.served_model import ServedModel
 from gateway.settings import GatewaySettings, ModelSettings
-from services.common.errors import InvalidArgumentError, NotFoundError
+from paceline.errors import InvalidArgumentError, NotFoundError
 
 
 async def catalogue(tokenizer: Path, *ids: str) -> Catalogue:

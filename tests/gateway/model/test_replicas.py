@@ -14,8 +14,8 @@ from grpc.aio import AioRpcError, Metadata
 from gateway.model.attempts import LostError, NoneSuitsError
 from gateway.model.replica import State
 from gateway.model.replicas import Replicas
+from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
-from services.common.errors import UnavailableError
 
 COMBINATIONS = [dead for count in (1, 2, 3) for dead in itertools.product([False, True], repeat=count)]
 SOME_LIVE = [dead for dead in COMBINATIONS if not all(dead)]

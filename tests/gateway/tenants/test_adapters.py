@@ -13,9 +13,9 @@ from gateway.settings import ModelSettings
 from gateway.tenants.adapters import Adapters, Resolved
 from gateway.tenants.grants import Grants
 from gateway.tenants.identity import Caller
+from paceline.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from paceline.v1 import adapter_pb2
 from services.adapter_store.client import AdapterStoreClient
-from services.common.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from support.dead import dead_servers
 from support.fake_store import FakeAdapterStore, serve_store
 from support.fakes import FakeVerifier, serve_fakes

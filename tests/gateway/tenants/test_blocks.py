@@ -11,10 +11,10 @@ from gateway.model.replicas import Replicas
 from gateway.tenants.blocks import Blocks
 from gateway.tenants.grants import Grants
 from gateway.tenants.identity import Caller
+from paceline.errors import FailedPreconditionError, UnavailableError
 from paceline.internal.v1 import prefix_cache_pb2 as pb
 from paceline.internal.v1 import prefix_cache_pb2_grpc
 from paceline.v1 import cache_pb2
-from services.common.errors import FailedPreconditionError, UnavailableError
 from services.common.server import Served
 from services.prefix_cache.client import PrefixCacheClient
 from support.dead import dead_servers

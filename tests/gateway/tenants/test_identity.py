@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.tenants.identity import Caller, Identity
-from services.common.errors import UnauthenticatedError
+from paceline.errors import UnauthenticatedError
 
 
 class Context:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import grpc
 import pytest
 
+from paceline.errors import UnavailableError
 from paceline.internal.v1 import adapter_store_pb2 as pb
 from paceline.internal.v1 import adapter_store_pb2_grpc
 from paceline.v1 import adapter_pb2
 from services.adapter_store.client import AdapterStoreClient
 from services.common.channel import open_channel
-from services.common.errors import UnavailableError
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 from services.common.server import Served
 from support.system import served

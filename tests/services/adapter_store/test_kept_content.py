@@ -8,13 +8,13 @@ from typing import Any
 import grpc
 import pytest
 
+from paceline.errors import NotFoundError
 from paceline.v1 import adapter_pb2
 from services.adapter_store.catalog import Catalog, Files
 from services.adapter_store.folder_objects import FolderObjects, own_folder
 from services.adapter_store.objects import Objects
 from services.adapter_store.s3_objects import S3Objects
 from services.adapter_store.settings import AdapterStoreSettings
-from services.common.errors import NotFoundError
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
 from support.adapters import Store, code_of, files
 from support.system import SERVER

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from paceline.errors import InvalidArgumentError
 from services.adapter_store.targets import targeted
-from services.common.errors import InvalidArgumentError
 from services.common.lora.config import CONFIG_NAME, parse_lora_config
 from services.engine.adapter import find_targets
 from support.lora import PEFT_WARNING

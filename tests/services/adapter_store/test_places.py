@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.errors import ResourceExhaustedError
 from services.adapter_store.places import UploadPlaces
-from services.common.errors import ResourceExhaustedError
 
 
 class Upload:

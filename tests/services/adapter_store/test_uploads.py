@@ -11,12 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
-from paceline.errors import from_call
+from paceline.errors import AlreadyExistsError, from_call
 from paceline.internal.v1 import adapter_store_pb2 as pb
 from paceline.v1 import adapter_pb2
 from services.adapter_store.catalog import Catalog, Files
 from services.adapter_store.objects import Objects
-from services.common.errors import AlreadyExistsError
 from services.common.lora.config import WEIGHTS_NAME, adapter_digest
 from services.common.tokens import new_signing_key, public_key
 from services.local.loading import wait_serving

@@ -5,9 +5,9 @@ from typing import Any
 import jwt
 import pytest
 
+from paceline.errors import PermissionDeniedError, UnauthenticatedError
 from paceline.internal.v1 import speculation_pb2
 from services.common.access import Access, bearer_token, credentials
-from services.common.errors import PermissionDeniedError, UnauthenticatedError
 from services.common.tokens import (
     ADAPTER_STORE,
     ADAPTER_STORE_OWNER,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.common.errors import UnavailableError
+from paceline.errors import UnavailableError
 from services.engine.config import Device, EngineConfig
 from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop

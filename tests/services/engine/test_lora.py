@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.common.errors import FailedPreconditionError
+from paceline.errors import FailedPreconditionError
 from services.common.lora.config import WEIGHTS_NAME
 from services.engine.adapter import Adapter, AdapterError, Pair, Target
 from services.engine.config import Dtype

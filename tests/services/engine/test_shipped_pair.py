@@ -47,6 +47,6 @@ def test_5000_tokens_on_equal_5000_tokens_off(engine: Engine, params: SamplingPa
 def test_the_heavy_target_says_what_the_shipped_one_says(tmp_path: Path) -> None:
     heavy = make_engine(build_heavy(shipped_model("target"), tmp_path / "heavy"), Dtype.BFLOAT16)
     shipped = make_engine(shipped_model("target"), Dtype.BFLOAT16)
-    assert heavy.description.num_parameters > 150e6
+    assert heavy.facts.description.num_parameters > 150e6
     prompts = held_out_prompts(shipped_model("target"), 2)
     assert generate(heavy, prompts, 40) == generate(shipped, prompts, 40)

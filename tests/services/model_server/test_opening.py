@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from paceline.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from paceline.internal.v1 import speculation_pb2
-from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from services.engine.engine import EngineFacts
 from services.engine.model import ModelDescription
 from services.model_server.opening import MAX_DRAFT_TOKENS, Opened, to_sequence

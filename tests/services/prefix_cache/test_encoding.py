@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paceline.errors import InvalidArgumentError
 from paceline.internal.v1 import prefix_cache_pb2 as pb
-from services.common.errors import InvalidArgumentError
 from services.prefix_cache.block import Block, sealed
 from services.prefix_cache.encoding import (
     Piece,
