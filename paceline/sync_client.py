@@ -7,6 +7,7 @@ with SyncClient("127.0.0.1:7100") as client:
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
@@ -42,6 +43,10 @@ def _streaming(
     return method
 
 
+class _ClosedError(RuntimeError):
+    """The client is closed, or was while it worked."""
+
+
 class SyncClient:
     """Blocking client. Its calls are those of `Client`, on an event loop in a thread of its own.
 
@@ -50,6 +55,10 @@ class SyncClient:
 
     def __init__(self, address: str, metadata: Metadata = ()) -> None:
         """`metadata` goes with every call, for a proxy in front that says by it who calls."""
+        self._lock = threading.Lock()
+        self._is_closing = False
+        """Set before the loop ends: what is submitted under the lock before is still run, and nothing after."""
+        self._closings: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="paceline-client", daemon=True)
         self._thread.start()
@@ -63,12 +72,14 @@ class SyncClient:
 
     def close(self) -> None:
         """Ends the connection, and with it what is still running."""
-        if self._loop.is_closed():
-            return
-        self._run(_finish(self._client))
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        with self._lock:
+            is_first, self._is_closing = not self._is_closing, True
+        if is_first:
+            asyncio.run_coroutine_threadsafe(_finish(self._client), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
+        if is_first:
+            self._loop.close()
 
     generate = _streaming(Client.generate)
     chat = _streaming(Client.chat)
@@ -84,14 +95,15 @@ class SyncClient:
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Waits for a call; whoever interrupts the waiting, with Ctrl-C say, ends the call."""
-        if self._loop.is_closed():
-            call.close()
-            raise RuntimeError("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        with self._lock:
+            if self._is_closing:
+                call.close()
+                raise _ClosedError("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise RuntimeError("the client was closed meanwhile") from None
+            raise _ClosedError("the client was closed meanwhile") from None
         finally:
             future.cancel()
 
@@ -104,8 +116,14 @@ class SyncClient:
                     return
                 yield event
         finally:
-            if not self._loop.is_closed():
-                self._run(_close(events))
+            if threading.current_thread() is self._thread:
+                # The garbage collector came by here; waiting for the loop on its own thread would never end.
+                closing = self._loop.create_task(_close(events))
+                self._closings.add(closing)
+                closing.add_done_callback(self._closings.discard)
+            else:
+                with contextlib.suppress(_ClosedError):  # Closing the client ends its streams.
+                    self._run(_close(events))
 
 
 async def _connect(address: str, metadata: Metadata) -> Client:

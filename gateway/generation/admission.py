@@ -27,9 +27,14 @@ class Admission:
         return self.active >= self._max_active
 
     @property
+    def will_wait(self) -> bool:
+        """Whether a request that comes now has to wait, and may."""
+        return self.is_full and self.queued < self._max_queued
+
+    @property
     def queued(self) -> int:
         """Requests that wait."""
-        return sum(1 for *_, turn in self._queue if not turn.done())
+        return len(self._queue)
 
     @asynccontextmanager
     async def place(self, priority: int) -> AsyncIterator[None]:
@@ -50,19 +55,22 @@ class Admission:
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._queue, (-priority, next(self._arrivals), turn))
+        waiting = (-priority, next(self._arrivals), turn)
+        heapq.heappush(self._queue, waiting)
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if waiting in self._queue:
+                self._queue.remove(waiting)
+                heapq.heapify(self._queue)
+            else:
                 self._leave()
             raise
 
     def _leave(self) -> None:
         """Hands the place to the next in the queue, or frees it."""
-        while self._queue:
+        if self._queue:
             *_, turn = heapq.heappop(self._queue)
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.active -= 1
+            turn.set_result(None)
+        else:
+            self.active -= 1

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -82,10 +82,8 @@ class Generation:
                 job = await self._prepare(request, caller)
                 record.model, record.num_prompt_tokens = job.model.id, len(job.prompt_ids)
                 record.seed = job.parameters.sampling.seed
-                if job.adapter.target and self._admission.is_full:
-                    self._adapters.prefetch(caller, job.model, job.adapter.target)
                 async with (
-                    self._admission.place(job.parameters.priority),
+                    self._place(job, caller),
                     aclosing(self._events(job, record)) as events,  # type: ignore[type-var]
                 ):
                     yield events
@@ -108,6 +106,20 @@ class Generation:
                 *(record.request_id, record.model, record.outcome),
                 *(usage.num_prompt_tokens, usage.num_completion_tokens, usage.total_seconds),
             )
+
+    @asynccontextmanager
+    async def _place(self, job: _Job, caller: Caller) -> AsyncIterator[None]:
+        """Waits for a place and holds it. Its adapter is loaded meanwhile, as long as the request waits."""
+        waits = job.adapter.target and self._admission.will_wait
+        prefetch = self._adapters.prefetch(caller, job.model, job.adapter.target) if waits else None
+        async with AsyncExitStack() as place:
+            try:
+                await place.enter_async_context(self._admission.place(job.parameters.priority))
+            except BaseException:
+                if prefetch is not None:
+                    prefetch.cancel()
+                raise
+            yield
 
     async def _prepare(self, request: Request, caller: Caller) -> _Job:
         model = self._catalogue.get(request.model)

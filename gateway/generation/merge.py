@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
 
+from paceline.errors import UnavailableError
+
 T = TypeVar("T")
 _MAX_BUFFERED = 64
 
@@ -24,6 +26,11 @@ async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncIterator[AsyncItera
             async with aclosing(source) as items:  # type: ignore[type-var]
                 async for item in items:
                     await queue.put(item)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            errors.append(UnavailableError(f"a source ended by itself: {error!r}"))
         except Exception as error:
             errors.append(error)
         await queue.put(None)

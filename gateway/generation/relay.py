@@ -95,7 +95,7 @@ class Relay:
         reason = reason_of(error)
         if from_call(error).reason == REVISION_CHANGED:
             use.refused(reason)
-            await use.replica.ask()
+            await use.replica.renew()
             return True
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not self._transcript.has_begun:
             use.refused(reason)

@@ -127,6 +127,10 @@ class Replica(Generic[C, I]):
             self._asking = asyncio.create_task(self._run_ask())
         return self._asking
 
+    async def renew(self) -> None:
+        """Returns when it has said anew what it is. Many may wait for one answer, and none ends with another."""
+        await asyncio.wait([self.ask()])
+
     def begin(self) -> int:
         """Counts a use; returns what `end`, `worked` and `failed` take."""
         self.num_uses += 1

@@ -87,11 +87,12 @@ class Adapters:
             lambda store: store.store(token, header, read(), _UPLOAD_SECONDS), may_repeat=lambda: not has_begun
         )
 
-    def prefetch(self, caller: Caller, model: ServedModel, digest: str) -> None:
-        """Has a verifier load the adapter of a request that waits, while it waits."""
+    def prefetch(self, caller: Caller, model: ServedModel, digest: str) -> "asyncio.Task[None]":
+        """Has a verifier load the adapter of a request that waits, while it waits; returns the task that does."""
         task = asyncio.create_task(self._prefetch(caller, model, digest))
         self._prefetches.add(task)
         task.add_done_callback(self._prefetches.discard)
+        return task
 
     async def close(self) -> None:
         """Ends the connections to the stores."""

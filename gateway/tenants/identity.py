@@ -32,7 +32,8 @@ class Identity:
         """Who calls. Raises UnauthenticatedError when the proxy did not say."""
         if self._tenant_header is None:
             return Caller(_DEFAULT_TENANT)
-        for name, value in context.invocation_metadata() or ():
-            if name == self._tenant_header and 0 < len(value) <= _MAX_TENANT_BYTES:
-                return Caller(str(value))
-        raise UnauthenticatedError(f"metadata entry {self._tenant_header!r} has to name the caller")
+        named = [str(value) for name, value in context.invocation_metadata() or () if name == self._tenant_header]
+        if len(named) != 1 or not 0 < len(named[0].encode()) <= _MAX_TENANT_BYTES:
+            # Of two entries one is the client's own.
+            raise UnauthenticatedError(f"exactly one metadata entry {self._tenant_header!r} has to name the caller")
+        return Caller(named[0])

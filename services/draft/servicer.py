@@ -50,9 +50,10 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self._engine_loop.submit(lambda role: role.open(draft))
         reader = asyncio.create_task(self._read(requests, stream, draft))
         try:
-            async for proposed in stream:
-                self._metrics.record(len(proposed.token_ids))
-                yield _to_proposal(proposed)
+            with stream.ends_with(self._engine_loop.stopped):
+                async for proposed in stream:
+                    self._metrics.record(len(proposed.token_ids))
+                    yield _to_proposal(proposed)
         finally:
             reader.cancel()
             self._engine_loop.submit(lambda role: role.close(draft))

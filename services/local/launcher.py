@@ -129,7 +129,14 @@ class Launcher:
                 await asyncio.wait_for(self._stopping.wait(), backoff.failed())
             if self._stopping.is_set():
                 return
-            self.children[name] = await Child.spawn(process)
+            try:
+                self.children[name] = await Child.spawn(process)
+            except OSError as error:
+                if not self.failed.done():
+                    self.failed.set_result(f"the {name} could not be started again: {error}")
+                return
+            if self._stopping.is_set():  # Whoever stops has looked at its predecessor.
+                self.children[name].signal(signal.SIGKILL)
 
     async def _wait_ready(self, process: Process) -> None:
         name = process.name

@@ -117,7 +117,7 @@ class AdapterSlots:
             except grpc.aio.AioRpcError as error:
                 raise _refusal(error, digest) from error
             # What another tenant may not fetch says nothing to this one.
-            await asyncio.wait([entry.ready])
+            await asyncio.wait([entry.ready], timeout=self._max_seconds)
             entry.namespaces.add(tenant.namespace)
         entry = _Entry(asyncio.create_task(self._load(digest, tenant)), namespaces={tenant.namespace})
         entry.ready.add_done_callback(_seen)

@@ -28,8 +28,20 @@ BATCH_BYTES = 4 << 20
 _STORE_SECONDS = 30.0
 _MAX_KNOWN = 1 << 18
 _MAX_NAMESPACES = 4096
-Computed = asyncio.Queue[list[Registered]]
-"""Blocks that an engine has just computed, on their way to its publisher."""
+_MAX_COMPUTED = 1024
+
+
+class Computed(asyncio.Queue[list[Registered]]):
+    """Blocks that an engine has just computed, on their way to its publisher. The oldest fall out of a full one."""
+
+    def __init__(self) -> None:
+        super().__init__(_MAX_COMPUTED)
+
+    def put_nowait(self, item: list[Registered]) -> None:
+        """Takes the blocks of one step."""
+        if self.full():
+            self.get_nowait()
+        super().put_nowait(item)
 
 
 class Publisher:
@@ -88,25 +100,29 @@ class Publisher:
         with suppress(UnavailableError):
             while True:
                 blocks = await self._computed.get()
+                while not self._computed.empty():
+                    blocks = blocks + self._computed.get_nowait()
                 if self._backoff.is_off:
                     continue
                 block_bytes = self._engine_loop.facts.block_bytes
                 most = max(1, BATCH_BYTES // block_bytes)
-                fresh = {digest: label for label, digest in blocks if digest not in self._known}
-                for label, group in groupby(fresh, fresh.__getitem__):
-                    digests = list(group)
-                    for start in range(0, len(digests), most):
-                        await self._read(label, digests[start : start + most], block_bytes)
+                fresh = [block for block in dict.fromkeys(blocks) if block.digest not in self._known]
+                for start in range(0, len(fresh), most):
+                    await self._read(fresh[start : start + most], block_bytes)
 
-    async def _read(self, namespace: str, digests: list[bytes], block_bytes: int) -> None:
-        """Has some blocks read and stored, if there is room for them."""
-        if self._pending_bytes + len(digests) * block_bytes > self._max_pending_bytes:
-            self._dropped.add(len(digests))
+    async def _read(self, blocks: list[Registered], block_bytes: int) -> None:
+        """Has some blocks read and stored, if there is room for them: one question to the engine, whoever owns them."""
+        if self._pending_bytes + len(blocks) * block_bytes > self._max_pending_bytes:
+            self._dropped.add(len(blocks))
             return
-        contents = await self._engine_loop.ask(lambda role: role.engine.read(digests))
-        self.remember(contents)
-        self._pending_bytes += _num_bytes(contents)
-        self._pending.put_nowait((namespace, contents))
+        digests = [block.digest for block in blocks]
+        found = await self._engine_loop.ask(lambda role: role.engine.read(digests))
+        self.remember(found)
+        there = (block for block in blocks if block.digest in found)
+        for label, group in groupby(there, lambda block: block.label):
+            contents = {block.digest: found[block.digest] for block in group}
+            self._pending_bytes += _num_bytes(contents)
+            self._pending.put_nowait((label, contents))
 
     async def _publish(self) -> None:
         """Stores blocks that were read."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import abc
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from paceline.errors import PacelineError, ResourceExhaustedError, UnavailableError
@@ -39,6 +40,19 @@ class EventStream(Generic[E]):
     def emit(self, event: E | BaseException) -> None:
         """Takes an event, or the error that ended the sequence."""
         self._events.put_nowait(event)
+
+    @contextmanager
+    def ends_with(self, stopped: "asyncio.Future[None]") -> abc.Iterator[None]:
+        """Ends the stream when the engine has ended, whether or not its role has heard of the sequence by then."""
+
+        def tell(_: object) -> None:
+            self.emit(UnavailableError("the engine has ended"))
+
+        stopped.add_done_callback(tell)
+        try:
+            yield
+        finally:
+            stopped.remove_done_callback(tell)
 
     def end(self) -> None:
         """Ends the stream behind the events that there are."""

@@ -53,12 +53,13 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         self._engine_loop.submit(lambda role: role.open(target))
         reader = asyncio.create_task(self._read(requests, target))
         try:
-            async for committed in stream:
-                self._metrics.record(committed)
-                yield committed
-                if committed.finish is not None:
-                    await asyncio.wait([reader], timeout=_PARTING_SECONDS)
-                    return
+            with stream.ends_with(self._engine_loop.stopped):
+                async for committed in stream:
+                    self._metrics.record(committed)
+                    yield committed
+                    if committed.finish is not None:
+                        await asyncio.wait([reader], timeout=_PARTING_SECONDS)
+                        return
         finally:
             reader.cancel()
             self._engine_loop.submit(lambda role: role.close(target))

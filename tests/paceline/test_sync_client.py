@@ -127,3 +127,36 @@ async def test_several_threads_use_one_client(address: str) -> None:
         return found
 
     assert await blocking(address, use) == [list(range(50))] * 8
+
+
+async def test_closing_while_others_read_leaves_no_thread_waiting(address: str) -> None:
+    for _ in range(20):
+        client = await asyncio.to_thread(SyncClient, address)
+
+        def read(client: SyncClient = client) -> None:
+            with pytest.raises(RuntimeError, match="closed"):
+                for _ in client.generate("x"):
+                    pass
+
+        reading = [asyncio.create_task(asyncio.to_thread(read)) for _ in range(4)]
+        await asyncio.to_thread(client.list_models)
+        closing = [asyncio.create_task(asyncio.to_thread(client.close)) for _ in range(2)]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*reading, *closing)
+
+
+async def test_a_stream_that_is_collected_on_the_clients_own_thread_ends(address: str, gateway: FakeGateway) -> None:
+    def use(client: SyncClient) -> list[int]:
+        stream = client.generate("x")
+        next(stream)
+
+        async def collect(dropped: list[Any]) -> None:
+            dropped.clear()
+
+        dropped = [stream]
+        del stream
+        asyncio.run_coroutine_threadsafe(collect(dropped), client._loop).result(10)
+        return client.tokenize("abc")
+
+    assert await asyncio.wait_for(blocking(address, use), 20)
+    await gateway.idle.wait()

@@ -76,3 +76,22 @@ async def test_a_wait_cancelled_in_the_moment_of_its_turn_loses_no_place() -> No
     assert admission.active == 0
     async with admission.place(0):
         assert admission.active == 1
+
+
+async def test_cancelled_waits_leave_nothing_behind() -> None:
+    admission = Admission(1, 10)
+    leave = asyncio.Event()
+    holder = asyncio.create_task(_hold(admission, 0, [], leave))
+    await _settle()
+    for _ in range(100):
+        waiting = [asyncio.create_task(_hold(admission, 0, [], leave)) for _ in range(10)]
+        await _settle()
+        assert not admission.will_wait
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert admission.queued == 0
+    assert admission.will_wait
+    assert not admission._queue
+    leave.set()
+    await holder

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.generation.merge import merge
+from paceline.errors import UnavailableError
 
 
 class Source:
@@ -54,3 +55,17 @@ async def test_leaving_the_block_ends_all_before_it_is_left(count: int) -> None:
     async with merge([source.read() for source in sources]) as items:
         await anext(aiter(items))
     assert all(source.is_closed for source in sources)
+
+
+async def test_a_source_that_is_cancelled_by_itself_ends_all_instead_of_leaving_them_waiting() -> None:
+    async def cancelled() -> AsyncIterator[int]:
+        yield 1
+        raise asyncio.CancelledError
+
+    other = Source(endless=True)
+    async with asyncio.timeout(10):
+        with pytest.raises(UnavailableError):
+            async with merge([cancelled(), other.read()]) as items:
+                async for _ in items:
+                    pass
+    assert other.is_closed

@@ -304,3 +304,20 @@ async def test_ready_waits_for_the_first_that_answers() -> None:
     assert not waiting.done()
     replicas.services[1].fails = None
     await asyncio.wait_for(waiting, 5)
+
+
+async def test_who_gives_up_waiting_for_what_a_replica_is_takes_nobody_with_him() -> None:
+    answered = asyncio.Event()
+
+    async def ask(service: Service) -> str:
+        await answered.wait()
+        return service.says
+
+    (replica,) = Replicas("service", [Service("s", says="new")], ask)
+    waiting = [asyncio.create_task(replica.renew()) for _ in range(2)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    answered.set()
+    await asyncio.wait_for(waiting[1], 10)
+    assert replica.info == "new"

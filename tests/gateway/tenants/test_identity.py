@@ -32,3 +32,9 @@ def test_the_header_names_the_caller() -> None:
 def test_who_is_not_named_is_not_served(metadata: tuple[tuple[str, str], ...]) -> None:
     with pytest.raises(UnauthenticatedError, match="x-tenant"):
         Identity("x-tenant").caller(Context(*metadata))  # type: ignore[arg-type]
+
+
+def test_whoever_is_named_twice_is_not_served() -> None:
+    """A proxy that appends leaves the client's own entry in front of its own."""
+    with pytest.raises(UnauthenticatedError, match="exactly one"):
+        Identity("x-tenant").caller(Context(("x-tenant", "victim"), ("x-tenant", "a")))  # type: ignore[arg-type]

@@ -130,3 +130,38 @@ async def test_what_is_more_than_may_be_pending_is_dropped(published: Published)
     await published.compute("a", *(key(number) for number in range(1, MOST_PENDING + 2)))
     await published.compute("a", key(0))
     assert (await published.next_stored())[1] == key(0)
+
+
+def test_of_more_steps_than_are_kept_the_oldest_are_let_go() -> None:
+    computed = Computed()
+    for number in range(5000):
+        computed.put_nowait([Registered("a", number.to_bytes(32))])
+    assert computed.qsize() < 5000
+    first = computed.get_nowait()[0].digest
+    assert int.from_bytes(first) == 5000 - computed.qsize() - 1
+
+
+async def test_blocks_of_many_owners_are_read_at_once_and_stored_apart(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = {name: token(name) for name in "abc"}
+    for name, good in tokens.items():
+        published.publisher.use(name, good)
+    digests = [key(number) for number in range(3)]
+    await published.loop.ask(
+        lambda role: role.engine.adopt(dict.fromkeys(digests, bytes(role.engine.facts.block_bytes)))
+    )
+    questions = 0
+    ask = published.loop.ask
+
+    async def counted(question: Any) -> Any:
+        nonlocal questions
+        questions += 1
+        return await ask(question)
+
+    monkeypatch.setattr(published.loop, "ask", counted)
+    for name, digest in zip("abc", digests, strict=True):
+        published.computed.put_nowait([Registered(name, digest)])
+    found = [await published.next_stored() for _ in digests]
+    assert found == [(tokens[name], digest) for name, digest in zip("abc", digests, strict=True)]
+    assert questions == 1
