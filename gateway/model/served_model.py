@@ -25,7 +25,7 @@ Drafts: TypeAlias = Replicas[DraftClient, model_pb2.ModelInfo]
 
 
 def _draft_pauses() -> Backoff:
-    return Backoff(0.25, 8.0)
+    return Backoff(0.25, 2.0)
 
 
 class ServedModel:

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from gateway.settings import GatewaySettings
+from paceline import Client
 from services.common.backoff import Backoff
 from services.local.child import Child
 from services.local.errors import LaunchError
@@ -21,6 +23,8 @@ _STOP_EARLY_SECONDS = 2.0
 _FIRST_PAUSE = 0.5
 _MOST_PAUSE = 10.0
 _MAX_RESTARTS = 5
+_DRAFT_SECONDS = 5.0
+_POLL_SECONDS = 0.05
 _LONG_RUN_SECONDS = 60.0
 """Who ran for so long has recovered from what it died of before."""
 
@@ -64,7 +68,7 @@ class Launcher:
         for process in self.system.processes:
             self.children[process.name] = await Child.spawn(process)
             self._watching.append(asyncio.create_task(self._watch(process)))
-        waits = asyncio.gather(*(self._wait_ready(process) for process in self.system.processes))
+        waits = asyncio.create_task(self._wait_all())
         try:
             await asyncio.wait(
                 (waits, self.failed), timeout=self.system.ready_seconds, return_when=asyncio.FIRST_COMPLETED
@@ -137,6 +141,25 @@ class Launcher:
                 return
             if self._stopping.is_set():  # Whoever stops has looked at its predecessor.
                 self.children[name].signal(signal.SIGKILL)
+
+    async def _wait_all(self) -> None:
+        """Waits until all processes serve, and the gateway knows that they do."""
+        await asyncio.gather(*(self._wait_ready(process) for process in self.system.processes))
+        await self._wait_known()
+
+    async def _wait_known(self) -> None:
+        """Waits until the gateway has heard of all its models, and for a while of their drafts, which may not suit."""
+        (settings,) = (p.settings for p in self.system.processes if isinstance(p.settings, GatewaySettings))
+        with_draft = {model.id for model in settings.models if model.drafts}
+        loop = asyncio.get_running_loop()
+        enough = loop.time() + _DRAFT_SECONDS
+        async with Client(self.address()) as client:
+            while True:
+                models = await client.list_models()
+                drafts = {model.target.id for model in models if model.draft.id}
+                if all(model.available for model in models) and (with_draft <= drafts or loop.time() > enough):
+                    return
+                await asyncio.sleep(_POLL_SECONDS)
 
     async def _wait_ready(self, process: Process) -> None:
         name = process.name
