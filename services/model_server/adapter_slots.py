@@ -83,10 +83,12 @@ class AdapterSlots:
     async def use(self, digest: str, tenant: Tenant) -> abc.AsyncIterator[int]:
         """The slot of an adapter, which stays there until the block ends.
 
-        Raises NotFoundError when the tenant has no such adapter, UnavailableError when it could not be had in time,
-        ResourceExhaustedError when all slots are in use.
+        Raises InvalidArgumentError where nobody is named, NotFoundError when the tenant has no such adapter,
+        UnavailableError when it could not be had in time, ResourceExhaustedError when all slots are in use.
         """
         check_digest("adapter_digest", digest)
+        if not tenant.namespace:
+            raise InvalidArgumentError("tenant.namespace", "must say whose adapter it is")
         entry = await self._entry(digest, tenant)
         entry.num_uses += 1
         try:

@@ -113,6 +113,26 @@ async def test_who_joins_the_loading_of_an_adapter_may_wait_as_long_as_the_first
     assert len(store.fetched) == 1
 
 
+async def test_an_adapter_of_nobody_is_a_mistake_and_not_a_store_that_is_away(
+    store: FakeAdapterStore, start: Start, adapters: list[Path]
+) -> None:
+    digest = digest_of(adapters[1])
+    opening = speculation_pb2.Open(
+        token_ids=PROMPT, num_prompt_tokens=len(PROMPT), sampling={"seed": 1, "max_tokens": 2}, adapter_digest=digest
+    )
+    async with serve_store(store) as address, start(address) as system:
+        async with grpc.aio.insecure_channel(system.verifier) as channel:
+            prefetch = model_server_pb2_grpc.ModelServerServiceStub(channel).PrefetchAdapter(
+                model_server_pb2.PrefetchAdapterRequest(adapter_digest=digest)
+            )
+            stub = verifier_pb2_grpc.VerifierServiceStub(channel)
+            stream = stub.Verify(iter([verifier_pb2.VerifyRequest(open=opening)]))
+            for call in (prefetch, stream):
+                assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert "tenant.namespace" in (await call.details() or "")
+    assert store.fetched == []
+
+
 async def test_what_nobody_waits_for_any_more_is_not_loaded(
     store: FakeAdapterStore, start: Start, adapters: list[Path], expected: dict[str, list[int]]
 ) -> None:
