@@ -22,7 +22,7 @@ up: setup ## Keeps draft, verifier and gateway running in this terminal
 	$(BIN)/paceline up
 
 test: setup-dev ## Runs all tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest
 
 bench: setup-dev ## Measures, and writes docs/benchmarks
 	$(BIN)/python -m benchmarks

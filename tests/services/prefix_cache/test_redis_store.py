@@ -138,6 +138,13 @@ async def test_what_is_used_is_counted_again_when_accounts_were_lost(servers: Se
     await servers.check_integrity("a")
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connecting to a cluster takes as long as the machine lets it: slowness is not what is tested here."""
+    monkeypatch.setattr("services.prefix_cache.tier._MAX_SECONDS", 30.0)
+
+
+@pytest.mark.usefixtures("unhurried")
 async def test_nearer_tiers_take_what_the_shared_one_has(servers: Servers, tmp_path: Path) -> None:
     given = block(1)
     first = Tiers([MemoryStore(QUOTA, QUOTA), servers.store()], 10 * SIZE)
