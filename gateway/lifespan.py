@@ -8,6 +8,7 @@ import grpc
 from gateway.generation.admission import Admission
 from gateway.generation.generation import Generation
 from gateway.grpc_api.adapters import AdapterServicer
+from gateway.grpc_api.bounds import bounded
 from gateway.grpc_api.cache import CacheServicer
 from gateway.grpc_api.inference import InferenceServicer
 from gateway.grpc_api.models import ModelServicer
@@ -36,6 +37,8 @@ from services.common.tokens import TokenMint
 from services.prefix_cache.client import PrefixCacheClient
 
 _ASK_SECONDS = 2.0
+_BESIDE_BYTES = 1 << 20
+"""What a request may hold beside its prompt."""
 _SERVICES = (
     adapter_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
@@ -64,7 +67,8 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             stack.push_async_callback(blocks.close)
             generation = Generation(settings, catalogue, admission, grants, adapters, GatewayMetrics(admission))
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-                InferenceServicer(generation, identity, catalogue, settings.max_prompt_bytes), server
+                InferenceServicer(generation, identity, catalogue, settings.max_prompt_bytes),
+                bounded(server, settings.max_prompt_bytes + _BESIDE_BYTES),
             )
             adapter_pb2_grpc.add_AdapterServiceServicer_to_server(
                 AdapterServicer(adapters, identity, catalogue), server

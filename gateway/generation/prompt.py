@@ -1,34 +1,53 @@
 """The token ids of what a request asks to be continued or answered."""
 
+import asyncio
 from collections.abc import Sequence
 
 from gateway.generation.validation import Request, check_prompt_bytes, check_prompt_tokens
-from gateway.model.tokenizer import ModelTokenizer
+from gateway.model.tokenizer import ModelTokenizer, TooManyTokensError
 from paceline.errors import InvalidArgumentError
 from paceline.v1 import inference_pb2, model_pb2
+
+_INLINE_MESSAGES = 64
+"""More messages are read in a thread, so that nobody waits for it."""
 
 
 async def read_prompt(
     request: Request, tokenizer: ModelTokenizer, info: model_pb2.ModelInfo, max_bytes: int
 ) -> Sequence[int]:
     """The prompt of a request, checked. Raises InvalidArgumentError, FailedPreconditionError without a template."""
+    context = info.max_context_tokens
+    field = "messages" if isinstance(request, inference_pb2.ChatRequest) else "prompt"
     token_ids: Sequence[int]
-    if isinstance(request, inference_pb2.ChatRequest):
-        field = "messages"
-        if not request.messages:
-            raise InvalidArgumentError(field, "must not be empty")
-        check_prompt_bytes(sum(len(message.content.encode()) for message in request.messages), max_bytes, field)
-        token_ids = await tokenizer.encode_chat(
-            [{"role": message.role, "content": message.content} for message in request.messages]
-        )
-    elif request.WhichOneof("input") == "prompt":
-        field = "prompt"
-        check_prompt_bytes(len(request.prompt.encode()), max_bytes, field)
-        token_ids = await tokenizer.encode(request.prompt) if request.prompt else []
-    elif request.WhichOneof("input") == "token_ids":
-        field, token_ids = "token_ids.ids", request.token_ids.ids
-    else:
-        raise InvalidArgumentError("prompt", "a prompt or token_ids must be given")
-    most = max(token_ids, default=0)
-    check_prompt_tokens(len(token_ids), most, info.vocab_size, info.max_context_tokens, field)
+    try:
+        if isinstance(request, inference_pb2.ChatRequest):
+            messages = await _conversation(request, context, max_bytes)
+            token_ids = await tokenizer.encode_chat(messages, most=context)
+        elif request.WhichOneof("input") == "prompt":
+            check_prompt_bytes(len(request.prompt.encode()), max_bytes, field)
+            token_ids = await tokenizer.encode(request.prompt, most=context) if request.prompt else []
+        elif request.WhichOneof("input") == "token_ids":
+            field, token_ids = "token_ids.ids", request.token_ids.ids
+        else:
+            raise InvalidArgumentError("prompt", "a prompt or token_ids must be given")
+    except TooManyTokensError as error:
+        problem = f"the prompt has {error}, which leaves no room in the model's context of {context} tokens"
+        raise InvalidArgumentError(field, problem) from error
+    check_prompt_tokens(token_ids, info.vocab_size, context, field)
     return token_ids
+
+
+async def _conversation(request: inference_pb2.ChatRequest, context: int, max_bytes: int) -> list[dict[str, str]]:
+    """The messages of a request. Each takes a token at least, so that their number is bounded before they are read."""
+    if not request.messages:
+        raise InvalidArgumentError("messages", "must not be empty")
+    if len(request.messages) > context:
+        problem = f"{len(request.messages)} messages are more than a context of {context} tokens"
+        raise InvalidArgumentError("messages", problem)
+
+    def read() -> list[dict[str, str]]:
+        num_bytes = sum(len(message.role.encode()) + len(message.content.encode()) for message in request.messages)
+        check_prompt_bytes(num_bytes, max_bytes, "messages")
+        return [{"role": message.role, "content": message.content} for message in request.messages]
+
+    return read() if len(request.messages) <= _INLINE_MESSAGES else await asyncio.to_thread(read)

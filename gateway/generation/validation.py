@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from paceline.errors import FieldViolation, InvalidArgumentError
 from paceline.v1 import inference_pb2, sampling_pb2
-from services.common.sampling_params import InvalidSamplingError, SamplingParams
+from services.common.sampling_params import MAX_LOGIT_BIASES, InvalidSamplingError, SamplingParams
 
 MAX_CHOICES = 16
 MAX_PRIORITY = 100
@@ -58,17 +58,23 @@ def check_request(request: Request, vocab_size: int, default_draft_tokens: int) 
     return Parameters(sampling, tuple(request.sampling.stop), num_choices, priority, draft_tokens)
 
 
-def check_prompt_tokens(num_tokens: int, max_id: int, vocab_size: int, context: int, field: str) -> None:
-    """Raises InvalidArgumentError when a prompt is empty, holds unknown ids, or leaves no room in the context."""
-    if num_tokens == 0:
+def check_prompt_tokens(token_ids: Sequence[int], vocab_size: int, context: int, field: str) -> None:
+    """Raises InvalidArgumentError when a prompt is empty, leaves no room in the context, or holds unknown ids."""
+    if not token_ids:
         raise InvalidArgumentError(field, "must not be empty")
-    if max_id >= vocab_size:
-        raise InvalidArgumentError(field, f"token id {max_id} is out of range: the vocabulary has {vocab_size}")
-    if num_tokens >= context:
+    if len(token_ids) >= context:
         raise InvalidArgumentError(
             field,
-            f"the prompt has {num_tokens} tokens, which leaves no room in the model's context of {context} tokens",
+            f"the prompt has {len(token_ids)} tokens, which leaves no room in the model's context of {context} tokens",
         )
+    check_vocabulary(token_ids, vocab_size, field)
+
+
+def check_vocabulary(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
+    """Raises InvalidArgumentError for ids that are not the vocabulary's. Their number must be bounded."""
+    highest = max(token_ids, default=0)
+    if highest >= vocab_size:
+        raise InvalidArgumentError(field, f"token id {highest} is out of range: the vocabulary has {vocab_size}")
 
 
 def check_prompt_bytes(num_bytes: int, limit: int, field: str) -> None:
@@ -84,25 +90,32 @@ def raise_if_any(violations: list[FieldViolation]) -> None:
 
 
 def _sampling_violations(sampling: sampling_pb2.SamplingParams, vocab_size: int) -> list[FieldViolation]:
+    violations: list[FieldViolation] = []
+    # Numbers first: a request may hold hundreds of thousands of entries, and a sentence about each.
+    if len(sampling.stop) > MAX_STOPS:
+        violations.append(FieldViolation("sampling.stop", f"at most {MAX_STOPS} strings, got {len(sampling.stop)}"))
+    stops = () if len(sampling.stop) > MAX_STOPS else tuple(sampling.stop)
+    too_many = len(sampling.logit_bias) > MAX_LOGIT_BIASES
+    if too_many:
+        problem = f"at most {MAX_LOGIT_BIASES} entries, got {len(sampling.logit_bias)}"
+        violations.append(FieldViolation("sampling.logit_bias", problem))
+    bias = {} if too_many else dict(sampling.logit_bias)
     given = {
         field.name: getattr(sampling, field.name)
         for field, _ in sampling.ListFields()
         if field.name not in ("stop", "logit_bias")
     }
-    violations: list[FieldViolation] = []
     try:
-        SamplingParams(**given, logit_bias=dict(sampling.logit_bias))
+        SamplingParams(**given, logit_bias=bias)
     except InvalidSamplingError as error:
         violations.extend(FieldViolation(f"sampling.{name}", problem) for name, problem in error.violations)
-    if len(sampling.stop) > MAX_STOPS:
-        violations.append(FieldViolation("sampling.stop", f"at most {MAX_STOPS} strings, got {len(sampling.stop)}"))
-    for index, stop in enumerate(sampling.stop):
+    for index, stop in enumerate(stops):
         if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
             violations.append(
                 FieldViolation(f"sampling.stop[{index}]", f"must have 1 to {MAX_STOP_CHARACTERS} characters")
             )
-    for token_id, bias in sampling.logit_bias.items():
-        if token_id >= vocab_size or not math.isfinite(bias):
+    for token_id, value in bias.items():
+        if token_id >= vocab_size or not math.isfinite(value):
             violations.append(
                 FieldViolation(
                     f"sampling.logit_bias[{token_id}]", f"must be a finite number for an id below {vocab_size}"

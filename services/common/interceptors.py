@@ -40,9 +40,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 
 class _Undecodable(NamedTuple):
-    """Stands for a request that is no message of its type."""
+    """Stands for a request that is no message of its type, or must not be made one."""
 
-    reason: str
+    error: PacelineError
 
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
@@ -52,14 +52,16 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
         try:
             return deserialize(data) if deserialize is not None else data
         except (DecodeError, UnicodeDecodeError) as error:
-            return _Undecodable(str(error))
+            return _Undecodable(InvalidArgumentError("request", f"not a message of its type: {error}"))
+        except PacelineError as error:
+            return _Undecodable(error)
 
     return decode
 
 
 def _check_decoded(request: Any) -> None:
     if isinstance(request, _Undecodable):
-        raise InvalidArgumentError("request", f"not a message of its type: {request.reason}")
+        raise request.error
 
 
 async def _decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

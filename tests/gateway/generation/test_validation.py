@@ -61,13 +61,19 @@ def test_every_wrong_field_is_named(kind: type[Request], fields: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "max_id", "says"),
-    [(0, 0, "empty"), (3, 256, "out of range"), (100, 1, "100 tokens.*context of 100"), (101, 1, "no room")],
+    ("token_ids", "says"),
+    [
+        ([], "empty"),
+        ([1, 256, 2], "out of range"),
+        ([1] * 100, "100 tokens.*context of 100"),
+        ([1] * 101, "no room"),
+        ([256] * 101, "no room"),
+    ],
 )
-def test_prompts_that_do_not_fit_are_refused(num_tokens: int, max_id: int, says: str) -> None:
+def test_prompts_that_do_not_fit_are_refused(token_ids: list[int], says: str) -> None:
     with pytest.raises(InvalidArgumentError, match=says):
-        check_prompt_tokens(num_tokens, max_id, 256, 100, "prompt")
-    check_prompt_tokens(99, 255, 256, 100, "prompt")
+        check_prompt_tokens(token_ids, 256, 100, "prompt")
+    check_prompt_tokens([255] * 99, 256, 100, "prompt")
 
 
 def test_texts_that_are_too_long_are_refused_before_they_are_read() -> None:
