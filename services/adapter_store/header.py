@@ -41,11 +41,12 @@ def read_header(path: Path, max_header_bytes: int) -> dict[str, TensorInfo]:
     size = path.stat().st_size
     with path.open("rb") as file:
         begin = file.read(_LENGTH_BYTES)
-        for signature, problem in _SIGNATURES.items():
-            if begin.startswith(signature):
-                raise _wrong(problem)
         length = int.from_bytes(begin, "little")
         if len(begin) < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+            # Only a length that does not fit says that this is another format: one that fits may begin with any bytes.
+            for signature, problem in _SIGNATURES.items():
+                if begin.startswith(signature):
+                    raise _wrong(problem)
             raise _wrong(f"its header should have {length} bytes, the whole file has {size}")
         if length > max_header_bytes:
             raise _wrong(f"its header has {length} bytes; adapters of this model take at most {max_header_bytes}")

@@ -48,6 +48,17 @@ async def test_too_many_uploads_at_once_are_told_to_try_again(tmp_path: Path) ->
         assert (await store.upload(config, weights)).rank == 4
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+async def test_a_header_whose_length_begins_as_a_pickle_does_is_a_header(tmp_path: Path, protocol: int) -> None:
+    config, weights = files()
+    old = int.from_bytes(weights[:8], "little")
+    length = (1 << 16) + (protocol << 8) + 0x80
+    header = weights[8 : 8 + old].ljust(length)
+    async with running_store(tmp_path) as store:
+        stored = await store.upload(config, length.to_bytes(8, "little") + header + weights[8 + old :])
+    assert stored.rank == 4
+
+
 async def test_a_tenant_that_holds_all_it_may_does_not_hold_others_up(tmp_path: Path) -> None:
     go = asyncio.Event()
     config, weights = files()
