@@ -17,12 +17,13 @@ from paceline.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from paceline.requests import Message, Options
+from paceline.requests import ChatOptions, Message, Options
 from paceline.sync_client import SyncClient
 
 __all__ = [
     "AbortedError",
     "AlreadyExistsError",
+    "ChatOptions",
     "Client",
     "DeadlineExceededError",
     "FailedPreconditionError",

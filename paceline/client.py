@@ -13,7 +13,7 @@ import grpc
 
 from paceline.channel import open_channel
 from paceline.errors import from_call
-from paceline.requests import Message, Options, chat_request, generate_request
+from paceline.requests import ChatOptions, Message, Options, chat_request, generate_request
 from paceline.upload import adapter_files, file_pieces, upload
 from paceline.v1 import (
     adapter_pb2,
@@ -65,7 +65,7 @@ class Client:
         return _events(lambda: self._inference.Generate(request, timeout=timeout, metadata=self._metadata))
 
     def chat(
-        self, messages: Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
+        self, messages: Sequence[Message], *, timeout: float | None = None, **options: Unpack[ChatOptions]
     ) -> AsyncGenerator[inference_pb2.ChatResponse, None]:
         """Answers a conversation. Ending the iteration early cancels the request."""
         request = chat_request(messages, options)

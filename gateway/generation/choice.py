@@ -9,6 +9,8 @@ from gateway.model.detokenizer import Detokenizer
 from paceline.internal.v1 import speculation_pb2
 from paceline.v1 import inference_pb2, sampling_pb2
 
+_STOP = sampling_pb2.FINISH_REASON_STOP
+
 
 class Choice:
     """Turns commits into events and counts what they cost.
@@ -16,10 +18,12 @@ class Choice:
     A text that ends with a stop string is cut before it; its token ids go up to the one that completed the stop string.
     """
 
-    def __init__(self, index: int, detokenizer: Detokenizer, stops: StopStrings) -> None:
+    def __init__(self, index: int, detokenizer: Detokenizer, stops: StopStrings, min_tokens: int = 0) -> None:
+        """Stop strings are looked for behind the first `min_tokens` tokens."""
         self._index = index
         self._detokenizer = detokenizer
         self._stops = stops
+        self._min_tokens = min_tokens
         self.usage = inference_pb2.Usage()
 
     async def events(self, relay: Relay) -> AsyncIterator[inference_pb2.Delta | inference_pb2.Finished]:
@@ -28,8 +32,6 @@ class Choice:
             async for commit in commits:
                 self._count(commit)
                 delta, reason = self._take(commit)
-                if reason and reason != sampling_pb2.FINISH_REASON_STOP:
-                    delta.text += self._stops.flush()
                 yield delta
                 if reason:
                     yield inference_pb2.Finished(choice=self._index, finish_reason=reason)
@@ -42,21 +44,25 @@ class Choice:
         delta = inference_pb2.Delta(choice=self._index)
         # Where there are stop strings, tokens are looked at one by one.
         step = 1 if self._stops else max(1, len(commit.token_ids))
-        reason = commit.finish_reason
         for start in range(0, len(commit.token_ids), step):
             token_ids = commit.token_ids[start : start + step]
-            text = self._detokenizer.push(token_ids)
-            if commit.finish_reason and start + step >= len(commit.token_ids):
-                text += self._detokenizer.flush()
-            passed = self._stops.push(text)
-            delta.text += passed.text
             delta.token_ids.extend(token_ids)
             delta.logprobs.extend(commit.logprobs[start : start + step])
+            self.usage.num_completion_tokens += len(token_ids)
+            is_last = commit.finish_reason != 0 and start + step >= len(commit.token_ids)
+            # A token that was to end the text is no part of it.
+            shown = token_ids[:-1] if is_last and commit.finish_reason == _STOP else token_ids
+            text = self._detokenizer.push(shown) + (self._detokenizer.flush() if is_last else "")
+            if self.usage.num_completion_tokens < self._min_tokens:
+                delta.text += text
+                continue
+            passed = self._stops.push(text)
+            delta.text += passed.text
             if passed.stopped:
-                reason = sampling_pb2.FINISH_REASON_STOP
-                break
-        self.usage.num_completion_tokens += len(delta.token_ids)
-        return delta, reason
+                return delta, _STOP
+        if commit.finish_reason:
+            delta.text += self._stops.flush()
+        return delta, commit.finish_reason
 
     def _count(self, commit: speculation_pb2.Commit) -> None:
         self.usage.num_rounds += 1

@@ -42,6 +42,7 @@ class _Job(NamedTuple):
     revision: str
     parameters: Parameters
     prompt_ids: Sequence[int]
+    bad_words: Sequence[Sequence[int]]
     tenant: speculation_pb2.TenantAccess
     adapter: Resolved
 
@@ -130,17 +131,18 @@ class Generation:
             namespace=caller.namespace, num_public_tokens=model.num_public_tokens(prompt_ids)
         )
         adapter = await self._adapters.resolve(caller, model, request.adapter)
-        return _Job(model, info.revision_digest, parameters, prompt_ids, tenant, adapter)
+        bad_words = await model.tokenizer.encode_words(parameters.bad_words)
+        # A special token is left out of the text, so a stop string that is one is found among the tokens.
+        special = map(model.tokenizer.special_id, parameters.stops)
+        parameters.sampling.stop_token_ids.extend(token_id for token_id in special if token_id is not None)
+        return _Job(model, info.revision_digest, parameters, prompt_ids, bad_words, tenant, adapter)
 
     async def _events(self, job: _Job, record: Record) -> AsyncIterator[Event]:
         """What happens once there is a place."""
         record.admitted()
         openings = [_opening(job, index) for index in range(job.parameters.num_choices)]
         record.transcripts = [Transcript(opening, job.adapter.draft) for opening in openings]
-        stops = job.parameters.stops
-        record.choices = [
-            Choice(index, job.model.tokenizer.detokenizer(), StopStrings(stops)) for index in range(len(openings))
-        ]
+        record.choices = [_choice(job, index) for index in range(len(openings))]
         token = partial(self._grants.sequence_token, job.tenant)
         sources = [
             choice.events(Relay(job.model, transcript, token, self._settings.resume_seconds))
@@ -159,12 +161,20 @@ class Generation:
         yield record.usage()
 
 
+def _choice(job: _Job, index: int) -> Choice:
+    """What becomes of the commits of a choice."""
+    parameters = job.parameters
+    detokenizer = job.model.tokenizer.detokenizer(job.prompt_ids, skip_special_tokens=parameters.skip_special_tokens)
+    return Choice(index, detokenizer, StopStrings(parameters.stops), parameters.sampling.min_tokens)
+
+
 def _opening(job: _Job, index: int) -> speculation_pb2.Open:
     """How the sequence of a choice begins."""
     opening = speculation_pb2.Open(
         token_ids=job.prompt_ids,
         num_prompt_tokens=len(job.prompt_ids),
         sampling=job.parameters.sampling,
+        bad_words=[speculation_pb2.TokenSequence(token_ids=word) for word in job.bad_words],
         max_draft_tokens=job.parameters.max_draft_tokens,
         priority=job.parameters.priority,
         tenant=job.tenant,

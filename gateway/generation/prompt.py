@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
+from gateway.generation.conversation import read_conversation
 from gateway.generation.validation import Request, check_prompt_bytes, check_prompt_tokens
+from gateway.model.chat_template import Conversation
 from gateway.model.tokenizer import ModelTokenizer, TooManyTokensError
 from paceline.errors import InvalidArgumentError
 from paceline.v1 import inference_pb2, model_pb2
@@ -21,8 +23,8 @@ async def read_prompt(
     token_ids: Sequence[int]
     try:
         if isinstance(request, inference_pb2.ChatRequest):
-            messages = await _conversation(request, context, max_bytes)
-            token_ids = await tokenizer.encode_chat(messages, most=context)
+            conversation = await _conversation(request, context, max_bytes)
+            token_ids = await tokenizer.encode_chat(conversation, most=context)
         elif request.WhichOneof("input") == "prompt":
             check_prompt_bytes(len(request.prompt.encode()), max_bytes, field)
             token_ids = await tokenizer.encode(request.prompt, most=context) if request.prompt else []
@@ -37,17 +39,15 @@ async def read_prompt(
     return token_ids
 
 
-async def _conversation(request: inference_pb2.ChatRequest, context: int, max_bytes: int) -> list[dict[str, str]]:
-    """The messages of a request. Each takes a token at least, so that their number is bounded before they are read."""
+async def _conversation(request: inference_pb2.ChatRequest, context: int, max_bytes: int) -> Conversation:
+    """The conversation of a request. Each message takes a token at least, so that their number is bounded before they
+    are read.
+    """
     if not request.messages:
         raise InvalidArgumentError("messages", "must not be empty")
     if len(request.messages) > context:
         problem = f"{len(request.messages)} messages are more than a context of {context} tokens"
         raise InvalidArgumentError("messages", problem)
-
-    def read() -> list[dict[str, str]]:
-        num_bytes = sum(len(message.role.encode()) + len(message.content.encode()) for message in request.messages)
-        check_prompt_bytes(num_bytes, max_bytes, "messages")
-        return [{"role": message.role, "content": message.content} for message in request.messages]
-
-    return read() if len(request.messages) <= _INLINE_MESSAGES else await asyncio.to_thread(read)
+    if len(request.messages) <= _INLINE_MESSAGES:
+        return read_conversation(request, max_bytes)
+    return await asyncio.to_thread(read_conversation, request, max_bytes)

@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from paceline.errors import FieldViolation, InvalidArgumentError
 from paceline.v1 import inference_pb2, sampling_pb2
@@ -13,7 +13,15 @@ MAX_CHOICES = 16
 MAX_PRIORITY = 100
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_STOP_TOKENS = 64
+MAX_BAD_WORDS = 64
 MAX_DRAFT_TOKENS = 64
+
+_TEXTUAL: tuple[Literal["stop", "bad_words", "skip_special_tokens"], ...] = ("stop", "bad_words", "skip_special_tokens")
+"""Fields of sampling parameters that are about text; a verifier knows none."""
+_MOST_TOKENS = (1 << 32) - 1
+_BESIDE = (*_TEXTUAL, "logit_bias", "stop_token_ids")
+"""Fields that are looked at one by one."""
 
 Request = inference_pb2.GenerateRequest | inference_pb2.ChatRequest
 
@@ -22,8 +30,11 @@ class Parameters(NamedTuple):
     """What a request asks for, defaults filled in."""
 
     sampling: sampling_pb2.SamplingParams
-    """They are complete but for max_tokens, whose default depends on the prompt; without stop strings."""
+    """They are complete but for max_tokens, whose default depends on the prompt; without stop strings and bad words,
+    which are text."""
     stops: Sequence[str]
+    bad_words: Sequence[str]
+    skip_special_tokens: bool
     num_choices: int
     priority: int
     max_draft_tokens: int
@@ -54,8 +65,11 @@ def check_request(request: Request, vocab_size: int, default_draft_tokens: int) 
     sampling.CopyFrom(request.sampling)
     if not sampling.HasField("seed"):
         sampling.seed = secrets.randbits(63)
-    del sampling.stop[:]
-    return Parameters(sampling, tuple(request.sampling.stop), num_choices, priority, draft_tokens)
+    stops, bad_words = tuple(sampling.stop), tuple(sampling.bad_words)
+    skip = sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True
+    for name in _TEXTUAL:
+        sampling.ClearField(name)
+    return Parameters(sampling, stops, bad_words, skip, num_choices, priority, draft_tokens)
 
 
 def check_prompt_tokens(token_ids: Sequence[int], vocab_size: int, context: int, field: str) -> None:
@@ -90,35 +104,44 @@ def raise_if_any(violations: list[FieldViolation]) -> None:
 
 
 def _sampling_violations(sampling: sampling_pb2.SamplingParams, vocab_size: int) -> list[FieldViolation]:
-    violations: list[FieldViolation] = []
     # Numbers first: a request may hold hundreds of thousands of entries, and a sentence about each.
-    if len(sampling.stop) > MAX_STOPS:
-        violations.append(FieldViolation("sampling.stop", f"at most {MAX_STOPS} strings, got {len(sampling.stop)}"))
-    stops = () if len(sampling.stop) > MAX_STOPS else tuple(sampling.stop)
-    too_many = len(sampling.logit_bias) > MAX_LOGIT_BIASES
-    if too_many:
-        problem = f"at most {MAX_LOGIT_BIASES} entries, got {len(sampling.logit_bias)}"
-        violations.append(FieldViolation("sampling.logit_bias", problem))
-    bias = {} if too_many else dict(sampling.logit_bias)
-    given = {
-        field.name: getattr(sampling, field.name)
-        for field, _ in sampling.ListFields()
-        if field.name not in ("stop", "logit_bias")
+    most = {
+        "stop": MAX_STOPS,
+        "bad_words": MAX_BAD_WORDS,
+        "stop_token_ids": MAX_STOP_TOKENS,
+        "logit_bias": MAX_LOGIT_BIASES,
     }
+    numbers = {name: len(getattr(sampling, name)) for name in most}
+    violations = [
+        FieldViolation(f"sampling.{name}", f"at most {most[name]}, got {number}")
+        for name, number in numbers.items()
+        if number > most[name]
+    ]
+    few = sampling_pb2.SamplingParams()
+    few.CopyFrom(sampling)
+    for name, number in numbers.items():
+        if number > most[name]:
+            few.ClearField(name)
+    given = {field.name: getattr(few, field.name) for field, _ in few.ListFields() if field.name not in _BESIDE}
+    given.setdefault("max_tokens", _MOST_TOKENS)
     try:
-        SamplingParams(**given, logit_bias=bias)
+        SamplingParams(**given, logit_bias=dict(few.logit_bias))
     except InvalidSamplingError as error:
         violations.extend(FieldViolation(f"sampling.{name}", problem) for name, problem in error.violations)
-    for index, stop in enumerate(stops):
-        if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
-            violations.append(
-                FieldViolation(f"sampling.stop[{index}]", f"must have 1 to {MAX_STOP_CHARACTERS} characters")
-            )
-    for token_id, value in bias.items():
-        if token_id >= vocab_size or not math.isfinite(value):
-            violations.append(
-                FieldViolation(
-                    f"sampling.logit_bias[{token_id}]", f"must be a finite number for an id below {vocab_size}"
-                )
-            )
+    violations.extend(_text_violations("stop", few.stop))
+    violations.extend(_text_violations("bad_words", few.bad_words))
+    if (highest := max(few.stop_token_ids, default=0)) >= vocab_size:
+        violations.append(FieldViolation("sampling.stop_token_ids", f"must be below {vocab_size}, got {highest}"))
+    for token_id, bias in few.logit_bias.items():
+        if token_id >= vocab_size or not math.isfinite(bias):
+            problem = f"must be a finite number for an id below {vocab_size}"
+            violations.append(FieldViolation(f"sampling.logit_bias[{token_id}]", problem))
     return violations
+
+
+def _text_violations(name: str, texts: Sequence[str]) -> list[FieldViolation]:
+    return [
+        FieldViolation(f"sampling.{name}[{index}]", f"must have 1 to {MAX_STOP_CHARACTERS} characters")
+        for index, text in enumerate(texts)
+        if not 1 <= len(text) <= MAX_STOP_CHARACTERS
+    ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from gateway.model.attempts import NoneSuitsError
+from gateway.model.chat_template import Conversation
 from gateway.model.replica import Replica
 from gateway.model.replicas import Replicas
 from gateway.model.tokenizer import ModelTokenizer
@@ -48,15 +49,15 @@ class ServedModel:
 
     @classmethod
     async def load(cls, settings: ModelSettings) -> "ServedModel":
-        """Loads the tokenizer. Raises FileNotFoundError without one."""
-        tokenizer = ModelTokenizer(settings.tokenizer)
+        """Loads the tokenizer. Raises CheckpointError where there is none that can be used."""
+        tokenizer = await asyncio.to_thread(ModelTokenizer, settings.tokenizer)
         # What comes after the system message, here an empty user message, is left out when prompts are compared.
         chats = [
             [{"role": "system", "content": message}, {"role": "user", "content": ""}]
             for message in settings.public_system_messages
         ]
         prefixes = [await tokenizer.encode(prefix) for prefix in settings.public_prefixes]
-        return cls(settings, tokenizer, prefixes + [await tokenizer.encode_chat(chat) for chat in chats])
+        return cls(settings, tokenizer, prefixes + [await tokenizer.encode_chat(Conversation(chat)) for chat in chats])
 
     @property
     def newest(self) -> model_pb2.ModelInfo | None:

@@ -1,21 +1,18 @@
-"""The model's tokenizer and chat template, without torch: `tokenizers` and a template rendered by jinja."""
+"""The model's tokenizer, as `transformers` loads and applies it: its ids are what a model's own authors get.
+
+None of it takes torch, whose absence `transformers` allows for.
+"""
 
 import asyncio
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-import jinja2
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from tokenizers import Tokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from gateway.model.background import Background, give_back_memory
-from gateway.model.detokenizer import Detokenizer
+from gateway.model.chat_template import ChatTemplate, Conversation
+from gateway.model.detokenizer import Decoding, Detokenizer
 from gateway.model.text_bound import longest_token, num_characters
-from paceline.errors import FailedPreconditionError, InvalidArgumentError
+from paceline.errors import FailedPreconditionError
+from services.common.checkpoint import CheckpointError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,26 +28,28 @@ class TooManyTokensError(ValueError):
 
 
 class ModelTokenizer:
-    """Text to token ids and back. Loads a folder or a hub id that holds a tokenizer.json."""
+    """Text to token ids and back. Loads a folder or a hub id."""
 
     def __init__(self, source: str) -> None:
-        path = _find(source, "tokenizer.json")
-        if path is None:
-            raise FileNotFoundError(f"{source} has no tokenizer.json; only fast tokenizers are supported")
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self._longest_token = longest_token(self._tokenizer)
-        self._num_characters = num_characters(self._tokenizer)
+        """Raises CheckpointError where there is no tokenizer, or none that could give what its authors get."""
+        self._tokenizer = tokenizer = _load(source)
+        self._backend = backend = tokenizer.backend_tokenizer
+        # What a file says of cutting and filling holds for nobody: transformers undoes both at its first call.
+        backend.no_truncation()
+        backend.no_padding()
+        self._is_plain = _is_plain(tokenizer)
+        self._longest_token = longest_token(backend) if self._is_plain else None
+        self._num_characters = num_characters(backend)
         self._background = Background()
-        config_path = _find(source, "tokenizer_config.json")
-        self._config: dict[str, Any] = json.loads(config_path.read_text()) if config_path else {}
-        template_path = _find(source, "chat_template.jinja")
-        template = template_path.read_text() if template_path else self._config.get("chat_template")
-        self._template: str | None = template if isinstance(template, str) else None
+        self._special = {token.content: at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special_ids = frozenset(self._special.values())
+        self._clean_up = _clean_up(tokenizer)
+        self._chat_template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
 
     @property
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered."""
-        return self._template is not None
+        return self._chat_template is not None
 
     async def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
         """Token ids of a text. Raises TooManyTokensError for more than `most`, if possible before it is tokenized."""
@@ -60,15 +59,31 @@ class ModelTokenizer:
                 raise TooManyTokensError(f"at least {at_least} tokens")
         return await self._run(len(text), self._encode, text, add_special_tokens, most)
 
-    async def encode_chat(self, messages: list[dict[str, str]], most: int | None = None) -> list[int]:
+    async def encode_chat(self, conversation: Conversation, most: int | None = None) -> list[int]:
         """Token ids of a conversation, ending where the answer begins.
 
         Raises FailedPreconditionError without a template, InvalidArgumentError when the template refuses,
         TooManyTokensError for more than `most` tokens.
         """
-        size = _INLINE + 1 if len(messages) > _INLINE_MESSAGES else sum(len(each["content"]) for each in messages)
-        text = await self._run(size, self._render, messages)
+        if self._chat_template is None:
+            raise FailedPreconditionError("the model has no chat template; use Generate")
+        is_long = len(conversation.messages) > _INLINE_MESSAGES
+        size = _INLINE + 1 if is_long else conversation.num_characters
+        text = await self._run(size, self._chat_template.render, conversation)
         return await self.encode(text, add_special_tokens=False, most=most)
+
+    async def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token ids of words as they may occur in a text: each as it is, and behind a space where that is another
+        beginning of as many tokens.
+        """
+        found: list[list[int]] = []
+        for word in words:
+            plain = await self.encode(word, add_special_tokens=False)
+            spaced = await self.encode(f" {word.lstrip()}", add_special_tokens=False)
+            found.append(plain)
+            if len(spaced) == len(plain) and spaced[:1] != plain[:1]:
+                found.append(spaced)
+        return [token_ids for token_ids in found if token_ids]
 
     async def decode(self, token_ids: list[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -79,9 +94,22 @@ class ModelTokenizer:
         known = len(self._num_characters)
         return sum(self._num_characters[token_id] for token_id in token_ids if token_id < known)
 
-    def detokenizer(self) -> Detokenizer:
-        """A detokenizer for one stream of tokens."""
-        return Detokenizer(self._tokenizer)
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that is called this, if there is one."""
+        return self._special.get(text)
+
+    def detokenizer(self, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True) -> Detokenizer:
+        """A detokenizer for one stream of tokens behind a prompt."""
+
+        def decode(token_ids: list[int]) -> str:
+            text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+            return text
+
+        def is_silent(token_id: int) -> bool:
+            skipped = skip_special_tokens and token_id in self._special_ids
+            return skipped or self._backend.id_to_token(token_id) is None
+
+        return Detokenizer(Decoding(decode, is_silent, self._clean_up), prompt_ids)
 
     async def _run(self, size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `work` makes of a text of this size, where it holds nobody up."""
@@ -91,26 +119,12 @@ class ModelTokenizer:
             return await asyncio.to_thread(work, *args, **kwargs)
         return await self._background.run(work, *args, **kwargs)
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        if self._template is None:
-            raise FailedPreconditionError("the model has no chat template; use Generate")
-        special = {
-            name: value["content"] if isinstance(value, dict) else value
-            for name, value in self._config.items()
-            if name.endswith("_token") and value
-        }
-        try:
-            rendered = render_jinja_template(
-                conversations=[messages], chat_template=self._template, add_generation_prompt=True, **special
-            )
-        except jinja2.TemplateError as error:
-            raise InvalidArgumentError("messages", f"the chat template refuses them: {error}") from error
-        text: str = rendered[0][0]
-        return text
-
     def _encode(self, text: str, add_special_tokens: bool, most: int | None) -> list[int]:
         # The methods for several texts let go of the interpreter's lock; those for one keep it to the end.
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        if self._is_plain:
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        else:
+            (encoding,) = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).encodings
         if most is not None and len(encoding) > most:
             raise TooManyTokensError(f"{len(encoding)} tokens")
         ids: list[int] = encoding.ids
@@ -120,18 +134,45 @@ class ModelTokenizer:
         return ids
 
     def _decode(self, token_ids: list[int]) -> str:
-        (text,) = self._tokenizer.decode_batch([token_ids], skip_special_tokens=True)
+        (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=True)
         if len(token_ids) > _LONG:
             give_back_memory()
-        return str(text)
+        return str(text if self._clean_up is None else self._clean_up(text))
 
 
-def _find(source: str, name: str) -> Path | None:
-    folder = Path(source)
-    if folder.is_dir():
-        path = folder / name
-        return path if path.exists() else None
+def _load(source: str) -> Any:
+    # Imported here, once the process has said whether torch is to be found.
+    from transformers import AutoTokenizer, TokenizersBackend
+
     try:
-        return Path(hf_hub_download(source, name))
-    except EntryNotFoundError:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # Whatever a file holds that is no tokenizer, it is not this program's fault.
+        raise CheckpointError(f"{source} has no tokenizer that can be used: {_first_line(error)}") from error
+    kind = type(tokenizer)
+    if not isinstance(tokenizer, TokenizersBackend):
+        raise CheckpointError(f"the tokenizer of {source} ({kind.__name__}) has no fast form (tokenizer.json)")
+    if kind._decode is not TokenizersBackend._decode:
+        raise CheckpointError(f"the tokenizer of {source} ({kind.__name__}) makes text in a way of its own")
+    return tokenizer
+
+
+def _is_plain(tokenizer: Any) -> bool:
+    """Whether nothing is done to a text before the tokenizers library takes it (Code Llama's fills gaps)."""
+    from transformers import TokenizersBackend
+
+    return type(tokenizer)._encode_plus is TokenizersBackend._encode_plus
+
+
+def _clean_up(tokenizer: Any) -> Callable[[str], str] | None:
+    """See Decoding. As transformers has it, byte-pair tokenizers clean up nothing unless they insist."""
+    is_bpe = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"
+    insists = tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output
+    if not tokenizer.clean_up_tokenization_spaces or (is_bpe and not insists):
         return None
+    clean_up: Callable[[str], str] = tokenizer.clean_up_tokenization
+    return clean_up
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(": ") if lines else type(error).__name__

@@ -19,13 +19,24 @@ TopK = Annotated[int | None, typer.Option(help="Keeps this many likeliest tokens
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to produce.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends the text before this string; may be repeated.")]
+StopTokenIds = Annotated[
+    list[int] | None, typer.Option("--stop-token-id", help="Ends the text at this token; may be repeated.")
+]
+MinTokens = Annotated[int | None, typer.Option(help="Tokens before which nothing but --max-tokens ends the text.")]
+BadWords = Annotated[list[str] | None, typer.Option("--bad-word", help="Never produces this; may be repeated.")]
+SpecialTokens = Annotated[bool, typer.Option("--special-tokens", help="Shows special tokens in the text.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Goes on past end-of-sequence tokens.")]
 NoSpeculation = Annotated[bool, typer.Option("--no-speculation", help="Leaves the draft out.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Prints speed and acceptance at the end.")]
 
 
-def request_options(*, no_speculation: bool, **given: Any) -> Options:
+def request_options(*, no_speculation: bool, special_tokens: bool, ignore_eos: bool, **given: Any) -> Options:
     """What was said on the command line, without what was left out."""
     options = {name: value for name, value in given.items() if value not in (None, "", [])}
+    if special_tokens:
+        options["skip_special_tokens"] = False
+    if ignore_eos:
+        options["ignore_eos"] = True
     return cast("Options", {**options, "speculation": not no_speculation})
 
 

@@ -36,6 +36,12 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     ignore_eos: bool = False
     logprobs: int | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    barred_at_first: frozenset[int] = frozenset()
+    """Ids that are not picked among the first `min_tokens` tokens of the output: those that would end it."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Ids in a row of which the last is never picked behind the others."""
 
     def __post_init__(self) -> None:
         violations = self._violations()
@@ -62,6 +68,7 @@ class SamplingParams:
             ("presence_penalty", self.presence_penalty, abs(self.presence_penalty) <= MAX_PENALTY, "-2 to 2"),
             ("frequency_penalty", self.frequency_penalty, abs(self.frequency_penalty) <= MAX_PENALTY, "-2 to 2"),
             ("logit_bias", bias[:1], not bias and len(self.logit_bias) <= MAX_LOGIT_BIASES, "-100 to 100"),
+            ("min_tokens", self.min_tokens, 0 <= self.min_tokens <= self.max_tokens, f"0 to {self.max_tokens}"),
             ("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "0 to 20"),
         ]
         return [(name, f"must be {wanted}, got {value}") for name, value, fits, wanted in checks if not fits]
@@ -74,7 +81,12 @@ class SamplingParams:
     @property
     def keeps_logits(self) -> bool:
         """Whether nothing changes the logits before temperature."""
-        return not self.needs_history and not self.logit_bias
+        return not (self.needs_history or self.logit_bias or self.bars)
+
+    @property
+    def bars(self) -> bool:
+        """Whether some tokens are never picked, or not everywhere."""
+        return bool(self.min_tokens or self.bad_words)
 
     @property
     def truncates(self) -> bool:

@@ -18,6 +18,7 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from paceline.channel import channel_options
+from services.common.checkpoint import CheckpointError
 from services.common.health import HealthServicer
 from services.common.interceptors import ErrorInterceptor
 from services.common.reflection import add_reflection
@@ -56,11 +57,17 @@ class RunningServer:
 
 
 def serve(name: str, settings: ProcessSettings, lifespan: Lifespan) -> None:
-    """Runs a process until it is told to stop (exit 0) or its service fails (exit 1)."""
+    """Runs a process until it is told to stop (exit 0) or its service fails (exit 1).
+
+    What makes a model unfit to be served is said in its one sentence.
+    """
     setup_telemetry(f"paceline-{name}", settings.telemetry)
     _log.info("settings: %s", settings.model_dump_json())
-    if not asyncio.run(_serve(settings.server, lifespan)):
-        sys.exit(1)
+    try:
+        if not asyncio.run(_serve(settings.server, lifespan)):
+            sys.exit(1)
+    except CheckpointError as error:
+        sys.exit(str(error))
 
 
 async def _serve(settings: ServerSettings, lifespan: Lifespan) -> bool:

@@ -52,7 +52,10 @@ class Path:
     def ends_at_eos(self, length: int, eos_token_ids: abc.Collection[int]) -> bool:
         """Whether its last token, behind so many others, is one that ends the text."""
         sequence = self.sequence
-        return len(sequence) > length and not sequence.params.ignore_eos and sequence.token_ids[-1] in eos_token_ids
+        if len(sequence) <= length:
+            return False
+        last, params = sequence.token_ids[-1], sequence.params
+        return last in params.stop_token_ids or (not params.ignore_eos and last in eos_token_ids)
 
     def agreement(self, position: int, token_ids: list[int]) -> int:
         """How many of the tokens that follow a position are its own, the pending one included."""

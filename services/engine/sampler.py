@@ -1,8 +1,8 @@
 """Picks tokens: argmax(processed logits / temperature + shared noise), or the plain argmax at temperature 0.
 
 Processing, in this order: repetition penalty (over prompt and output, as in transformers), presence and frequency
-penalty (over the output, as in the OpenAI API), logit bias, temperature, top-k, top-p, min-p (the kept tokens are those
-that transformers keeps). A row's pick depends on its own row alone.
+penalty (over the output, as in the OpenAI API), logit bias, barred tokens, temperature, top-k, top-p, min-p (the kept
+tokens are those that transformers keeps). A row's pick depends on its own row alone.
 """
 
 from collections import Counter, abc
@@ -116,7 +116,23 @@ def _penalise(scores: torch.Tensor, rows: abc.Sequence[Row]) -> torch.Tensor:
             ids = torch.tensor(list(params.logit_bias), device=scores.device)
             bias = torch.tensor(list(params.logit_bias.values()), dtype=scores.dtype, device=scores.device)
             scores[index].index_add_(0, ids, bias)
+        if params.bars and (barred := _barred(row)):
+            scores[index, barred] = -torch.inf
     return scores
+
+
+def _barred(row: Row) -> list[int]:
+    """Tokens that are not to be picked here: what would end a text that is too short yet, and the ends of bad words."""
+    params, ids, position = row.params, row.token_ids, row.position
+    barred = {word[-1] for word in params.bad_words if _ends_with(ids, position, word[:-1])}
+    if position - row.num_prompt_tokens < params.min_tokens:
+        barred |= params.barred_at_first
+    return sorted(barred)
+
+
+def _ends_with(token_ids: abc.Sequence[int], position: int, word: tuple[int, ...]) -> bool:
+    """Whether the tokens before a position end with these."""
+    return len(word) <= position and tuple(token_ids[position - len(word) : position]) == word
 
 
 def _penalise_row(scores: torch.Tensor, row: Row) -> None:

@@ -1,13 +1,13 @@
 """One served model and its draft, as a user names them; those that ship; and files that list several."""
 
 import difflib
-import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from services.common.checkpoint import CheckpointError, check_model, check_tokenizer
 from services.engine.config import Device, Dtype
 from services.local.errors import LaunchError
 
@@ -49,16 +49,13 @@ class Pair(BaseModel):
         return {"model": model, "device": self.device, "dtype": self.dtype, "num_threads": num_threads, **chosen}
 
     def check(self) -> None:
-        """Raises LaunchError when a folder that is named is not there or holds no model."""
-        for name in filter(None, (self.model, self.draft)):
-            folder = Path(name)
-            if folder.is_dir():
-                if not (folder / "config.json").is_file():
-                    raise LaunchError(f"the folder {name} holds no model: there is no config.json in it")
-            elif folder.exists():
-                raise LaunchError(f"{name} is a file; a model is a folder or a hub id")
-            elif name.startswith((".", os.sep)) or name.count("/") > 1:
-                raise LaunchError(f"there is no folder {name}")
+        """Raises LaunchError when one of both certainly cannot be served, without loading anything."""
+        try:
+            for name in filter(None, (self.model, self.draft)):
+                check_model(name)
+            check_tokenizer(self.model)
+        except CheckpointError as error:
+            raise LaunchError(str(error)) from error
 
 
 def read_models(path: Path, **defaults: Any) -> tuple[Pair, ...]:

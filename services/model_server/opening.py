@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from paceline.errors import FailedPreconditionError, FieldViolation, InvalidArgumentError, NotFoundError
 from paceline.internal.v1 import speculation_pb2
-from paceline.v1 import sampling_pb2
 from services.common.access import Access, CallContext, bearer_token
 from services.common.digest import identity_digest
 from services.common.lora.config import check_digest
@@ -15,6 +14,7 @@ from services.common.sampling_params import InvalidSamplingError, SamplingParams
 from services.common.tokens import PUBLIC_NAMESPACE
 from services.engine.engine import EngineFacts
 from services.engine.engine_loop import EngineLoop
+from services.engine.model import ModelDescription
 from services.engine.roots import Roots
 from services.engine.sequence import NO_SLOT, Sequence
 from services.model_server.adapter_slots import AdapterSlots
@@ -26,6 +26,9 @@ from services.model_server.tenant import Tenant
 
 MAX_DRAFT_TOKENS = 64
 """No round verifies more proposed tokens than this, whatever a stream asks for."""
+
+_LISTS = ("stop", "logit_bias", "stop_token_ids", "bad_words", "skip_special_tokens")
+"""Fields of sampling parameters that are read one by one, or are about text."""
 
 
 class Opened(NamedTuple):
@@ -126,7 +129,7 @@ def to_sequence(message: speculation_pb2.Open, facts: EngineFacts, model_id: str
         raise InvalidArgumentError("open.max_draft_tokens", problem)
     if message.adapter_digest:
         check_digest("open.adapter_digest", message.adapter_digest)
-    params = to_sampling_params(message.sampling, context - message.num_prompt_tokens, vocab_size)
+    params = to_sampling_params(message, context - message.num_prompt_tokens, facts.description)
     end = min(context, message.num_prompt_tokens + params.max_tokens)
     if len(token_ids) >= end:
         raise InvalidArgumentError("open.sampling.max_tokens", "all of its tokens have been produced already")
@@ -161,22 +164,36 @@ def to_roots(message: speculation_pb2.Open, facts: EngineFacts) -> Roots:
     )
 
 
-def to_sampling_params(message: sampling_pb2.SamplingParams, room: int, vocab_size: int) -> SamplingParams:
+def to_sampling_params(message: speculation_pb2.Open, room: int, model: ModelDescription) -> SamplingParams:
     """Sampling parameters with their defaults; `room` tokens fit behind the prompt."""
-    if not message.HasField("seed"):
+    sampling = message.sampling
+    if not sampling.HasField("seed"):
         raise InvalidArgumentError("open.sampling.seed", "must be set")
     given = {
-        field.name: getattr(message, field.name)
-        for field, _ in message.ListFields()
-        if field.name not in ("stop", "logit_bias")
+        field.name: getattr(sampling, field.name) for field, _ in sampling.ListFields() if field.name not in _LISTS
     }
     given.setdefault("max_tokens", room)
-    highest = max(message.logit_bias, default=0)
-    if highest >= vocab_size:
-        problem = f"token id {highest} is not below the vocabulary's {vocab_size}"
-        raise InvalidArgumentError("open.sampling.logit_bias", problem)
+    bad_words = tuple(tuple(word.token_ids) for word in message.bad_words)
+    if not all(bad_words):
+        raise InvalidArgumentError("open.bad_words", "must not hold an empty one")
+    _check_ids("open.sampling.logit_bias", sampling.logit_bias, model.vocab_size)
+    _check_ids("open.sampling.stop_token_ids", sampling.stop_token_ids, model.vocab_size)
+    _check_ids("open.bad_words", (token_id for word in bad_words for token_id in word), model.vocab_size)
+    stop_token_ids = frozenset(sampling.stop_token_ids)
     try:
-        return SamplingParams(**given, logit_bias=dict(message.logit_bias))
+        return SamplingParams(
+            **given,
+            logit_bias=dict(sampling.logit_bias),
+            stop_token_ids=stop_token_ids,
+            barred_at_first=stop_token_ids | frozenset(() if sampling.ignore_eos else model.eos_token_ids),
+            bad_words=bad_words,
+        )
     except InvalidSamplingError as error:
         first, *more = (FieldViolation(f"open.sampling.{name}", problem) for name, problem in error.violations)
         raise InvalidArgumentError(*first, *more) from error
+
+
+def _check_ids(field: str, token_ids: abc.Iterable[int], vocab_size: int) -> None:
+    highest = max(token_ids, default=0)
+    if highest >= vocab_size:
+        raise InvalidArgumentError(field, f"token id {highest} is not below the vocabulary's {vocab_size}")

@@ -1,9 +1,13 @@
 """Runs the verifier: `paceline serve verifier`."""
 
 from services.common.server import serve
-from services.verifier.lifespan import verifier_lifespan
+from services.model_server.preflight import preflight
 from services.verifier.settings import VerifierSettings
 
 if __name__ == "__main__":
     settings = VerifierSettings.load()
+    preflight(settings)
+    # With it comes all that is heavy.
+    from services.verifier.lifespan import verifier_lifespan
+
     serve("verifier", settings, verifier_lifespan(settings))

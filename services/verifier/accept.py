@@ -14,6 +14,8 @@ class Finish(Enum):
 
     EOS = auto()
     """It came to an end-of-sequence token."""
+    STOP = auto()
+    """It came to a token that was to end it."""
     LENGTH = auto()
     """It is as long as it may be."""
 
@@ -28,11 +30,13 @@ class Accepted(NamedTuple):
     finish: Finish | None
 
 
-def accept(proposed: abc.Sequence[int], picks: abc.Sequence[int], eos: abc.Collection[int], room: int) -> Accepted:
+def accept(
+    proposed: abc.Sequence[int], picks: abc.Sequence[int], ends: abc.Mapping[int, Finish], room: int
+) -> Accepted:
     """Decides a round that verified `proposed`.
 
     `picks[j]` is what the target picks behind the first j proposed tokens; there are at most one more of them than of
-    those. The sequence ends behind a token of `eos`, and when it has `room` more tokens, one at least.
+    those. The sequence ends behind a token of `ends`, and when it has `room` more tokens, one at least.
     """
     token_ids: list[int] = []
     num_accepted = 0
@@ -41,9 +45,8 @@ def accept(proposed: abc.Sequence[int], picks: abc.Sequence[int], eos: abc.Colle
         token_ids.append(pick)
         matches = index < len(proposed) and proposed[index] == pick
         num_accepted += matches
-        if pick in eos:
-            finish = Finish.EOS
-        elif len(token_ids) >= room:
+        finish = ends.get(pick)
+        if finish is None and len(token_ids) >= room:
             finish = Finish.LENGTH
         if finish is not None or not matches:
             break

@@ -20,6 +20,12 @@ _PARTING_SECONDS = 5.0
 """How long a finished stream waits for the other end to close it. To gRPC's asyncio client a stream that the server
 has ended is broken, unread commits and all, as soon as one more proposal is written to it."""
 
+_REASONS = {
+    Finish.EOS: sampling_pb2.FINISH_REASON_EOS,
+    Finish.STOP: sampling_pb2.FINISH_REASON_STOP,
+    Finish.LENGTH: sampling_pb2.FINISH_REASON_LENGTH,
+}
+
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     """Serves one target model."""
@@ -80,8 +86,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
 def _to_commit(committed: Committed) -> speculation_pb2.Commit:
     reason = sampling_pb2.FINISH_REASON_UNSPECIFIED
     if committed.finish is not None:
-        is_eos = committed.finish is Finish.EOS
-        reason = sampling_pb2.FINISH_REASON_EOS if is_eos else sampling_pb2.FINISH_REASON_LENGTH
+        reason = _REASONS[committed.finish]
     return speculation_pb2.Commit(
         anchor=speculation_pb2.Anchor(position=committed.position, digest=committed.digest),
         token_ids=committed.token_ids,

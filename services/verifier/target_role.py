@@ -17,7 +17,7 @@ from services.engine.outbox import Outbox
 from services.engine.readings import Readings
 from services.engine.sampler import BROKEN
 from services.engine.sequence import Sequence
-from services.verifier.accept import accept
+from services.verifier.accept import Finish, accept
 from services.verifier.acceptance import Acceptance, TypicalAcceptance
 from services.verifier.governor import Pending, allocate, best_start
 from services.verifier.offers import Offers
@@ -38,7 +38,7 @@ class TargetRole:
         self._offers = Offers(suffix_drafting=suffix_drafting)
         self.planner = Planner()
         self._typical = TypicalAcceptance()
-        self._eos = frozenset(engine.facts.description.eos_token_ids)
+        self._eos = engine.facts.description.eos_token_ids
         self._vocab_size = engine.facts.description.vocab_size
 
     def open(self, target: TargetSequence) -> None:
@@ -46,6 +46,9 @@ class TargetRole:
         sequence = target.sequence
         target.committed = len(sequence)
         target.digest = extend_digest(EMPTY_DIGEST, sequence.token_ids)
+        target.ends = dict.fromkeys(sequence.params.stop_token_ids, Finish.STOP)
+        if not sequence.params.ignore_eos:
+            target.ends |= dict.fromkeys(self._eos, Finish.EOS)
         target.acceptance = Acceptance(self._typical.of(target.adapter))
         if not self._by_sequence:
             self.planner.mix()
@@ -158,8 +161,8 @@ class TargetRole:
     def _commit(self, target: TargetSequence, result: Result) -> int:
         """Returns the number of committed tokens."""
         sequence, start, taken = target.sequence, target.committed, target.taken
-        eos = frozenset[int]() if sequence.params.ignore_eos else self._eos
-        token_ids, num_accepted, finish = accept(sequence.token_ids[start:], result.token_ids, eos, target.end - start)
+        room = target.end - start
+        token_ids, num_accepted, finish = accept(sequence.token_ids[start:], result.token_ids, target.ends, room)
         num_drafted = len(result.token_ids) - 1
         committed = Committed(
             start,

@@ -83,6 +83,8 @@ class TargetSequence:
     """Length at which it ends."""
     adapter: str = ""
     """Digest of the adapter that it is computed with; empty for the base model."""
+    ends: dict[int, Finish] = field(default_factory=dict)
+    """Tokens behind which it ends, and why it then does."""
     digest: int = EMPTY_DIGEST
     committed: int = 0
     wanted: int = 0

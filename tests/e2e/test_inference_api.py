@@ -1,11 +1,13 @@
 """Chat, text in and out, models, and the blocking client."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
 
 from paceline import InvalidArgumentError, SyncClient
+from paceline.v1 import sampling_pb2
 from support.system import System, collect
 
 
@@ -46,6 +48,61 @@ async def test_a_stop_string_over_token_borders_does_not_leak(system: System) ->
     assert reply.text == whole.text[: whole.text.index(stop)]
     assert reply.finish_reasons == {0: 2}
     assert len(reply.token_ids) < 60
+
+
+async def test_a_stop_token_ends_the_text_before_itself(system: System) -> None:
+    whole = await system.generate("x", seed=1, max_tokens=60, ignore_eos=True)
+    stop = whole.token_ids[20]
+    end = whole.token_ids.index(stop)
+    reply = await system.generate("x", seed=1, max_tokens=60, ignore_eos=True, stop_token_ids=[stop])
+    assert reply.token_ids == whole.token_ids[: end + 1]
+    assert reply.text == await system.client.detokenize(whole.token_ids[:end])
+    assert reply.finish_reasons == {0: sampling_pb2.FINISH_REASON_STOP}
+
+
+async def test_a_text_has_as_many_tokens_as_it_was_to_have_at_least(system: System) -> None:
+    whole = await system.generate("x", seed=1, max_tokens=60, ignore_eos=True)
+    first = await system.client.detokenize(whole.token_ids[:1])
+    assert len((await system.generate("x", seed=1, max_tokens=60, ignore_eos=True, stop=[first])).token_ids) == 1
+    stops = {"stop": [first], "stop_token_ids": whole.token_ids[10:12]}
+    reply = await system.generate("x", seed=1, max_tokens=60, ignore_eos=True, min_tokens=15, **stops)
+    assert len(reply.token_ids) >= 15
+    assert not set(stops["stop_token_ids"]) & set(reply.token_ids[:15])
+    draftless = await system.generate(
+        "x", seed=1, max_tokens=60, ignore_eos=True, min_tokens=15, speculation=False, **stops
+    )
+    assert draftless.token_ids == reply.token_ids
+
+
+async def test_bad_words_do_not_occur(system: System) -> None:
+    whole = await system.generate("x", temperature=0, max_tokens=40, ignore_eos=True)
+    words = [await system.client.detokenize(whole.token_ids[at : at + 2]) for at in (3, 9)]
+    words = [word for word in words if "\N{REPLACEMENT CHARACTER}" not in word] or [whole.text[0]]
+    reply = await system.generate("x", temperature=0, max_tokens=40, ignore_eos=True, bad_words=words)
+    assert not [word for word in words if word in reply.text]
+    assert len(reply.token_ids) == 40
+
+
+async def test_a_conversation_is_continued_in_its_last_message(system: System) -> None:
+    messages = [("user", "hi"), ("assistant", "yes")]
+    chat = await collect(system.client.chat(messages, seed=3, max_tokens=9, continue_final_message=True))
+    plain = await system.generate("user: hi\nassistant: yes", seed=3, max_tokens=9)
+    assert chat.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"stop_token_ids": [256]}, "sampling.stop_token_ids"),
+        ({"stop_token_ids": [1] * 65}, "sampling.stop_token_ids"),
+        ({"min_tokens": 9, "max_tokens": 8}, "sampling.min_tokens"),
+        ({"bad_words": [""]}, "sampling.bad_words[0]"),
+    ],
+)
+async def test_what_cannot_end_a_text_is_refused(system: System, options: Any, field: str) -> None:
+    with pytest.raises(InvalidArgumentError) as refusal:
+        await system.generate("x", **options)
+    assert [violation.field for violation in refusal.value.violations] == [field]
 
 
 async def test_models_tell_of_target_and_draft(system: System) -> None:

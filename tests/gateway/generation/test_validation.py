@@ -17,21 +17,32 @@ def kind(request: pytest.FixtureRequest) -> type[Request]:
 
 def test_defaults_are_filled_in(kind: type[Request]) -> None:
     parameters = check_request(kind(), 256, 7)
-    assert parameters[1:] == ((), 1, 0, 7)
+    assert parameters[1:] == ((), (), True, 1, 0, 7)
     assert parameters.sampling.HasField("seed")
     assert parameters.sampling.seed != check_request(kind(), 256, 7).sampling.seed
 
 
 def test_what_is_given_is_taken_and_the_request_is_not_changed(kind: type[Request]) -> None:
     request = kind(
-        sampling={"seed": 3, "stop": ["a", "b"], "temperature": 0.5},
+        sampling={
+            "seed": 3,
+            "stop": ["a", "b"],
+            "temperature": 0.5,
+            "bad_words": ["c"],
+            "skip_special_tokens": False,
+            "stop_token_ids": [4],
+            "min_tokens": 99,
+        },
         n=4,
         priority=-2,
         speculation={"max_draft_tokens": 3},
     )
     before = request.SerializeToString(deterministic=True)
     parameters = check_request(request, 256, 7)
-    assert parameters[1:] == (("a", "b"), 4, -2, 3)
+    assert parameters[1:] == (("a", "b"), ("c",), False, 4, -2, 3)
+    assert (list(parameters.sampling.stop_token_ids), parameters.sampling.min_tokens) == ([4], 99)
+    assert list(parameters.sampling.bad_words) == []
+    assert not parameters.sampling.HasField("skip_special_tokens")
     assert (parameters.sampling.seed, parameters.sampling.temperature) == (3, 0.5)
     assert list(parameters.sampling.stop) == []
     assert request.SerializeToString(deterministic=True) == before

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
-from gateway.model.detokenizer import Detokenizer
+from gateway.model.detokenizer import Decoding, Detokenizer
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
@@ -35,8 +35,12 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return chosen
 
 
+def _detokenizer(tokenizer: Tokenizer) -> Detokenizer:
+    return Detokenizer(Decoding(tokenizer.decode, lambda token_id: tokenizer.id_to_token(token_id) is None))
+
+
 def _in_pieces(tokenizer: Tokenizer, ids: list[int], sizes: Callable[[], int]) -> str:
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer = _detokenizer(tokenizer)
     parts, at = [], 0
     while at < len(ids):
         size = sizes()
@@ -67,13 +71,13 @@ def test_noise_decodes_as_it_does_in_one_piece(byte_level: Tokenizer, ids: list[
 
 def test_a_character_of_several_tokens_comes_whole(byte_level: Tokenizer) -> None:
     ids = byte_level.encode("a😀é").ids
-    detokenizer = Detokenizer(byte_level)
+    detokenizer = _detokenizer(byte_level)
     assert [detokenizer.push([i]) for i in ids] == ["a", "", "", "", "😀", "", "é"]
 
 
 def test_complete_characters_do_not_wait_for_an_incomplete_one(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("ab😀😀").ids
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer = _detokenizer(tokenizer)
     assert detokenizer.push(ids[:4]) == "ab"
     assert detokenizer.push(ids[4:7]) == "😀"
     assert detokenizer.push(ids[7:]) == "😀"
@@ -81,7 +85,7 @@ def test_complete_characters_do_not_wait_for_an_incomplete_one(tokenizer: Tokeni
 
 def test_endless_noise_is_shown_in_bounded_time(byte_level: Tokenizer) -> None:
     (lead, *_) = byte_level.encode("😀").ids
-    detokenizer = Detokenizer(byte_level)
+    detokenizer = _detokenizer(byte_level)
     shown = [detokenizer.push([lead]) for _ in range(1000)]
     assert len("".join(shown)) > 900
     assert "".join(shown) + detokenizer.flush() == UNKNOWN * 1000

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from gateway.model.background import Background
+from gateway.model.chat_template import Conversation
 from gateway.model.text_bound import longest_token
 from gateway.model.tokenizer import ModelTokenizer, TooManyTokensError
 
@@ -47,7 +48,7 @@ async def test_others_have_their_turns_while_a_text_is_tokenized_and_made_text_a
 async def test_others_have_their_turns_while_a_conversation_of_many_messages_is_rendered(
     tokenizer: ModelTokenizer,
 ) -> None:
-    _, num_turns = await turns_during(tokenizer.encode_chat([{"role": "user", "content": ""}] * 20_000))
+    _, num_turns = await turns_during(tokenizer.encode_chat(Conversation([{"role": "user", "content": ""}] * 20_000)))
     assert num_turns > 20
 
 

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.logits_process import (
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -55,6 +57,32 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([history]), logits.clone()).argmax().item()
     params = SamplingParams(temperature=0, repetition_penalty=1.7)
     assert sample(logits, [row(params, 4, history)]).token_ids == [expected]
+
+
+@given(
+    history=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    words=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), max_size=3),
+    seed=st.integers(0, 50),
+)
+@settings(max_examples=50)
+def test_bad_words_are_barred_as_in_transformers(history: list[int], words: list[list[int]], seed: int) -> None:
+    logits = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
+    expected = logits.clone()
+    if words:
+        expected = NoBadWordsLogitsProcessor(words)(torch.tensor([history]), expected)
+    params = SamplingParams(temperature=0, bad_words=tuple(map(tuple, words)))
+    got = sample(logits, [row(params, len(history), tuple(history), 1)])
+    assert got.token_ids == [expected.argmax().item()]
+
+
+@pytest.mark.parametrize("position", [3, 4, 5, 6])
+def test_a_text_ends_no_sooner_than_in_transformers(position: int) -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.0, 1.0]])
+    history = (1, 2, 3, 3, 1, 2)
+    processor = MinNewTokensLengthLogitsProcessor(3, 2, [1, 2], device="cpu")
+    expected = processor(torch.tensor([history[:position]]), logits.clone()).argmax().item()
+    params = SamplingParams(temperature=0, min_tokens=2, barred_at_first=frozenset({1, 2}))
+    assert sample(logits, [row(params, position, history, 3)]).token_ids == [expected]
 
 
 def test_presence_and_frequency_penalties_count_the_output_only() -> None:
