@@ -11,10 +11,14 @@ from services.common.sampling_params import MAX_LOGIT_BIASES, InvalidSamplingErr
 
 MAX_CHOICES = 16
 MAX_PRIORITY = 100
-MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
-MAX_STOP_TOKENS = 64
-MAX_BAD_WORDS = 64
+_MOST: dict[Literal["stop", "bad_words", "stop_token_ids", "logit_bias"], int] = {
+    "stop": 16,
+    "bad_words": 64,
+    "stop_token_ids": 64,
+    "logit_bias": MAX_LOGIT_BIASES,
+}
+"""Most entries of a field."""
 MAX_DRAFT_TOKENS = 64
 
 _TEXTUAL: tuple[Literal["stop", "bad_words", "skip_special_tokens"], ...] = ("stop", "bad_words", "skip_special_tokens")
@@ -105,22 +109,12 @@ def raise_if_any(violations: list[FieldViolation]) -> None:
 
 def _sampling_violations(sampling: sampling_pb2.SamplingParams, vocab_size: int) -> list[FieldViolation]:
     # Numbers first: a request may hold hundreds of thousands of entries, and a sentence about each.
-    most = {
-        "stop": MAX_STOPS,
-        "bad_words": MAX_BAD_WORDS,
-        "stop_token_ids": MAX_STOP_TOKENS,
-        "logit_bias": MAX_LOGIT_BIASES,
-    }
-    numbers = {name: len(getattr(sampling, name)) for name in most}
-    violations = [
-        FieldViolation(f"sampling.{name}", f"at most {most[name]}, got {number}")
-        for name, number in numbers.items()
-        if number > most[name]
-    ]
     few = sampling_pb2.SamplingParams()
     few.CopyFrom(sampling)
-    for name, number in numbers.items():
-        if number > most[name]:
+    violations = []
+    for name, most in _MOST.items():
+        if (number := len(getattr(sampling, name))) > most:
+            violations.append(FieldViolation(f"sampling.{name}", f"at most {most}, got {number}"))
             few.ClearField(name)
     given = {field.name: getattr(few, field.name) for field, _ in few.ListFields() if field.name not in _BESIDE}
     given.setdefault("max_tokens", _MOST_TOKENS)

@@ -6,7 +6,7 @@ Every reason why a model cannot be served is one sentence that says what to do.
 import importlib.util
 import json
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Checkpoint:
     name: str
     """The folder or hub id, as it was given."""
     folder: Path
-    files: Set[str]
+    files: frozenset[str]
     """Names of all files, also of those that have not been downloaded."""
 
     @property

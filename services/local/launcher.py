@@ -174,6 +174,8 @@ class Launcher:
 @asynccontextmanager
 async def running(settings: SystemSettings, listener: Listener | None = None) -> AsyncIterator[Launcher]:
     """A system that is serving, until the block ends. Raises LaunchError when it cannot be started."""
+    for pair in settings.models:
+        pair.check()
     with tempfile.TemporaryDirectory(prefix="paceline-") as own_folder:
         launcher = Launcher(make_system(settings, Path(own_folder)), listener)
         try:

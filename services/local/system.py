@@ -101,10 +101,8 @@ class System(NamedTuple):
 def make_system(settings: SystemSettings, own_folder: Path) -> System:
     """The processes of these settings. What is only for now goes into `own_folder`.
 
-    Raises LaunchError when a model is not there, ValueError when settings contradict each other.
+    Raises ValueError when settings contradict each other.
     """
-    for pair in settings.models:
-        pair.check()
     return _Maker(settings, own_folder).system()
 
 

@@ -29,6 +29,8 @@ async def keep_running(settings: SystemSettings, console: Console) -> int:
     """Runs until SIGINT or SIGTERM (0) or until a process has failed for good (1). A second signal kills."""
     with tempfile.TemporaryDirectory(prefix="paceline-") as own_folder:
         try:
+            for pair in settings.models:
+                pair.check()
             system = make_system(settings, Path(own_folder))
         except (LaunchError, ValueError) as error:
             console.print(Text(str(error), "red"))

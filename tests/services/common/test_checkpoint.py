@@ -70,8 +70,12 @@ def _write(folder: Path, files: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("case", sorted(FOLDERS))
-def test_a_folder_that_holds_something_else_is_refused_with_what_to_do(tmp_path: Path, case: str) -> None:
+def test_a_folder_that_holds_something_else_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
     files, said = FOLDERS[case]
+    for package in ("accelerate", "bitsandbytes", "gptqmodel", "optimum"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(CheckpointError, match=said) as refusal:
         check_model(_write(tmp_path / "it", files))
     assert "\n" not in str(refusal.value)
