@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUF := $(shell command -v buf || echo build/buf/node_modules/.bin/buf)
 REDIS := $(shell command -v redis-server || echo /usr/bin/redis-server)
+POSTGRES := $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres) $(shell command -v postgres) /usr/lib/postgresql/bin/postgres)
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
@@ -13,7 +14,7 @@ help: ## Shows this list
 
 setup: $(VENV)/.installed ## Makes .venv with all that running takes
 
-setup-dev: $(VENV)/.installed-dev $(REDIS) ## Adds what testing and checking take
+setup-dev: $(VENV)/.installed-dev $(REDIS) $(POSTGRES) ## Adds what testing and checking take
 
 demo: setup ## Streams a completion, then compares speculation on and off
 	$(BIN)/paceline demo
@@ -59,6 +60,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(REDIS):
 	@command -v apt-get > /dev/null || { echo "The tests take a redis-server: install one, then try again." >&2; exit 1; }
 	$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq redis-server > /dev/null
+
+$(POSTGRES):
+	@command -v apt-get > /dev/null || { echo "The tests take a PostgreSQL server: install one, then try again." >&2; exit 1; }
+	$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq postgresql > /dev/null
 
 build/buf/node_modules/.bin/buf:
 	npm install --silent --no-fund --no-audit --prefix build/buf @bufbuild/buf@1.75.0

@@ -8,10 +8,12 @@ import grpc
 from gateway.generation.admission import Admission
 from gateway.generation.generation import Generation
 from gateway.grpc_api.adapters import AdapterServicer
+from gateway.grpc_api.admin import AdminServicer
 from gateway.grpc_api.bounds import bounded
 from gateway.grpc_api.cache import CacheServicer
 from gateway.grpc_api.inference import InferenceServicer
 from gateway.grpc_api.models import ModelServicer
+from gateway.grpc_api.usage import UsageServicer
 from gateway.metrics import GatewayMetrics
 from gateway.model.catalogue import Catalogue
 from gateway.model.replicas import Replicas
@@ -20,16 +22,20 @@ from gateway.settings import GatewaySettings
 from gateway.tenants.adapters import Adapters
 from gateway.tenants.blocks import Blocks
 from gateway.tenants.grants import Grants
-from gateway.tenants.identity import Identity
+from gateway.tenants.tenancy import open_tenancy
 from paceline.v1 import (
     adapter_pb2,
     adapter_pb2_grpc,
+    admin_pb2,
+    admin_pb2_grpc,
     cache_pb2,
     cache_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
 )
 from services.adapter_store.client import AdapterStoreClient
 from services.common.server import Lifespan, Served
@@ -41,9 +47,11 @@ _BESIDE_BYTES = 1 << 20
 """What a request may hold beside its prompt."""
 _SERVICES = (
     adapter_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name,
 )
 
 
@@ -54,9 +62,10 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
         key = settings.signing_key
         grants = Grants(TokenMint(key.get_secret_value(), settings.token_seconds) if key is not None else None)
-        identity = Identity(settings.tenant_header)
         admission = Admission(settings.max_active_requests, settings.max_queued_requests)
         async with AsyncExitStack() as stack:
+            tenancy = await stack.enter_async_context(open_tenancy(settings))
+            identity = tenancy.identity
             catalogue = Catalogue([await ServedModel.load(model) for model in settings.models])
             stack.push_async_callback(catalogue.close)
             adapters = Adapters(
@@ -65,7 +74,8 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             stack.push_async_callback(adapters.close)
             blocks = Blocks(Replicas.connect("prefix cache", settings.prefix_caches, PrefixCacheClient, _check), grants)
             stack.push_async_callback(blocks.close)
-            generation = Generation(settings, catalogue, admission, grants, adapters, GatewayMetrics(admission))
+            metrics = GatewayMetrics(admission)
+            generation = Generation(settings, catalogue, admission, grants, adapters, metrics, tenancy.accounts)
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(
                 InferenceServicer(generation, identity, catalogue, settings.max_prompt_bytes),
                 bounded(server, settings.max_prompt_bytes + _BESIDE_BYTES),
@@ -74,7 +84,13 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
                 AdapterServicer(adapters, identity, catalogue), server
             )
             cache_pb2_grpc.add_CacheServiceServicer_to_server(CacheServicer(blocks, identity), server)
-            model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(catalogue), server)
+            model_pb2_grpc.add_ModelServiceServicer_to_server(
+                ModelServicer(catalogue, tenancy.prices, adapters, identity), server
+            )
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(tenancy.key_store, identity), server)
+            usage_pb2_grpc.add_UsageServiceServicer_to_server(
+                UsageServicer(tenancy.database, identity, tenancy.prices.currency), server
+            )
             yield Served(_SERVICES, catalogue.ready())
 
     return lifespan

@@ -1,11 +1,48 @@
 """Settings of the gateway process. Environment: PACELINE_GATEWAY_..."""
 
-from typing import Self
+from decimal import Decimal
+from ipaddress import ip_network
+from typing import Annotated, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import ProcessSettings, ServerSettings
+from services.common.secret_url import SecretUrl
+from services.common.settings import ProcessSettings, ServerSettings, data_folder
+
+_DATABASES = ("sqlite", "postgresql", "postgres")
+_FILE = "gateway.sqlite"
+
+
+def user_database() -> str:
+    """Address of the database among the user's data."""
+    return f"sqlite:///{data_folder() / _FILE}"
+
+
+def _network(written: str) -> str:
+    ip_network(written)
+    return written
+
+
+def _database(url: SecretUrl) -> SecretUrl:
+    if urlsplit(url.get_secret_value()).scheme not in _DATABASES:
+        raise ValueError("is neither sqlite:///FILE nor postgresql://USER:PASSWORD@HOST/NAME")
+    return url
+
+
+class PriceSettings(BaseModel):
+    """What a model's tokens cost: amounts of the gateway's currency a million tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Decimal = Field(ge=0, decimal_places=9, description="Tokens of prompts.")
+    cached: Decimal | None = Field(
+        None, ge=0, decimal_places=9, description="Tokens of prompts that were found computed; default: as others."
+    )
+    completion: Decimal = Field(ge=0, decimal_places=9, description="Produced tokens.")
+    adapter_surcharge: float = Field(0.0, ge=0, le=100, description="Share added where an adapter is used; 0.5: half.")
+    batch_discount: float = Field(0.5, ge=0, le=1, description="Share taken off in batches; 0.5: half.")
 
 
 class ModelSettings(BaseModel):
@@ -13,7 +50,7 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str = Field(min_length=1, description="Name by which clients ask for the model.")
+    id: str = Field(min_length=1, max_length=256, description="Name by which clients ask for the model.")
     tokenizer: str = Field(description="Folder or hub id with the model's tokenizer.json.")
     verifiers: tuple[str, ...] = Field(("127.0.0.1:7102",), min_length=1, description="gRPC targets of verifiers.")
     drafts: tuple[str, ...] = Field((), description="gRPC targets of draft services; none: no speculation.")
@@ -22,6 +59,7 @@ class ModelSettings(BaseModel):
     )
     public_prefixes: tuple[str, ...] = Field((), description="Beginnings of prompts that all callers share.")
     public_system_messages: tuple[str, ...] = Field((), description="System messages of chats that all callers share.")
+    prices: PriceSettings | None = Field(None, description="What its tokens cost; none: usage is counted, not priced.")
 
 
 class GatewaySettings(ProcessSettings):
@@ -44,12 +82,33 @@ class GatewaySettings(ProcessSettings):
     tenant_header: str | None = Field(
         None, description="Metadata entry in which the proxy in front names the caller; none: all callers are one."
     )
+    proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        (), description="Addresses or networks of proxies whose tenant_header is believed once there are API keys."
+    )
+    anonymous: bool = Field(False, description="Serves who has no API key, on any address: all of them are one tenant.")
+    key_seconds: float = Field(2.0, gt=0, description="How long a revoked API key may still be taken for valid.")
+    key_outage_seconds: float = Field(
+        60.0, ge=0, description="How long known API keys hold while the database is away."
+    )
+    database: Annotated[SecretUrl, AfterValidator(_database)] | None = Field(
+        None,
+        description="sqlite:///FILE, or postgresql://USER:PASSWORD@HOST/NAME that gateways share; none: a file "
+        "among the user's data.",
+    )
+    currency: str = Field("USD", min_length=1, max_length=8, description="What prices are in.")
     max_prompt_bytes: int = Field(4 << 20, ge=1, description="Longest prompt or conversation, in bytes of UTF-8.")
     max_active_requests: int = Field(128, ge=1, description="Requests served at once; more wait.")
     max_queued_requests: int = Field(512, ge=0, description="Requests that wait; more are refused.")
     resume_seconds: float = Field(
         60.0, ge=0, description="How long a stream looks for a verifier after losing its own."
     )
+
+    @property
+    def database_url(self) -> str:
+        """Where the database is."""
+        if self.database is not None:
+            return self.database.get_secret_value()
+        return user_database()
 
     @model_validator(mode="after")
     def _check_ids(self) -> Self:

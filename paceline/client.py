@@ -18,12 +18,16 @@ from paceline.upload import adapter_files, file_pieces, upload
 from paceline.v1 import (
     adapter_pb2,
     adapter_pb2_grpc,
+    admin_pb2,
+    admin_pb2_grpc,
     cache_pb2,
     cache_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
 )
 
 Metadata = Sequence[tuple[str, str]]
@@ -38,14 +42,16 @@ class Client:
     a mistake in what a call is given is a TypeError or ValueError of the call itself.
     """
 
-    def __init__(self, address: str, metadata: Metadata = ()) -> None:
-        """`metadata` goes with every call, for a proxy in front that says by it who calls."""
+    def __init__(self, address: str, metadata: Metadata = (), *, key: str | None = None) -> None:
+        """`key` is an API key; `metadata` goes with every call, for a proxy in front that says by it who calls."""
         self._channel = open_channel(address)
-        self._metadata = tuple(metadata)
+        self._metadata = (*metadata, *([("authorization", f"Bearer {key}")] if key else []))
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
         self._adapters = adapter_pb2_grpc.AdapterServiceStub(self._channel)
+        self._usage = usage_pb2_grpc.UsageServiceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -140,6 +146,55 @@ class Client:
         """Deletes what the prefix cache keeps for this caller; returns how many blocks."""
         request = cache_pb2.ClearCacheRequest()
         return (await _answer(self._cache.ClearCache(request, metadata=self._metadata))).num_deleted
+
+    async def usage(
+        self, start_day: str = "", end_day: str = "", groups: Sequence[str] = (), tenant: str = ""
+    ) -> usage_pb2.GetUsageResponse:
+        """Adds up what was used; see GetUsageRequest in usage.proto. `groups` are such as "day", "key" or "model"."""
+        request = usage_pb2.GetUsageRequest(
+            start_day=start_day,
+            end_day=end_day,
+            groups=[usage_pb2.UsageGroup.Value(f"USAGE_GROUP_{group.upper()}") for group in groups],
+            tenant=tenant,
+        )
+        return await _answer(self._usage.GetUsage(request, metadata=self._metadata))
+
+    async def create_tenant(self, tenant: str, plan: admin_pb2.Plan | None = None) -> admin_pb2.Tenant:
+        """Makes a tenant."""
+        request = admin_pb2.CreateTenantRequest(id=tenant, plan=plan)
+        return (await _answer(self._admin.CreateTenant(request, metadata=self._metadata))).tenant
+
+    async def update_tenant(self, tenant: str, plan: admin_pb2.Plan) -> admin_pb2.Tenant:
+        """Replaces what a tenant may use."""
+        request = admin_pb2.UpdateTenantRequest(id=tenant, plan=plan)
+        return (await _answer(self._admin.UpdateTenant(request, metadata=self._metadata))).tenant
+
+    async def list_tenants(self) -> list[admin_pb2.Tenant]:
+        """Lists all tenants."""
+        request = admin_pb2.ListTenantsRequest()
+        return list((await _answer(self._admin.ListTenants(request, metadata=self._metadata))).tenants)
+
+    async def create_key(
+        self, tenant: str, name: str = "", scopes: Sequence[str] = (), lifetime_seconds: float | None = None
+    ) -> admin_pb2.CreateKeyResponse:
+        """Makes an API key, whose `secret` cannot be had again."""
+        request = admin_pb2.CreateKeyRequest(tenant=tenant, name=name, scopes=scopes, lifetime_seconds=lifetime_seconds)
+        return await _answer(self._admin.CreateKey(request, metadata=self._metadata))
+
+    async def rotate_key(self, key_id: str, overlap_seconds: float | None = None) -> admin_pb2.RotateKeyResponse:
+        """Makes a key in the place of another, which holds for a while more."""
+        request = admin_pb2.RotateKeyRequest(id=key_id, overlap_seconds=overlap_seconds)
+        return await _answer(self._admin.RotateKey(request, metadata=self._metadata))
+
+    async def revoke_key(self, key_id: str) -> admin_pb2.ApiKey:
+        """Ends a key."""
+        request = admin_pb2.RevokeKeyRequest(id=key_id)
+        return (await _answer(self._admin.RevokeKey(request, metadata=self._metadata))).key
+
+    async def list_keys(self, tenant: str = "") -> list[admin_pb2.ApiKey]:
+        """Lists the keys of a tenant, or all."""
+        request = admin_pb2.ListKeysRequest(tenant=tenant)
+        return list((await _answer(self._admin.ListKeys(request, metadata=self._metadata))).keys)
 
 
 async def _answer(call: Awaitable[T]) -> T:

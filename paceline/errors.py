@@ -132,12 +132,13 @@ class ResourceExhaustedError(PacelineError):
 
 
 class QuotaExceededError(PacelineError):
-    """A caller has as much as it may; waiting does not help."""
+    """A caller has as much as it may; `retry_after_seconds` is there when waiting helps."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    def __init__(self, subject: str, description: str) -> None:
+    def __init__(self, subject: str, description: str, retry_after_seconds: float | None = None) -> None:
         self.subject = subject
+        self.retry_after_seconds = retry_after_seconds
         super().__init__(description)
 
 

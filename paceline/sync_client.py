@@ -53,8 +53,8 @@ class SyncClient:
     Several threads may use one client, each stream by one thread at a time.
     """
 
-    def __init__(self, address: str, metadata: Metadata = ()) -> None:
-        """`metadata` goes with every call, for a proxy in front that says by it who calls."""
+    def __init__(self, address: str, metadata: Metadata = (), *, key: str | None = None) -> None:
+        """`key` is an API key; `metadata` goes with every call, for a proxy in front that says by it who calls."""
         self._lock = threading.Lock()
         self._is_closing = False
         """Set before the loop ends: what is submitted under the lock before is still run, and nothing after."""
@@ -62,7 +62,7 @@ class SyncClient:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="paceline-client", daemon=True)
         self._thread.start()
-        self._client = self._run(_connect(address, metadata))
+        self._client = self._run(_connect(address, metadata, key))
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +92,14 @@ class SyncClient:
     delete_adapter = _blocking(Client.delete_adapter)
     cache_statistics = _blocking(Client.cache_statistics)
     clear_cache = _blocking(Client.clear_cache)
+    usage = _blocking(Client.usage)
+    create_tenant = _blocking(Client.create_tenant)
+    update_tenant = _blocking(Client.update_tenant)
+    list_tenants = _blocking(Client.list_tenants)
+    create_key = _blocking(Client.create_key)
+    rotate_key = _blocking(Client.rotate_key)
+    revoke_key = _blocking(Client.revoke_key)
+    list_keys = _blocking(Client.list_keys)
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Waits for a call; whoever interrupts the waiting, with Ctrl-C say, ends the call."""
@@ -126,8 +134,8 @@ class SyncClient:
                     self._run(_close(events))
 
 
-async def _connect(address: str, metadata: Metadata) -> Client:
-    return Client(address, metadata)
+async def _connect(address: str, metadata: Metadata, key: str | None) -> Client:
+    return Client(address, metadata, key=key)
 
 
 async def _finish(client: Client) -> None:

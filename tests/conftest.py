@@ -11,8 +11,11 @@ from hypothesis import HealthCheck, settings
 
 from gateway.lifespan import gateway_lifespan
 from paceline import Client
+from support.databases import database, database_url, postgres
 from support.system import StartGateway, System, gateway_settings, served, start_system
 from support.tiny import save_tiny, save_tokenizer
+
+__all__ = ["database", "database_url", "postgres"]
 
 # Machines that run tests are shared: how long an example takes says nothing.
 settings.register_profile("paceline", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from opentelemetry import trace
 
+from gateway.generation.accounting import Accounting
 from gateway.generation.admission import Admission
 from gateway.generation.choice import Choice
 from gateway.generation.merge import merge
@@ -45,6 +46,10 @@ class _Job(NamedTuple):
     bad_words: Sequence[Sequence[int]]
     tenant: speculation_pb2.TenantAccess
     adapter: Resolved
+    priority: int
+    """As the caller's plan allows."""
+    max_tokens: int
+    """Most tokens of prompt and all choices together."""
 
 
 class Generation:
@@ -58,39 +63,50 @@ class Generation:
         grants: Grants,
         adapters: Adapters,
         metrics: GatewayMetrics,
+        accounts: Accounting,
     ) -> None:
+        """`accounts` are those of requests for which nothing else is said."""
         self._settings = settings
         self._catalogue = catalogue
         self._admission = admission
         self._grants = grants
         self._adapters = adapters
         self._metrics = metrics
+        self._accounts = accounts
 
     @asynccontextmanager
     async def run(
-        self, request: Request, caller: Caller, deadline: float | None = None
+        self, request: Request, caller: Caller, deadline: float | None = None, accounts: Accounting | None = None
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """The events of a request: Started, then deltas, one Finished a choice, and Usage last.
 
         Leaving the block ends the request: its streams first, then its place is given on, then it is recorded how it
-        ended. `deadline` is in seconds from now. Raises errors of the tree for what is wrong with the request or cannot
-        be had, DeadlineExceededError when it is over, grpc.aio.AioRpcError for what a verifier refuses.
+        ended and what it used. `deadline` is in seconds from now. Raises errors of the tree for what is wrong with the
+        request, is over the caller's limits or cannot be had, DeadlineExceededError when it is over,
+        grpc.aio.AioRpcError for what a verifier refuses.
         """
+        accounts = accounts or self._accounts
         record = Record(uuid.uuid4().hex, caller, deadline)
         trace.get_current_span().set_attribute("paceline.request_id", record.request_id)
-        with self._recorded(record):
-            async with _limited(deadline):
+        with self._recorded(record, accounts):
+            async with _limited(deadline), accounts.request(caller) as allowance:
                 job = await self._prepare(request, caller)
                 record.model, record.num_prompt_tokens = job.model.id, len(job.prompt_ids)
-                record.seed = job.parameters.sampling.seed
-                async with (
-                    self._place(job, caller),
-                    aclosing(self._events(job, record)) as events,  # type: ignore[type-var]
-                ):
-                    yield events
+                record.adapter, record.seed = request.adapter, job.parameters.sampling.seed
+                allowance.reserve(len(job.prompt_ids), job.max_tokens)
+                try:
+                    async with (
+                        self._place(job, caller),
+                        aclosing(self._events(job, record)) as events,  # type: ignore[type-var]
+                    ):
+                        yield events
+                finally:
+                    used = record.billed()
+                    allowance.settle(used.num_prompt_tokens + used.num_completion_tokens)
+        await accounts.settled()
 
     @contextmanager
-    def _recorded(self, record: Record) -> Iterator[None]:
+    def _recorded(self, record: Record, accounts: Accounting) -> Iterator[None]:
         """Records how a request ended, here for all ways to end."""
         error: BaseException | None = None
         try:
@@ -100,6 +116,7 @@ class Generation:
             raise
         finally:
             record.ended(error)
+            accounts.ended(record)
             self._metrics.record_end(record)
             usage = record.usage()
             _log.info(
@@ -115,7 +132,7 @@ class Generation:
         prefetch = self._adapters.prefetch(caller, job.model, job.adapter.target) if waits else None
         async with AsyncExitStack() as place:
             try:
-                await place.enter_async_context(self._admission.place(job.parameters.priority))
+                await place.enter_async_context(self._admission.place(job.priority))
             except BaseException:
                 if prefetch is not None:
                     prefetch.cancel()
@@ -135,7 +152,14 @@ class Generation:
         # A special token is left out of the text, so a stop string that is one is found among the tokens.
         special = map(model.tokenizer.special_id, parameters.stops)
         parameters.sampling.stop_token_ids.extend(token_id for token_id in special if token_id is not None)
-        return _Job(model, info.revision_digest, parameters, prompt_ids, bad_words, tenant, adapter)
+        room = info.max_context_tokens - len(prompt_ids)
+        sampling = parameters.sampling
+        most = min(room, sampling.max_tokens) if sampling.HasField("max_tokens") else room
+        return _Job(
+            *(model, info.revision_digest, parameters, prompt_ids, bad_words, tenant, adapter),
+            priority=caller.plan.priority(parameters.priority),
+            max_tokens=len(prompt_ids) + most * parameters.num_choices,
+        )
 
     async def _events(self, job: _Job, record: Record) -> AsyncIterator[Event]:
         """What happens once there is a place."""
@@ -176,7 +200,7 @@ def _opening(job: _Job, index: int) -> speculation_pb2.Open:
         sampling=job.parameters.sampling,
         bad_words=[speculation_pb2.TokenSequence(token_ids=word) for word in job.bad_words],
         max_draft_tokens=job.parameters.max_draft_tokens,
-        priority=job.parameters.priority,
+        priority=job.priority,
         tenant=job.tenant,
         adapter_digest=job.adapter.target,
         revision_digest=job.revision,

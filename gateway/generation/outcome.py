@@ -47,12 +47,16 @@ class Record:
         self.request_id = request_id
         self.caller = caller
         self.model = ""
+        self.adapter = ""
+        """Name of the adapter; empty is the base model."""
         self.num_prompt_tokens = 0
         self.seed = 0
         self.choices: Sequence[Choice] = ()
         self.transcripts: Sequence[Transcript] = ()
         self.is_complete = False
         """Whether all choices finished."""
+        self.was_admitted = False
+        """Whether it had a place."""
         self.outcome: Outcome | None = None
         """How it ended; None while it runs."""
         self.time_to_first_token = 0.0
@@ -61,6 +65,7 @@ class Record:
 
     def admitted(self) -> None:
         """Starts the clock: what the request waited for a place does not count."""
+        self.was_admitted = True
         self._began = self._last = time.monotonic()
 
     def tokens(self, count: int) -> float:
@@ -109,6 +114,11 @@ class Record:
             time_to_first_token_seconds=self.time_to_first_token,
             total_seconds=time.monotonic() - self._began,
         )
+
+    def billed(self) -> inference_pb2.Usage:
+        """What its tenant pays for: a prompt that nothing was produced from is not."""
+        usage = self.usage()
+        return usage if usage.num_completion_tokens else inference_pb2.Usage()
 
     @property
     def _num_cached_tokens(self) -> int:

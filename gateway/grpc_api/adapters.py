@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 from gateway.model.catalogue import Catalogue
 from gateway.tenants.adapters import Adapters
+from gateway.tenants.api_key import Scope
 from gateway.tenants.identity import Identity
 from paceline.errors import DeadlineExceededError, InvalidArgumentError
 from paceline.upload import ACCEPTED
@@ -26,7 +27,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         self, request_iterator: AsyncIterator[adapter_pb2.UploadAdapterRequest], context: CallContext
     ) -> adapter_pb2.UploadAdapterResponse:
         """See adapter.proto."""
-        caller = self._identity.caller(context)
+        caller = await self._identity.caller(context, Scope.ADAPTERS)
         try:
             first = await asyncio.wait_for(anext(aiter(request_iterator), None), _FIRST_SECONDS)
         except TimeoutError as error:
@@ -41,21 +42,21 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         self, request: adapter_pb2.GetAdapterRequest, context: CallContext
     ) -> adapter_pb2.GetAdapterResponse:
         """See adapter.proto."""
-        adapter = await self._adapters.get(self._identity.caller(context), request.name)
+        adapter = await self._adapters.get(await self._identity.caller(context, Scope.ADAPTERS), request.name)
         return adapter_pb2.GetAdapterResponse(adapter=adapter)
 
     async def ListAdapters(
         self, request: adapter_pb2.ListAdaptersRequest, context: CallContext
     ) -> adapter_pb2.ListAdaptersResponse:
         """See adapter.proto."""
-        adapters = await self._adapters.list(self._identity.caller(context))
+        adapters = await self._adapters.list(await self._identity.caller(context, Scope.ADAPTERS))
         return adapter_pb2.ListAdaptersResponse(adapters=adapters)
 
     async def DeleteAdapter(
         self, request: adapter_pb2.DeleteAdapterRequest, context: CallContext
     ) -> adapter_pb2.DeleteAdapterResponse:
         """See adapter.proto."""
-        await self._adapters.delete(self._identity.caller(context), request.name)
+        await self._adapters.delete(await self._identity.caller(context, Scope.ADAPTERS), request.name)
         return adapter_pb2.DeleteAdapterResponse()
 
 

@@ -1,5 +1,6 @@
 """CacheService: the caller's share of the prefix caches."""
 
+from gateway.tenants.api_key import Scope
 from gateway.tenants.blocks import Blocks
 from gateway.tenants.identity import Identity
 from paceline.v1 import cache_pb2, cache_pb2_grpc
@@ -17,10 +18,12 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         self, request: cache_pb2.GetCacheStatisticsRequest, context: CallContext
     ) -> cache_pb2.GetCacheStatisticsResponse:
         """See cache.proto."""
-        return await self._blocks.statistics(self._identity.caller(context))
+        return await self._blocks.statistics(await self._identity.caller(context, Scope.CACHE))
 
     async def ClearCache(
         self, request: cache_pb2.ClearCacheRequest, context: CallContext
     ) -> cache_pb2.ClearCacheResponse:
         """See cache.proto."""
-        return cache_pb2.ClearCacheResponse(num_deleted=await self._blocks.clear(self._identity.caller(context)))
+        return cache_pb2.ClearCacheResponse(
+            num_deleted=await self._blocks.clear(await self._identity.caller(context, Scope.CACHE))
+        )

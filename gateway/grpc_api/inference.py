@@ -53,6 +53,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.TokenizeRequest, context: CallContext
     ) -> inference_pb2.TokenizeResponse:
         """See inference.proto."""
+        await self._identity.caller(context)
         model = self._catalogue.get(request.model)
         check_prompt_bytes(len(request.text.encode()), self._max_prompt_bytes, "text")
         try:
@@ -69,6 +70,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.DetokenizeRequest, context: CallContext
     ) -> inference_pb2.DetokenizeResponse:
         """See inference.proto."""
+        await self._identity.caller(context)
         model = self._catalogue.get(request.model)
         num_tokens, vocab_size = len(request.token_ids), (await model.info()).vocab_size
         if num_tokens > _MAX_TOKENS:
@@ -88,7 +90,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _responses(self, request: Request, context: CallContext, response: type[R]) -> AsyncIterator[R]:
         """The events of a request, each in a response of its method's type."""
-        caller = self._identity.caller(context)
+        caller = await self._identity.caller(context)
         async with self._generation.run(request, caller, context.time_remaining()) as events:
             async for event in events:
                 yield response(**{_FIELDS[type(event)]: event})

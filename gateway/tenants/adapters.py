@@ -39,6 +39,11 @@ class Adapters:
         self._grants = grants
         self._prefetches: set[asyncio.Task[None]] = set()
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether there is a store."""
+        return len(self._all_stores) > 0
+
     async def resolve(self, caller: Caller, model: ServedModel, name: str) -> Resolved:
         """What a name stands for now. Empty is the base model. Raises NotFoundError for an adapter of another model."""
         if not name:

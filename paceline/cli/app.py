@@ -10,10 +10,13 @@ from paceline.cli.cache import cache
 from paceline.cli.chat import chat
 from paceline.cli.demo import demo
 from paceline.cli.generate import generate
+from paceline.cli.keys import keys
 from paceline.cli.models import models
 from paceline.cli.serve import serve
+from paceline.cli.tenants import tenants
 from paceline.cli.terminal import out
 from paceline.cli.up import up
+from paceline.cli.usage import usage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,13 +24,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, models, up, demo):
+for command in (generate, chat, models, usage, up, demo):
     app.command()(command)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 )(serve)
 app.add_typer(adapters, name="adapters")
 app.add_typer(cache, name="cache")
+app.add_typer(keys, name="keys")
+app.add_typer(tenants, name="tenants")
 
 
 def _show_version(wanted: bool) -> None:

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, out, print_json
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, money, out, print_json
 
 
 def models(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
@@ -12,8 +12,15 @@ def models(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("id", "role", "architecture", "parameters", "context", "dtype", "device", box=None)
+    columns = ("id", "role", "architecture", "parameters", "context", "dtype", "device")
+    table = Table(*columns, "per million: prompt", "cached", "output", "adapters", box=None)
     for model in found:
+        if not model.available:
+            table.add_row(model.target.id, "unavailable")
+            continue
+        prices = model.prices
+        amounts = [prices.prompt_nanos, prices.cached_nanos, prices.completion_nanos]
+        known = [f"{money(amount)} {prices.currency}" if model.HasField("prices") else "" for amount in amounts]
         for role, info in (("target", model.target), ("draft", model.draft)):
             if info.id:
                 table.add_row(
@@ -24,5 +31,6 @@ def models(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
                     str(info.max_context_tokens),
                     info.dtype,
                     info.device,
+                    *([*known, " ".join(model.adapters)] if role == "target" else []),
                 )
     out.print(table)

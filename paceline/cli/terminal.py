@@ -1,22 +1,27 @@
 """What the commands share: consoles, common options, a connected client, and how they fail."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC
 from typing import Annotated, Any, NoReturn
 
 import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
-from paceline import PacelineError, SyncClient, UnavailableError
+from paceline import PacelineError, SyncClient, UnauthenticatedError, UnavailableError
 
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 DEFAULT_ADDRESS = "127.0.0.1:7100"
 Address = Annotated[str, typer.Option(help="host:port of the gateway.", envvar="PACELINE_ADDRESS")]
 AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON, for programs.")]
+API_KEY = "PACELINE_API_KEY"
+"""Variable of the environment with the key that every command shows; none, no key."""
 _INTERRUPTED = 130
 _NOBODY = ("failed to connect", "dns resolution failed")
 """What gRPC itself says where nothing listens."""
@@ -24,9 +29,11 @@ _NOBODY = ("failed to connect", "dns resolution failed")
 
 @contextmanager
 def connected(address: str) -> Iterator[SyncClient]:
-    """A client of the gateway at an address. What goes wrong in the block becomes a line and exit code 1."""
+    """A client of the gateway at an address, with the API key of the environment. What goes wrong in the block becomes
+    a line and exit code 1.
+    """
     try:
-        with SyncClient(address) as client:
+        with SyncClient(address, key=os.environ.get(API_KEY)) as client:
             yield client
     except PacelineError as error:
         fail(_in_words(error, address))
@@ -38,6 +45,17 @@ def print_json(found: Message | Sequence[Message]) -> None:
     """Prints a message, or several as a list, with the names that the protos have."""
     plain = [_plain(each) for each in found] if isinstance(found, Sequence) else _plain(found)
     out.print(json.dumps(plain, indent=2))
+
+
+def money(nanos: int) -> str:
+    """An amount given in billionths, with two digits or as many as it takes to be seen."""
+    amount = nanos / 1e9
+    return f"{amount:.2f}" if amount >= 1 or not nanos else f"{amount:.4g}"
+
+
+def day(moment: Timestamp) -> str:
+    """When something was, to the minute, in the local time."""
+    return moment.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def fail(message: str) -> NoReturn:
@@ -54,6 +72,8 @@ def _in_words(error: PacelineError, address: str) -> str:
     message = str(error)
     if isinstance(error, UnavailableError) and message.lower().startswith(_NOBODY):
         return f"no gateway answers at {address}; `paceline up` starts one, and --address names another"
+    if isinstance(error, UnauthenticatedError) and API_KEY not in os.environ:
+        return f"{message}; the commands take it from the environment variable {API_KEY}"
     if error.retry_after_seconds is not None:
         return f"{message}; try again in {error.retry_after_seconds:.0f} s"
     return message

@@ -59,6 +59,9 @@ def up(
     adapter_folder: Annotated[
         str | None, typer.Option(help="Keeps adapters in this folder; default: among your user's data.")
     ] = None,
+    database: Annotated[
+        str, typer.Option(help="sqlite:///FILE or postgresql://...; default: among your user's data.")
+    ] = "",
     threads_verifier: Annotated[int | None, typer.Option(help="CPU threads; default: divided by the launcher.")] = None,
     threads_draft: Annotated[int | None, typer.Option(help="CPU threads; default: divided by the launcher.")] = None,
     log_level: Annotated[LogLevel, typer.Option(help="Least severe lines that are shown.")] = LogLevel.WARNING,
@@ -67,7 +70,7 @@ def up(
     reach(ENGINE)
     from services.local.errors import LaunchError
     from services.local.pair import Pair, read_models, shipped_model
-    from services.local.system import SystemSettings, data_folder, named_ports
+    from services.local.system import SystemSettings, named_ports, user_adapters
     from services.local.up import keep_running
 
     try:
@@ -95,7 +98,8 @@ def up(
             prefix_cache=not no_prefix_cache,
             cache_folder=cache_folder,
             adapter_store=not no_adapters,
-            adapter_folder=adapter_folder or str(data_folder() / "adapters"),
+            adapter_folder=adapter_folder or user_adapters(),
+            database=database,
             log_level=log_level,
             restart=True,
         )

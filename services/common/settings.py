@@ -121,6 +121,11 @@ class ProcessSettings(BaseSettings):
         return json.dumps(self.model_dump(), default=_revealed)
 
 
+def data_folder() -> Path:
+    """Where the user's data of this program lies (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "paceline"
+
+
 def _read(source: str) -> dict[str, Any]:
     """Settings of a file."""
     text = sys.stdin.read() if source == "-" else Path(source).read_text()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gateway.settings import GatewaySettings
 from services.adapter_store.settings import AdapterStoreSettings
-from services.common.settings import ProcessSettings
+from services.common.settings import ProcessSettings, data_folder
 from services.common.tokens import new_signing_key, public_key
 from services.draft.settings import DraftSettings
 from services.local.pair import Pair
@@ -53,6 +53,8 @@ class SystemSettings:
     """Whether to start an adapter store."""
     adapter_folder: str | None = None
     """Where the adapter store keeps adapters; none: in a folder that is deleted at the end."""
+    database: str | None = None
+    """Address of the gateway's database; none: a file that is deleted at the end, empty: the user's own."""
     ready_seconds: float = 600.0
     """How long all may take to get ready."""
     draft_addresses: tuple[str, ...] = ()
@@ -128,7 +130,11 @@ class _Maker:
         suffixes = _suffixes(settings.models)
         models = [self._pair(pair, suffix, stores) for pair, suffix in zip(settings.models, suffixes, strict=True)]
         known = {f"{kind}s": [address] for kind, address in stores.items()}
-        self._make(GATEWAY, GATEWAY, {"models": models, "signing_key": self._signing_key, **known})
+        database = settings.database
+        if database is None:
+            database = f"sqlite:///{self._own_folder / 'gateway.sqlite'}"
+        gateway = {"models": models, "signing_key": self._signing_key, "database": database or None, **known}
+        self._make(GATEWAY, GATEWAY, gateway)
         return System(tuple(self._made), self._signing_key, settings.restart, settings.ready_seconds)
 
     def _pair(self, pair: Pair, suffix: str, stores: Mapping[str, str]) -> dict[str, Any]:
@@ -187,9 +193,9 @@ def _suffixes(models: Sequence[Pair]) -> list[str]:
     return [f" {pair.public_id}" if len(models) > 1 else "" for pair in models]
 
 
-def data_folder() -> Path:
-    """Where the user's data of this program lies (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "paceline"
+def user_adapters() -> str:
+    """Where the user's adapters are kept."""
+    return str(data_folder() / "adapters")
 
 
 def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from gateway.generation.accounting import Accounting
 from gateway.generation.admission import Admission
 from gateway.generation.generation import Generation
 from gateway.generation.outcome import Record
@@ -16,6 +17,8 @@ from gateway.model.replicas import Replicas
 from gateway.model.served_model import ServedModel
 from gateway.tenants.adapters import Adapters
 from gateway.tenants.grants import Grants
+from gateway.tenants.identity import Caller
+from gateway.tenants.limits import Allowance, Limits
 from support.system import gateway_settings
 
 
@@ -29,6 +32,21 @@ class RecordedMetrics(GatewayMetrics):
     def record_end(self, record: Record) -> None:
         super().record_end(record)
         self.ended.append(record)
+
+
+class OpenAccounts:
+    """Lets every request run, and counts nothing."""
+
+    @asynccontextmanager
+    async def request(self, caller: Caller) -> AsyncIterator[Allowance]:
+        with Limits().request(caller.tenant, caller.plan) as allowance:
+            yield allowance
+
+    def ended(self, record: Record) -> None:
+        pass
+
+    async def settled(self) -> None:
+        pass
 
 
 class Core(NamedTuple):
@@ -48,7 +66,10 @@ def start_core(tokenizer_folder: Path) -> StartCore:
     """Starts the core of a gateway that serves one model."""
 
     @asynccontextmanager
-    async def start(verifiers: list[str], drafts: list[str] | None = None, **more: Any) -> AsyncIterator[Core]:
+    async def start(
+        verifiers: list[str], drafts: list[str] | None = None, *, accounts: Accounting | None = None, **more: Any
+    ) -> AsyncIterator[Core]:
+        accounts = accounts or OpenAccounts()
         settings = gateway_settings("fake", str(tokenizer_folder), verifiers, drafts or (), **more)
         catalogue = Catalogue([await ServedModel.load(model) for model in settings.models])
         admission = Admission(settings.max_active_requests, settings.max_queued_requests)
@@ -56,7 +77,9 @@ def start_core(tokenizer_folder: Path) -> StartCore:
         grants = Grants(None)
         adapters = Adapters(Replicas("adapter store", [], _unused), grants)
         try:
-            yield Core(Generation(settings, catalogue, admission, grants, adapters, metrics), admission, metrics)
+            yield Core(
+                Generation(settings, catalogue, admission, grants, adapters, metrics, accounts), admission, metrics
+            )
         finally:
             await catalogue.close()
 

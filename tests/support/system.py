@@ -18,6 +18,7 @@ from services.engine.config import EngineConfig
 from services.engine.engine_loop import EngineLoop
 from services.verifier.lifespan import verifier_lifespan
 from services.verifier.settings import VerifierSettings
+from support.databases import new_sqlite_url
 
 SERVER = ServerSettings(port=0, grace_seconds=0.2)
 
@@ -94,7 +95,8 @@ def gateway_settings(
         address = settings.pop(name, None)
         settings |= {f"{name}s": (address,)} if address else {}
     model = ModelSettings(id=model_id, tokenizer=tokenizer, verifiers=tuple(verifiers), drafts=tuple(drafts), **own)
-    return GatewaySettings(models=(model,), server=SERVER, **settings)
+    settings = {"server": SERVER, "database": new_sqlite_url(), **settings}
+    return GatewaySettings(models=(model,), **settings)
 
 
 @asynccontextmanager

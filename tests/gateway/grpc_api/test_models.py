@@ -14,6 +14,7 @@ from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings, ModelSettings
 from paceline.client import Client, Options
 from paceline.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from support.databases import new_sqlite_url
 from support.fakes import FakeDraft, FakeVerifier, continue_from, serve_fakes
 from support.system import SERVER, Reply, collect, served
 
@@ -43,7 +44,7 @@ async def gateway(tokenizer: Path, **verifiers: tuple[str, str]) -> AsyncIterato
         ModelSettings(id=name, tokenizer=str(tokenizer), verifiers=(verifier,), drafts=(draft,))
         for name, (verifier, draft) in verifiers.items()
     )
-    settings = GatewaySettings(models=models, server=SERVER)
+    settings = GatewaySettings(models=models, server=SERVER, database=new_sqlite_url())
     async with served(gateway_lifespan(settings)) as address, Client(address) as client:
         yield client
 

@@ -1,0 +1,78 @@
+"""The tables, as the newest migration leaves them. Moments are seconds since 1970; amounts of money are billionths."""
+
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, Integer, LargeBinary, MetaData, String, Table
+
+MONEY = 1_000_000_000
+"""Billionths in one unit of the currency."""
+
+metadata = MetaData()
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("max_streams", BigInteger),
+    Column("max_batch_items", BigInteger),
+    Column("max_batch_tokens", BigInteger),
+    Column("max_monthly_cost", BigInteger),
+    Column("max_priority", Integer),
+    Column("weight", Double),
+)
+"""Who is known by name, and what each may use; nothing said is no limit."""
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("name", String(128), nullable=False),
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("scopes", String(256), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+)
+"""Keys, which stay when they are revoked: that there were some is why callers without one are not let in."""
+
+_COUNTS = ("num_prompt_tokens", "num_cached_tokens", "num_completion_tokens", "num_drafted_tokens")
+SUMS = ("num_requests", *_COUNTS, "num_accepted_tokens", "cost")
+"""What is added up of usage."""
+
+
+def _sums() -> list[Column[int]]:
+    return [Column(name, BigInteger, nullable=False) for name in SUMS]
+
+
+def _account(*, primary_key: bool) -> list[Column[str]]:
+    lengths = {"tenant": 128, "day": 10, "key_id": 32, "model": 256, "adapter": 128, "kind": 16}
+    return [Column(name, String(size), primary_key=primary_key, nullable=False) for name, size in lengths.items()]
+
+
+usage_days = Table("usage_days", metadata, *_account(primary_key=True), *_sums())
+"""Usage by tenant, day ("2026-11-26", UTC), key, model, adapter and kind."""
+
+usage_requests = Table(
+    "usage_requests",
+    metadata,
+    Column("request_id", String(64), primary_key=True),
+    *_account(primary_key=False),
+    Column("outcome", String(16), nullable=False),
+    Column("ended_at", Double, nullable=False),
+    *_sums(),
+)
+"""One row a request that used anything. That a request is here is why it is not added to the sums again."""
+
+limit_use = Table(
+    "limit_use",
+    metadata,
+    Column("replica", String(32), primary_key=True),
+    Column("tenant", String(128), primary_key=True),
+    Column("num_requests", BigInteger, nullable=False),
+    Column("num_tokens", BigInteger, nullable=False),
+    Column("num_streams", BigInteger, nullable=False),
+    Column("told_at", Double, nullable=False),
+)
+"""What each gateway has let through since it started, and runs now, for the others to count."""

@@ -1,0 +1,185 @@
+"""What was used, and what it cost: each request once, however often it is written.
+
+Entries are written behind the requests' backs, many in one transaction. While the database is away they wait in memory.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.database.database import Database
+from gateway.database.tables import SUMS, usage_days, usage_requests
+from gateway.tenants.fresh import Fresh
+from gateway.tenants.kind import Kind
+from paceline.errors import UnavailableError
+from paceline.v1 import inference_pb2
+from services.common.backoff import Backoff
+
+_log = logging.getLogger(__name__)
+_MAX_WAITING = 100_000
+"""Entries that are kept while the database is away; those beyond are logged, which is all that is left of them."""
+_MAX_AT_ONCE = 500
+_MAX_SPENT_SECONDS = 2.0
+_ACCOUNT = ("tenant", "day", "key_id", "model", "adapter", "kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one request used."""
+
+    request_id: str
+    tenant: str
+    key_id: str
+    model: str
+    adapter: str
+    kind: Kind
+    outcome: str
+    ended_at: float
+    """Seconds since 1970."""
+    usage: inference_pb2.Usage
+    cost: int
+    """Billionths of the currency."""
+
+    def row(self) -> dict[str, Any]:
+        """As the tables have it."""
+        return {
+            "request_id": self.request_id,
+            "tenant": self.tenant,
+            "day": day_of(self.ended_at),
+            "key_id": self.key_id,
+            "model": self.model,
+            "adapter": self.adapter,
+            "kind": self.kind.value,
+            "outcome": self.outcome,
+            "ended_at": self.ended_at,
+            "num_requests": 1,
+            "num_prompt_tokens": self.usage.num_prompt_tokens,
+            "num_cached_tokens": self.usage.num_cached_tokens,
+            "num_completion_tokens": self.usage.num_completion_tokens,
+            "num_drafted_tokens": self.usage.num_drafted_tokens,
+            "num_accepted_tokens": self.usage.num_accepted_tokens,
+            "cost": self.cost,
+        }
+
+
+def day_of(moment: float) -> str:
+    """The day (UTC) of a moment, such as "2026-11-26"."""
+    return datetime.fromtimestamp(moment, UTC).date().isoformat()
+
+
+class Ledger:
+    """Takes entries in, and answers what was spent."""
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+        self._waiting: list[Entry] = []
+        self._has_some = asyncio.Event()
+        self._num_recorded = self._num_written = 0
+        self._changed = asyncio.Condition()
+        self._spent: Fresh[tuple[str, str], int] = Fresh(self._read_spent, _MAX_SPENT_SECONDS, float("inf"))
+
+    def record(self, entry: Entry) -> None:
+        """Has an entry written soon."""
+        if len(self._waiting) >= _MAX_WAITING:
+            _log.error("the ledger is full; not written: %s", entry.row())
+            return
+        self._waiting.append(entry)
+        self._num_recorded += 1
+        self._has_some.set()
+
+    async def write(self, connection: AsyncConnection, entries: Sequence[Entry]) -> None:
+        """Writes entries in a transaction of the caller's: each once, whatever was written before."""
+        rows = {entry.request_id: entry.row() for entry in entries}
+        wanted = usage_requests.c.request_id.in_(list(rows))
+        # Who writes the same request meanwhile waits for this transaction, or this one for theirs.
+        new = self._database.insert_new(usage_requests).returning(usage_requests.c.request_id)
+        before = set((await connection.execute(select(usage_requests.c.request_id).where(wanted))).scalars())
+        candidates = [row for request_id, row in sorted(rows.items()) if request_id not in before]
+        if not candidates:
+            return
+        written = set((await connection.execute(new, candidates)).scalars())
+        sums: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for row in candidates:
+            if row["request_id"] in written:
+                account = tuple(row[name] for name in _ACCOUNT)
+                total = sums.setdefault(account, dict(zip(_ACCOUNT, account, strict=True)) | dict.fromkeys(SUMS, 0))
+                for name in SUMS:
+                    total[name] += row[name]
+        if sums:
+            ordered = [sums[account] for account in sorted(sums, key=repr)]
+            await connection.execute(self._database.insert_or_add(usage_days, SUMS), ordered)
+
+    async def flushed(self, seconds: float) -> None:
+        """Returns once all that was recorded so far is written, or after a while."""
+        target = self._num_recorded
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._changed:
+                await self._changed.wait_for(lambda: self._num_written >= target)
+
+    @asynccontextmanager
+    async def running(self, last_seconds: float = 5.0) -> AsyncIterator[None]:
+        """Writes while the block lasts, and what is left after it."""
+        writer = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            await self.flushed(last_seconds)
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            for entry in self._waiting:
+                _log.error("the database is away; not written: %s", entry.row())
+
+    async def spent_this_month(self, tenant: str) -> int:
+        """What a tenant's requests of this month (UTC) cost so far, what waits to be written included."""
+        month = day_of(self._clock())[:7]
+        waiting = sum(entry.cost for entry in self._waiting if entry.tenant == tenant)
+        return await self._spent.get((tenant, month)) + waiting
+
+    async def _run(self) -> None:
+        backoff = Backoff(0.1, 2.0)
+        while True:
+            await self._has_some.wait()
+            entries = self._waiting[:_MAX_AT_ONCE]
+            try:
+                async with self._database.write() as connection:
+                    await self.write(connection, entries)
+            except UnavailableError:
+                await asyncio.sleep(backoff.failed())
+                continue
+            except Exception:
+                # One that cannot be written must not keep the others from being so.
+                entries = entries[:1]
+                await self._write_alone(entries[0])
+            backoff.worked()
+            for tenant in {entry.tenant for entry in entries if entry.cost}:
+                self._spent.expire((tenant, day_of(self._clock())[:7]))
+            del self._waiting[: len(entries)]
+            if not self._waiting:
+                self._has_some.clear()
+            async with self._changed:
+                self._num_written += len(entries)
+                self._changed.notify_all()
+
+    async def _write_alone(self, entry: Entry) -> None:
+        try:
+            async with self._database.write() as connection:
+                await self.write(connection, [entry])
+        except Exception:
+            _log.exception("cannot be written to the ledger: %s", entry.row())
+
+    async def _read_spent(self, key: tuple[str, str]) -> int:
+        tenant, month = key
+        of_month = usage_days.c.day.between(f"{month}-01", f"{month}-31")
+        total = select(func.sum(usage_days.c.cost)).where(usage_days.c.tenant == tenant, of_month)
+        async with self._database.read() as connection:
+            return int((await connection.execute(total)).scalar_one() or 0)

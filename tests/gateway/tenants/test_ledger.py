@@ -1,0 +1,140 @@
+"""The ledger: each request once, whatever happens to the database or to who writes."""
+
+import asyncio
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.database.database import Database
+from gateway.database.migrate import migrate
+from gateway.settings import PriceSettings
+from gateway.tenants.kind import Kind
+from gateway.tenants.ledger import Entry, Ledger
+from gateway.tenants.prices import Prices
+from gateway.tenants.usage import EVERYBODY, read_usage
+from paceline.errors import InvalidArgumentError
+from paceline.v1 import inference_pb2, usage_pb2
+from support.postgres_server import PostgresServer
+
+NOW = 1_790_000_000.0  # 2026-09-21
+USAGE = inference_pb2.Usage(
+    num_prompt_tokens=10, num_cached_tokens=4, num_completion_tokens=5, num_drafted_tokens=3, num_accepted_tokens=2
+)
+
+
+def entry(request_id: str, **fields: Any) -> Entry:
+    known: dict[str, Any] = {"tenant": "a", "key_id": "k", "model": "m", "adapter": "", "kind": Kind.INTERACTIVE}
+    known |= {"outcome": "finished", "ended_at": NOW, "usage": USAGE, "cost": 7, **fields}
+    return Entry(request_id=request_id, **known)
+
+
+async def total(database: Database, tenant: str = "a", **asked: Any) -> usage_pb2.GetUsageResponse:
+    request = usage_pb2.GetUsageRequest(**asked)
+    return await read_usage(database, tenant, request, date.fromtimestamp(NOW), "USD")
+
+
+async def test_a_request_counts_once_however_often_it_is_written(database: Database) -> None:
+    ledgers = [Ledger(database, lambda: NOW) for _ in range(2)]
+
+    async def write(ledger: Ledger) -> None:
+        async with ledger.running():
+            for number in range(20):
+                for _ in range(2):
+                    ledger.record(entry(f"{number}"))
+
+    await asyncio.gather(*map(write, ledgers))
+    found = (await total(database)).total
+    assert (found.num_requests, found.num_prompt_tokens, found.cost_nanos) == (20, 200, 140)
+    assert (found.num_cached_tokens, found.num_drafted_tokens, found.num_accepted_tokens) == (80, 60, 40)
+    assert await ledgers[0].spent_this_month("a") == 140
+
+
+async def test_usage_is_told_apart_as_asked(database: Database) -> None:
+    ledger = Ledger(database)
+    rows = [
+        entry("1"), entry("2", model="n"), entry("3", ended_at=NOW - 86400), entry("4", kind=Kind.BATCH, key_id="l"),
+        entry("5", tenant="b", adapter="x"), entry("6", ended_at=NOW - 40 * 86400),
+    ]  # fmt: skip
+    async with ledger.running():
+        for row in rows:
+            ledger.record(row)
+    by_default = await total(database)
+    assert [(row.day, row.model, row.num_requests) for row in by_default.rows] == [
+        ("2026-09-20", "m", 1), ("2026-09-21", "m", 2), ("2026-09-21", "n", 1)
+    ]  # fmt: skip
+    by_kind = await total(database, groups=[usage_pb2.USAGE_GROUP_KIND, usage_pb2.USAGE_GROUP_KEY])
+    assert [(row.kind, row.key_id, row.num_requests) for row in by_kind.rows] == [
+        ("batch", "l", 1), ("interactive", "k", 3)
+    ]  # fmt: skip
+    everybody = await total(database, EVERYBODY, start_day="2026-01-01", groups=[usage_pb2.USAGE_GROUP_TENANT])
+    assert [(row.tenant, row.num_requests) for row in everybody.rows] == [("a", 5), ("b", 1)]
+    assert everybody.total.num_requests == 6
+    assert await ledger.spent_this_month("nobody") == 0
+    for wrong in ({"start_day": "yesterday"}, {"groups": [99]}):
+        with pytest.raises(InvalidArgumentError):
+            await total(database, **wrong)
+
+
+async def test_entries_wait_while_the_database_is_away(tmp_path_factory: pytest.TempPathFactory) -> None:
+    server = PostgresServer(tmp_path_factory.mktemp("ledger"))
+    await server.start()
+    database = Database(server.url())
+    await migrate(database)
+    ledger = Ledger(database, lambda: NOW)
+    async with ledger.running(last_seconds=30):
+        ledger.record(entry("1"))
+        await ledger.flushed(30)
+        server.stop()
+        ledger.record(entry("2"))
+        await ledger.flushed(0.05)
+        await server.start()
+    assert (await total(database)).total.num_requests == 2
+    await database.close()
+    server.stop()
+
+
+async def test_what_cannot_be_written_is_logged_and_keeps_nothing_up(database: Database, caplog: Any) -> None:
+    ledger = Ledger(database)
+    async with ledger.running():
+        ledger.record(entry("1"))
+        ledger.record(entry("2", cost=1 << 70))
+        ledger.record(entry("3"))
+    assert (await total(database)).total.num_requests == 2
+    assert "cannot be written" in caplog.text
+
+
+def test_costs_are_whole_billionths_by_kind_of_token() -> None:
+    settings = PriceSettings(
+        prompt=Decimal("0.5"), cached=Decimal("0.05"), completion=Decimal(2), adapter_surcharge=0.5, batch_discount=0.5
+    )
+    prices = Prices({"m": settings}, "EUR")
+    plain = 6 * 500 + 4 * 50 + 5 * 2000
+    assert prices.cost("m", "", Kind.INTERACTIVE, USAGE) == plain
+    assert prices.cost("m", "x", Kind.INTERACTIVE, USAGE) == plain * 3 // 2
+    assert prices.cost("m", "", Kind.BATCH, USAGE) == plain // 2
+    assert prices.cost("other", "", Kind.INTERACTIVE, USAGE) == 0
+    message = prices.message("m")
+    assert message is not None
+    assert (message.currency, message.prompt_nanos, message.cached_nanos) == ("EUR", 500_000_000, 50_000_000)
+    assert prices.message("other") is None
+
+
+def test_without_a_price_of_its_own_a_cached_token_costs_as_another() -> None:
+    prices = Prices({"m": PriceSettings(prompt=Decimal(1), completion=Decimal(0))}, "USD")
+    assert prices.cost("m", "", Kind.INTERACTIVE, USAGE) == 10_000
+
+
+async def test_what_a_file_holds_is_there_for_the_next(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'gateway.sqlite'}"
+    for number in range(2):
+        database = Database(url)
+        await migrate(database)
+        ledger = Ledger(database, lambda: NOW)
+        async with ledger.running():
+            ledger.record(entry("one" if number else "other"))
+        found = (await total(database)).total.num_requests
+        await database.close()
+    assert found == 2

@@ -1,0 +1,89 @@
+"""A real PostgreSQL server on loopback that can be stopped and started again."""
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import IO
+
+import asyncpg
+
+from support.redis_server import free_ports
+
+_OPTIONS = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
+_START_SECONDS = 60.0
+
+
+class PostgresServer:
+    """A server of its own, in its own folder, for the user `paceline`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_ports(1)[0]
+        self._data = folder / "data"
+        self._user = _user()
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._user is not None:
+            # PostgreSQL does not run as root, and its user has to get to its folder.
+            os.chown(folder, pwd.getpwnam(self._user).pw_uid, -1)
+            for parent in folder.parents[:-1]:
+                if parent.stat().st_uid == os.geteuid():
+                    parent.chmod(parent.stat().st_mode | 0o011)
+        self._run("initdb", "-D", str(self._data), "-U", "paceline", "--no-sync", "--auth=trust", "-E", "UTF8")
+
+    def url(self, name: str = "postgres") -> str:
+        """Address of one of its databases."""
+        return f"postgresql://paceline@127.0.0.1:{self.port}/{name}"
+
+    async def start(self) -> None:
+        """Starts it, or starts it again; returns once it answers."""
+        options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
+        own = ["-p", str(self.port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self._data}"]
+        command = [_binary("postgres"), "-D", str(self._data), *own, *options]
+        with (self._data.parent / "log").open("ab") as log:
+            self._process = self._spawn(command, log)
+        async with asyncio.timeout(_START_SECONDS):
+            while True:
+                assert self._process.poll() is None, (self._data.parent / "log").read_text()
+                try:
+                    await (await asyncpg.connect(self.url())).close()
+                    return
+                except (OSError, asyncpg.PostgresError):
+                    await asyncio.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends it at once, and every connection with it. Does nothing when it has ended."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait()
+            self._process = None
+
+    async def execute(self, statement: str) -> None:
+        """Runs a statement that is about whole databases."""
+        connection = await asyncpg.connect(self.url())
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    def _spawn(self, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, user=self._user, stdout=log, stderr=log, cwd="/")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run([_binary(program), *arguments], check=True, user=self._user, stdout=subprocess.DEVNULL, cwd="/")
+
+
+def _user() -> str | None:
+    """Who runs it; None for whoever runs the tests."""
+    return "postgres" if os.geteuid() == 0 else None
+
+
+def _binary(name: str) -> str:
+    """Debian keeps the server's programs off the path."""
+    kept = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    found = str(kept[-1]) if kept else shutil.which(name)
+    assert found is not None, f"no {name}: make setup-dev installs PostgreSQL"
+    return found
