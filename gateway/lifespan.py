@@ -5,10 +5,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 
+from gateway.batch.work import open_work
 from gateway.generation.admission import Admission
 from gateway.generation.generation import Generation
 from gateway.grpc_api.adapters import AdapterServicer
 from gateway.grpc_api.admin import AdminServicer
+from gateway.grpc_api.batches import BatchServicer
 from gateway.grpc_api.bounds import bounded
 from gateway.grpc_api.cache import CacheServicer
 from gateway.grpc_api.inference import InferenceServicer
@@ -28,6 +30,8 @@ from paceline.v1 import (
     adapter_pb2_grpc,
     admin_pb2,
     admin_pb2_grpc,
+    batch_pb2,
+    batch_pb2_grpc,
     cache_pb2,
     cache_pb2_grpc,
     inference_pb2,
@@ -48,6 +52,7 @@ _BESIDE_BYTES = 1 << 20
 _SERVICES = (
     adapter_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+    batch_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name,
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -91,6 +96,8 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             usage_pb2_grpc.add_UsageServiceServicer_to_server(
                 UsageServicer(tenancy.database, identity, tenancy.prices.currency), server
             )
+            work = await stack.enter_async_context(open_work(settings, tenancy, generation, catalogue, adapters))
+            batch_pb2_grpc.add_BatchServiceServicer_to_server(BatchServicer(*work, identity), server)
             yield Served(_SERVICES, catalogue.ready())
 
     return lifespan

@@ -5,37 +5,29 @@ async with Client("127.0.0.1:7100") as client:
         print(event.delta.text, end="")
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, Unpack
 
-import grpc
-
+from paceline.admin_calls import AdminCalls
+from paceline.batch_calls import BatchCalls
+from paceline.calls import Metadata, answer, events
 from paceline.channel import open_channel
-from paceline.errors import from_call
 from paceline.requests import ChatOptions, Message, Options, chat_request, generate_request
 from paceline.upload import adapter_files, file_pieces, upload
 from paceline.v1 import (
     adapter_pb2,
     adapter_pb2_grpc,
-    admin_pb2,
-    admin_pb2_grpc,
     cache_pb2,
     cache_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
-    usage_pb2,
-    usage_pb2_grpc,
 )
 
-Metadata = Sequence[tuple[str, str]]
-"""gRPC metadata: (name, value) each, names in lower case."""
-T = TypeVar("T")
 
-
-class Client:
+class Client(BatchCalls, AdminCalls):
     """Asynchronous client, of the event loop that it is made in.
 
     Streams begin when they are first asked for an event. What a gateway refuses is raised as one of `paceline.errors`;
@@ -49,9 +41,9 @@ class Client:
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
+        BatchCalls.__init__(self, self._channel, self._metadata)
+        AdminCalls.__init__(self, self._channel, self._metadata)
         self._adapters = adapter_pb2_grpc.AdapterServiceStub(self._channel)
-        self._usage = usage_pb2_grpc.UsageServiceStub(self._channel)
-        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,29 +60,29 @@ class Client:
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Continues a prompt (text or token ids). Ending the iteration early cancels the request."""
         request = generate_request(prompt, options)
-        return _events(lambda: self._inference.Generate(request, timeout=timeout, metadata=self._metadata))
+        return events(lambda: self._inference.Generate(request, timeout=timeout, metadata=self._metadata))
 
     def chat(
         self, messages: Sequence[Message], *, timeout: float | None = None, **options: Unpack[ChatOptions]
     ) -> AsyncGenerator[inference_pb2.ChatResponse, None]:
         """Answers a conversation. Ending the iteration early cancels the request."""
         request = chat_request(messages, options)
-        return _events(lambda: self._inference.Chat(request, timeout=timeout, metadata=self._metadata))
+        return events(lambda: self._inference.Chat(request, timeout=timeout, metadata=self._metadata))
 
     async def list_models(self) -> list[model_pb2.Model]:
         """Lists the models that can be asked for."""
         request = model_pb2.ListModelsRequest()
-        return list((await _answer(self._models.ListModels(request, metadata=self._metadata))).models)
+        return list((await answer(self._models.ListModels(request, metadata=self._metadata))).models)
 
     async def tokenize(self, text: str, model: str = "") -> list[int]:
         """Returns the token ids of a text."""
         request = inference_pb2.TokenizeRequest(model=model, text=text)
-        return list((await _answer(self._inference.Tokenize(request, metadata=self._metadata))).token_ids)
+        return list((await answer(self._inference.Tokenize(request, metadata=self._metadata))).token_ids)
 
     async def detokenize(self, token_ids: Sequence[int], model: str = "") -> str:
         """Returns the text of token ids."""
         request = inference_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
-        return (await _answer(self._inference.Detokenize(request, metadata=self._metadata))).text
+        return (await answer(self._inference.Detokenize(request, metadata=self._metadata))).text
 
     async def upload_adapter(
         self,
@@ -118,99 +110,31 @@ class Client:
         )
         call = self._adapters.UploadAdapter(metadata=self._metadata)
         announcement = adapter_pb2.UploadAdapterRequest(upload=announced)
-        response = await _answer(upload(call, announcement, file_pieces(files, on_progress)))
+        response = await answer(upload(call, announcement, file_pieces(files, on_progress)))
         adapter: adapter_pb2.Adapter = response.adapter
         return adapter
 
     async def get_adapter(self, name: str) -> adapter_pb2.Adapter:
         """Returns one of the caller's adapters."""
         request = adapter_pb2.GetAdapterRequest(name=name)
-        return (await _answer(self._adapters.GetAdapter(request, metadata=self._metadata))).adapter
+        return (await answer(self._adapters.GetAdapter(request, metadata=self._metadata))).adapter
 
     async def list_adapters(self) -> list[adapter_pb2.Adapter]:
         """Lists the caller's adapters."""
         request = adapter_pb2.ListAdaptersRequest()
-        return list((await _answer(self._adapters.ListAdapters(request, metadata=self._metadata))).adapters)
+        return list((await answer(self._adapters.ListAdapters(request, metadata=self._metadata))).adapters)
 
     async def delete_adapter(self, name: str) -> None:
         """Deletes one of the caller's adapters."""
         request = adapter_pb2.DeleteAdapterRequest(name=name)
-        await _answer(self._adapters.DeleteAdapter(request, metadata=self._metadata))
+        await answer(self._adapters.DeleteAdapter(request, metadata=self._metadata))
 
     async def cache_statistics(self) -> cache_pb2.GetCacheStatisticsResponse:
         """Says what the prefix cache keeps for this caller."""
         request = cache_pb2.GetCacheStatisticsRequest()
-        return await _answer(self._cache.GetCacheStatistics(request, metadata=self._metadata))
+        return await answer(self._cache.GetCacheStatistics(request, metadata=self._metadata))
 
     async def clear_cache(self) -> int:
         """Deletes what the prefix cache keeps for this caller; returns how many blocks."""
         request = cache_pb2.ClearCacheRequest()
-        return (await _answer(self._cache.ClearCache(request, metadata=self._metadata))).num_deleted
-
-    async def usage(
-        self, start_day: str = "", end_day: str = "", groups: Sequence[str] = (), tenant: str = ""
-    ) -> usage_pb2.GetUsageResponse:
-        """Adds up what was used; see GetUsageRequest in usage.proto. `groups` are such as "day", "key" or "model"."""
-        request = usage_pb2.GetUsageRequest(
-            start_day=start_day,
-            end_day=end_day,
-            groups=[usage_pb2.UsageGroup.Value(f"USAGE_GROUP_{group.upper()}") for group in groups],
-            tenant=tenant,
-        )
-        return await _answer(self._usage.GetUsage(request, metadata=self._metadata))
-
-    async def create_tenant(self, tenant: str, plan: admin_pb2.Plan | None = None) -> admin_pb2.Tenant:
-        """Makes a tenant."""
-        request = admin_pb2.CreateTenantRequest(id=tenant, plan=plan)
-        return (await _answer(self._admin.CreateTenant(request, metadata=self._metadata))).tenant
-
-    async def update_tenant(self, tenant: str, plan: admin_pb2.Plan) -> admin_pb2.Tenant:
-        """Replaces what a tenant may use."""
-        request = admin_pb2.UpdateTenantRequest(id=tenant, plan=plan)
-        return (await _answer(self._admin.UpdateTenant(request, metadata=self._metadata))).tenant
-
-    async def list_tenants(self) -> list[admin_pb2.Tenant]:
-        """Lists all tenants."""
-        request = admin_pb2.ListTenantsRequest()
-        return list((await _answer(self._admin.ListTenants(request, metadata=self._metadata))).tenants)
-
-    async def create_key(
-        self, tenant: str, name: str = "", scopes: Sequence[str] = (), lifetime_seconds: float | None = None
-    ) -> admin_pb2.CreateKeyResponse:
-        """Makes an API key, whose `secret` cannot be had again."""
-        request = admin_pb2.CreateKeyRequest(tenant=tenant, name=name, scopes=scopes, lifetime_seconds=lifetime_seconds)
-        return await _answer(self._admin.CreateKey(request, metadata=self._metadata))
-
-    async def rotate_key(self, key_id: str, overlap_seconds: float | None = None) -> admin_pb2.RotateKeyResponse:
-        """Makes a key in the place of another, which holds for a while more."""
-        request = admin_pb2.RotateKeyRequest(id=key_id, overlap_seconds=overlap_seconds)
-        return await _answer(self._admin.RotateKey(request, metadata=self._metadata))
-
-    async def revoke_key(self, key_id: str) -> admin_pb2.ApiKey:
-        """Ends a key."""
-        request = admin_pb2.RevokeKeyRequest(id=key_id)
-        return (await _answer(self._admin.RevokeKey(request, metadata=self._metadata))).key
-
-    async def list_keys(self, tenant: str = "") -> list[admin_pb2.ApiKey]:
-        """Lists the keys of a tenant, or all."""
-        request = admin_pb2.ListKeysRequest(tenant=tenant)
-        return list((await _answer(self._admin.ListKeys(request, metadata=self._metadata))).keys)
-
-
-async def _answer(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise from_call(error) from error
-
-
-async def _events(start: Callable[[], Any]) -> AsyncGenerator[Any, None]:
-    """The events of a call, which is over when the iteration is."""
-    call = start()
-    try:
-        async for event in call:
-            yield event
-    except grpc.aio.AioRpcError as error:
-        raise from_call(error) from error
-    finally:
-        call.cancel()
+        return (await answer(self._cache.ClearCache(request, metadata=self._metadata))).num_deleted

@@ -13,7 +13,8 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from paceline.client import Client, Metadata
+from paceline.calls import Metadata
+from paceline.client import Client
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,6 +94,14 @@ class SyncClient:
     cache_statistics = _blocking(Client.cache_statistics)
     clear_cache = _blocking(Client.clear_cache)
     usage = _blocking(Client.usage)
+    create_batch = _blocking(Client.create_batch)
+    get_batch = _blocking(Client.get_batch)
+    list_batches = _blocking(Client.list_batches)
+    cancel_batch = _blocking(Client.cancel_batch)
+    pause_batch = _blocking(Client.pause_batch)
+    resume_batch = _blocking(Client.resume_batch)
+    delete_batch = _blocking(Client.delete_batch)
+    batch_results = _streaming(Client.batch_results)
     create_tenant = _blocking(Client.create_tenant)
     update_tenant = _blocking(Client.update_tenant)
     list_tenants = _blocking(Client.list_tenants)

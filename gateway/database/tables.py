@@ -1,6 +1,22 @@
 """The tables, as the newest migration leaves them. Moments are seconds since 1970; amounts of money are billionths."""
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 
 MONEY = 1_000_000_000
 """Billionths in one unit of the currency."""
@@ -76,3 +92,62 @@ limit_use = Table(
     Column("told_at", Double, nullable=False),
 )
 """What each gateway has let through since it started, and runs now, for the others to count."""
+
+BATCH_COUNTS = (
+    "num_items",
+    "num_tokens",
+    "num_ended",
+    "num_completed",
+    "num_failed",
+    "num_cancelled",
+    "num_expired",
+    "num_prompt_tokens",
+    "num_cached_tokens",
+    "num_completion_tokens",
+    "cost",
+    "last_order",
+)
+_RUNS = text("state = 1")
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("key_id", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("idempotency_key", String(128)),
+    Column("digest", LargeBinary(32)),
+    Column("options", Text, nullable=False),
+    Column("pins", Text, nullable=False),
+    *[Column(name, Double, nullable=False) for name in ("created_at", "updated_at", "expires_at")],
+    *[Column(name, Double) for name in ("accepted_at", "started_at", "cancelled_at", "ended_at")],
+    *[Column(name, BigInteger, nullable=False) for name in BATCH_COUNTS],
+    Index("ix_batches_tenant", "tenant", "created_at", "id"),
+    Index("ix_batches_state", "state", "expires_at"),
+    UniqueConstraint("tenant", "idempotency_key", name="uq_batches_idempotency_key"),
+)
+"""Batches, with how many of their items are how, and what they used."""
+
+batch_items = Table(
+    "batch_items",
+    metadata,
+    Column("batch", String(32), ForeignKey("batches.id"), primary_key=True),
+    Column("place", Integer, primary_key=True, autoincrement=False),
+    Column("custom_id", Text, nullable=False),
+    Column("is_chat", Boolean, nullable=False),
+    Column("request", LargeBinary, nullable=False),
+    Column("affinity", String(16), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("num_attempts", Integer, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("lease", String(32)),
+    Column("lease_until", Double),
+    Column("ended_order", BigInteger),
+    Column("line", Text),
+    Index("ix_batch_items_state", "batch", "state", "affinity", "place"),
+    Index("ix_batch_items_order", "batch", "ended_order", "place"),
+    Index("ix_batch_items_lease", "lease_until", sqlite_where=_RUNS, postgresql_where=_RUNS),
+)
+"""Items by their place in the input, from 0. `affinity` is alike where prompts begin alike; whoever runs an item has
+the lease that it is recorded with."""

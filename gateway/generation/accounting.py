@@ -14,6 +14,9 @@ class Accounting(Protocol):
     def request(self, caller: Caller) -> AbstractAsyncContextManager[Allowance]:
         """Lets a request run, or raises; ends the block with an error when its caller may no longer have it."""
 
+    def request_id(self) -> str:
+        """An id for the next request."""
+
     def ended(self, record: Record) -> None:
         """Takes how a request ended, and what it used."""
 

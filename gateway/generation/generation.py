@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
@@ -86,7 +85,7 @@ class Generation:
         grpc.aio.AioRpcError for what a verifier refuses.
         """
         accounts = accounts or self._accounts
-        record = Record(uuid.uuid4().hex, caller, deadline)
+        record = Record(accounts.request_id(), caller, deadline)
         trace.get_current_span().set_attribute("paceline.request_id", record.request_id)
         with self._recorded(record, accounts):
             async with _limited(deadline), accounts.request(caller) as allowance:

@@ -1,6 +1,7 @@
 """The accounts of interactive requests: limits while they run, and the ledger when they end."""
 
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -29,6 +30,11 @@ class Accounts:
         self._prices = prices
         self._clock = clock
 
+    @property
+    def num_running(self) -> int:
+        """Interactive requests that run or wait for a place."""
+        return self._limits.num_running
+
     @asynccontextmanager
     async def request(self, caller: Caller) -> AsyncIterator[Allowance]:
         """Holds a place within the tenant's limits while the block lasts.
@@ -39,6 +45,10 @@ class Accounts:
         async with self._keys.while_it_holds(caller.key_id):
             with self._limits.request(caller.tenant, caller.plan) as allowance:
                 yield allowance
+
+    def request_id(self) -> str:
+        """A new one."""
+        return uuid.uuid4().hex
 
     def ended(self, record: Record) -> None:
         """Has the ledger keep what a request used. One that was refused before it had a place used nothing."""

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from paceline.cli.adapters import adapters
+from paceline.cli.batch import batch
 from paceline.cli.cache import cache
 from paceline.cli.chat import chat
 from paceline.cli.demo import demo
@@ -30,6 +31,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 )(serve)
 app.add_typer(adapters, name="adapters")
+app.add_typer(batch, name="batch")
 app.add_typer(cache, name="cache")
 app.add_typer(keys, name="keys")
 app.add_typer(tenants, name="tenants")

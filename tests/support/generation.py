@@ -1,5 +1,6 @@
 """The gateway's core with nothing in front of it, and a tokenizer and services behind it."""
 
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -41,6 +42,9 @@ class OpenAccounts:
     async def request(self, caller: Caller) -> AsyncIterator[Allowance]:
         with Limits().request(caller.tenant, caller.plan) as allowance:
             yield allowance
+
+    def request_id(self) -> str:
+        return uuid.uuid4().hex
 
     def ended(self, record: Record) -> None:
         pass

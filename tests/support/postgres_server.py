@@ -15,6 +15,7 @@ from support.redis_server import free_ports
 
 _OPTIONS = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
 _START_SECONDS = 60.0
+_USER = "postgres"
 
 
 class PostgresServer:
@@ -23,12 +24,14 @@ class PostgresServer:
     def __init__(self, folder: Path) -> None:
         self.port = free_ports(1)[0]
         self._data = folder / "data"
-        self._user = _user()
+        self._as_user: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        if self._user is not None:
-            # PostgreSQL does not run as root, and its user has to get to its folder.
-            os.chown(folder, pwd.getpwnam(self._user).pw_uid, -1)
+        if os.geteuid() == 0:
+            # PostgreSQL does not run as root, and its user has to get to its folder. Python itself would fork to change
+            # the user, which gRPC's threads do not survive.
+            self._as_user = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
+            os.chown(folder, pwd.getpwnam(_USER).pw_uid, -1)
             for parent in folder.parents[:-1]:
                 if parent.stat().st_uid == os.geteuid():
                     parent.chmod(parent.stat().st_mode | 0o011)
@@ -42,7 +45,7 @@ class PostgresServer:
         """Starts it, or starts it again; returns once it answers."""
         options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
         own = ["-p", str(self.port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self._data}"]
-        command = [_binary("postgres"), "-D", str(self._data), *own, *options]
+        command = [*self._as_user, _binary("postgres"), "-D", str(self._data), *own, *options]
         with (self._data.parent / "log").open("ab") as log:
             self._process = self._spawn(command, log)
         async with asyncio.timeout(_START_SECONDS):
@@ -70,15 +73,10 @@ class PostgresServer:
             await connection.close()
 
     def _spawn(self, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, user=self._user, stdout=log, stderr=log, cwd="/")
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
 
     def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run([_binary(program), *arguments], check=True, user=self._user, stdout=subprocess.DEVNULL, cwd="/")
-
-
-def _user() -> str | None:
-    """Who runs it; None for whoever runs the tests."""
-    return "postgres" if os.geteuid() == 0 else None
+        subprocess.run([*self._as_user, _binary(program), *arguments], check=True, stdout=subprocess.DEVNULL, cwd="/")
 
 
 def _binary(name: str) -> str:

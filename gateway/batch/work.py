@@ -1,0 +1,58 @@
+"""Everything about batches that a gateway runs: opened once, and ended with all that it began."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from gateway.batch.batches import Batches
+from gateway.batch.execution import Execution
+from gateway.batch.leases import Leases
+from gateway.batch.results import Results
+from gateway.batch.upload import Uploads
+from gateway.batch.worker import Worker
+from gateway.generation.generation import Generation
+from gateway.model.catalogue import Catalogue
+from gateway.settings import GatewaySettings
+from gateway.tenants.adapters import Adapters
+from gateway.tenants.tenancy import Tenancy
+
+_DAY_SECONDS = 86400.0
+_BESIDE_BYTES = 1 << 20
+"""What a line may hold beside its prompt."""
+
+
+class Work(NamedTuple):
+    """What callers ask of batches."""
+
+    batches: Batches
+    uploads: Uploads
+    results: Results
+    worker: Worker
+
+
+@asynccontextmanager
+async def open_work(
+    settings: GatewaySettings,
+    tenancy: Tenancy,
+    generation: Generation,
+    catalogue: Catalogue,
+    adapters: Adapters,
+) -> AsyncIterator[Work]:
+    """Works on batches while the block lasts."""
+    database = tenancy.database
+    found = Batches(database)
+    most = settings.max_prompt_bytes + _BESIDE_BYTES
+    uploads = Uploads(database, found, catalogue, adapters, tenancy.prices, most)
+    worker = Worker(
+        Leases(database, tenancy.ledger, settings.batch_lease_seconds),
+        found,
+        uploads,
+        Execution(generation, catalogue, adapters, tenancy.accounts, time.time),
+        settings.max_batch_streams,
+        min(settings.min_batch_streams, settings.max_batch_streams),
+        lambda: tenancy.accounts.num_running,
+        settings.batch_days * _DAY_SECONDS,
+    )
+    async with worker.running():
+        yield Work(found, uploads, Results(database), worker)

@@ -1,0 +1,169 @@
+"""BatchService: many requests that need not be answered now."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Row
+
+from gateway.batch.batches import Batches
+from gateway.batch.results import Results
+from gateway.batch.states import ENDED, BatchState
+from gateway.batch.upload import Uploads
+from gateway.batch.worker import Worker
+from gateway.tenants.api_key import Scope
+from gateway.tenants.identity import Caller, Identity
+from paceline.errors import DeadlineExceededError, InvalidArgumentError
+from paceline.v1 import batch_pb2, batch_pb2_grpc
+from services.common.access import CallContext
+
+_FIRST_SECONDS = 30.0
+_STATES = {state.message: state for state in BatchState}
+
+
+class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
+    """Between gRPC and the callers' batches."""
+
+    def __init__(
+        self, batches: Batches, uploads: Uploads, results: Results, worker: Worker, identity: Identity
+    ) -> None:
+        self._batches = batches
+        self._uploads = uploads
+        self._results = results
+        self._worker = worker
+        self._identity = identity
+
+    async def CreateBatch(
+        self, request_iterator: AsyncIterator[batch_pb2.CreateBatchRequest], context: CallContext
+    ) -> batch_pb2.CreateBatchResponse:
+        """See batch.proto."""
+        caller = await self._caller(context)
+        try:
+            first = await asyncio.wait_for(anext(aiter(request_iterator), None), _FIRST_SECONDS)
+        except TimeoutError as error:
+            raise DeadlineExceededError(f"nothing was sent within {_FIRST_SECONDS:g} s") from error
+        if first is None or not first.HasField("options"):
+            raise InvalidArgumentError("options", "the first message must have options")
+        accepted = await self._uploads.take(caller, first.options, _data(first.data, request_iterator))
+        self._worker.wake()
+        if accepted.row is None:
+            counts = batch_pb2.BatchCounts(total=accepted.estimate.num_items)
+            return batch_pb2.CreateBatchResponse(batch=batch_pb2.Batch(counts=counts), estimate=accepted.estimate)
+        return batch_pb2.CreateBatchResponse(batch=_message(accepted.row), estimate=accepted.estimate)
+
+    async def GetBatch(self, request: batch_pb2.GetBatchRequest, context: CallContext) -> batch_pb2.GetBatchResponse:
+        """See batch.proto."""
+        caller = await self._caller(context)
+        return batch_pb2.GetBatchResponse(batch=_message(await self._batches.get(caller.tenant, request.id)))
+
+    async def ListBatches(
+        self, request: batch_pb2.ListBatchesRequest, context: CallContext
+    ) -> batch_pb2.ListBatchesResponse:
+        """See batch.proto."""
+        caller = await self._caller(context)
+        for state in request.states:
+            if state not in _STATES:
+                raise InvalidArgumentError("states", f"unknown state {state}")
+        states = [_STATES[state] for state in request.states]
+        page = await self._batches.page(caller.tenant, request.page_size, request.page_token, states)
+        return batch_pb2.ListBatchesResponse(batches=map(_message, page.rows), next_page_token=page.next_token)
+
+    async def CancelBatch(
+        self, request: batch_pb2.CancelBatchRequest, context: CallContext
+    ) -> batch_pb2.CancelBatchResponse:
+        """See batch.proto."""
+        caller = await self._caller(context)
+        return batch_pb2.CancelBatchResponse(batch=_message(await self._batches.cancel(caller.tenant, request.id)))
+
+    async def PauseBatch(
+        self, request: batch_pb2.PauseBatchRequest, context: CallContext
+    ) -> batch_pb2.PauseBatchResponse:
+        """See batch.proto."""
+        caller = await self._caller(context)
+        return batch_pb2.PauseBatchResponse(batch=_message(await self._batches.pause(caller.tenant, request.id)))
+
+    async def ResumeBatch(
+        self, request: batch_pb2.ResumeBatchRequest, context: CallContext
+    ) -> batch_pb2.ResumeBatchResponse:
+        """See batch.proto."""
+        caller = await self._caller(context)
+        row = await self._batches.resume(caller.tenant, request.id)
+        self._worker.wake()
+        return batch_pb2.ResumeBatchResponse(batch=_message(row))
+
+    async def DeleteBatch(
+        self, request: batch_pb2.DeleteBatchRequest, context: CallContext
+    ) -> batch_pb2.DeleteBatchResponse:
+        """See batch.proto."""
+        caller = await self._caller(context)
+        await self._batches.delete(caller.tenant, request.id)
+        return batch_pb2.DeleteBatchResponse()
+
+    async def ListBatchResults(
+        self, request: batch_pb2.ListBatchResultsRequest, context: CallContext
+    ) -> AsyncIterator[batch_pb2.ListBatchResultsResponse]:
+        """See batch.proto."""
+        caller = await self._caller(context)
+        await self._batches.get(caller.tenant, request.id)
+        async for line in self._results.lines(request.id, request):
+            yield line
+
+    async def _caller(self, context: CallContext) -> Caller:
+        return await self._identity.caller(context, Scope.BATCH)
+
+
+async def _data(first: bytes, rest: AsyncIterator[batch_pb2.CreateBatchRequest]) -> AsyncIterator[bytes]:
+    yield first
+    async for request in rest:
+        if request.HasField("options"):
+            raise InvalidArgumentError("options", "only the first message has options")
+        yield request.data
+
+
+def _message(row: Row[Any]) -> batch_pb2.Batch:
+    return batch_pb2.Batch(
+        id=row.id,
+        state=BatchState(row.state).message,
+        counts=batch_pb2.BatchCounts(
+            total=row.num_items,
+            completed=row.num_completed,
+            failed=row.num_failed,
+            cancelled=row.num_cancelled,
+            expired=row.num_expired,
+        ),
+        metadata=json.loads(row.options),
+        create_time=_timestamp(row.created_at),
+        accept_time=_timestamp(row.accepted_at),
+        start_time=_timestamp(row.started_at),
+        cancel_time=_timestamp(row.cancelled_at),
+        end_time=_timestamp(row.ended_at),
+        expire_time=_timestamp(row.expires_at),
+        estimated_end_time=_timestamp(_estimated_end(row)),
+        usage=batch_pb2.BatchUsage(
+            num_prompt_tokens=row.num_prompt_tokens,
+            num_cached_tokens=row.num_cached_tokens,
+            num_completion_tokens=row.num_completion_tokens,
+            cost_nanos=row.cost,
+        ),
+        idempotency_key=row.idempotency_key or "",
+    )
+
+
+def _estimated_end(row: Row[Any]) -> float | None:
+    """When the rest is done at the pace so far."""
+    if row.started_at is None or not row.num_ended or row.state in ENDED or row.state == BatchState.PAUSED:
+        return None
+    now = time.time()
+    return float(now + (now - row.started_at) / row.num_ended * (row.num_items - row.num_ended))
+
+
+def _timestamp(moment: float | None) -> Timestamp | None:
+    """A moment in seconds since 1970, to the microsecond."""
+    if moment is None:
+        return None
+    made = Timestamp()
+    made.FromMicroseconds(int(moment * 1e6))
+    return made
