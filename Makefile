@@ -7,7 +7,7 @@ POSTGRES := $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres) $(shell c
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: help setup setup-dev demo protos publish-protos fmt check test bench up
+.PHONY: help setup setup-dev demo protos publish-protos fmt check test sweep bench up
 
 help: ## Shows this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ up: setup ## Keeps draft, verifier and gateway running in this terminal
 
 test: setup-dev ## Runs all tests
 	$(BIN)/python -m pytest
+
+sweep: setup-dev ## Tries every causal type that transformers knows, and writes docs/models.md
+	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m support.sweep
 
 bench: setup-dev ## Measures, and writes docs/benchmarks
 	$(BIN)/python -m benchmarks

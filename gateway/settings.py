@@ -57,6 +57,9 @@ class ModelSettings(BaseModel):
     draft_tokens: int = Field(
         16, ge=1, le=64, description="Most proposed tokens a round verifies where a request does not say."
     )
+    generation_config: bool = Field(
+        True, description="Where a request is silent, samples as the model's generation_config.json says."
+    )
     public_prefixes: tuple[str, ...] = Field((), description="Beginnings of prompts that all callers share.")
     public_system_messages: tuple[str, ...] = Field((), description="System messages of chats that all callers share.")
     prices: PriceSettings | None = Field(None, description="What its tokens cost; none: usage is counted, not priced.")

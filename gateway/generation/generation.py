@@ -92,6 +92,7 @@ class Generation:
                 job = await self._prepare(request, caller)
                 record.model, record.num_prompt_tokens = job.model.id, len(job.prompt_ids)
                 record.adapter, record.seed = request.adapter, job.parameters.sampling.seed
+                record.sampling = job.parameters.applied
                 allowance.reserve(len(job.prompt_ids), job.max_tokens)
                 try:
                     async with (
@@ -141,7 +142,7 @@ class Generation:
     async def _prepare(self, request: Request, caller: Caller) -> _Job:
         model = self._catalogue.get(request.model)
         info = await model.info()
-        parameters = check_request(request, info.vocab_size, model.draft_tokens)
+        parameters = check_request(request, info.vocab_size, model.draft_tokens, model.sampling_defaults(info))
         prompt_ids = await read_prompt(request, model.tokenizer, info, self._settings.max_prompt_bytes)
         tenant = speculation_pb2.TenantAccess(
             namespace=caller.namespace, num_public_tokens=model.num_public_tokens(prompt_ids)

@@ -10,7 +10,7 @@ from gateway.generation.choice import Choice
 from gateway.generation.transcript import Transcript
 from gateway.tenants.identity import Caller
 from paceline.errors import PacelineError
-from paceline.v1 import inference_pb2
+from paceline.v1 import inference_pb2, sampling_pb2
 
 _FAILED = frozenset(
     {
@@ -51,6 +51,7 @@ class Record:
         """Name of the adapter; empty is the base model."""
         self.num_prompt_tokens = 0
         self.seed = 0
+        self.sampling = sampling_pb2.SamplingParams()
         self.choices: Sequence[Choice] = ()
         self.transcripts: Sequence[Transcript] = ()
         self.is_complete = False
@@ -98,6 +99,7 @@ class Record:
             seed=self.seed,
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=self._num_cached_tokens,
+            sampling=self.sampling,
         )
 
     def usage(self) -> inference_pb2.Usage:

@@ -43,10 +43,20 @@ class Parameters(NamedTuple):
     priority: int
     max_draft_tokens: int
     """Tokens that a round may verify; 0 where the draft must not be used."""
+    applied: sampling_pb2.SamplingParams
+    """All of what applies, as the caller is told."""
 
 
-def check_request(request: Request, vocab_size: int, default_draft_tokens: int) -> Parameters:
-    """Checks everything but the prompt and the adapter. Raises InvalidArgumentError."""
+def check_request(
+    request: Request,
+    vocab_size: int,
+    default_draft_tokens: int,
+    defaults: sampling_pb2.SamplingParams | None = None,
+) -> Parameters:
+    """Checks everything but the prompt and the adapter. Raises InvalidArgumentError.
+
+    Where the request is silent, `defaults` hold: those of the model's authors.
+    """
     violations = _sampling_violations(request.sampling, vocab_size)
     num_choices = request.n if request.HasField("n") else 1
     if not 1 <= num_choices <= MAX_CHOICES:
@@ -66,14 +76,20 @@ def check_request(request: Request, vocab_size: int, default_draft_tokens: int) 
         draft_tokens = 0
     raise_if_any(violations)
     sampling = sampling_pb2.SamplingParams()
-    sampling.CopyFrom(request.sampling)
+    if defaults is not None:
+        sampling.CopyFrom(defaults)
+        if request.sampling.min_tokens > sampling.max_tokens:
+            sampling.ClearField("max_tokens")
+    sampling.MergeFrom(request.sampling)
     if not sampling.HasField("seed"):
         sampling.seed = secrets.randbits(63)
+    applied = sampling_pb2.SamplingParams()
+    applied.CopyFrom(sampling)
     stops, bad_words = tuple(sampling.stop), tuple(sampling.bad_words)
     skip = sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True
     for name in _TEXTUAL:
         sampling.ClearField(name)
-    return Parameters(sampling, stops, bad_words, skip, num_choices, priority, draft_tokens)
+    return Parameters(sampling, stops, bad_words, skip, num_choices, priority, draft_tokens, applied)
 
 
 def check_prompt_tokens(token_ids: Sequence[int], vocab_size: int, context: int, field: str) -> None:

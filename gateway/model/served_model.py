@@ -13,7 +13,7 @@ from gateway.model.tokenizer import ModelTokenizer
 from gateway.settings import ModelSettings
 from paceline.errors import FailedPreconditionError, UnavailableError
 from paceline.internal.v1 import adapter_store_pb2, model_server_pb2
-from paceline.v1 import adapter_pb2, model_pb2
+from paceline.v1 import adapter_pb2, model_pb2, sampling_pb2
 from services.common.backoff import Backoff
 from services.draft.client import DraftClient
 from services.verifier.client import VerifierClient
@@ -30,7 +30,7 @@ def _draft_pauses() -> Backoff:
 
 
 class ServedModel:
-    """All that belongs to one model. Its verifiers run the same target; a draft has the target's vocabulary."""
+    """All that belongs to one model. Its verifiers run the same target; a draft knows the target's tokens."""
 
     def __init__(self, settings: ModelSettings, tokenizer: ModelTokenizer, public: Sequence[Sequence[int]]) -> None:
         """`public` holds the token ids of prefixes that all callers share."""
@@ -44,6 +44,9 @@ class ServedModel:
             f"draft of {self.id!r}", settings.drafts, DraftClient, self._ask_draft, _draft_pauses
         )
         self._public = public
+        self._uses_generation_config = settings.generation_config
+        self._told: set[str] = set()
+        """What was logged of drafts that do not suit."""
         self._revisions: list[str] = []
         """Digests of all revisions that were met, in the order in which verifiers changed to them."""
 
@@ -76,9 +79,16 @@ class ServedModel:
         return newest
 
     def suits(self, draft: model_pb2.ModelInfo) -> bool:
-        """Whether a draft's vocabulary has the target's size."""
-        newest = self.newest
-        return newest is not None and draft.vocab_size == newest.vocab_size
+        """Whether a draft knows the target's tokens."""
+        problem = self._problem(draft)
+        if problem and problem not in self._told:
+            self._told.add(problem)
+            _log.error("a draft of model %r is not used: %s", self.id, problem)
+        return self.newest is not None and not problem
+
+    def sampling_defaults(self, info: model_pb2.ModelInfo) -> sampling_pb2.SamplingParams:
+        """Sampling parameters of requests that do not say otherwise."""
+        return info.sampling_defaults if self._uses_generation_config else sampling_pb2.SamplingParams()
 
     def num_public_tokens(self, prompt_ids: Sequence[int]) -> int:
         """Leading tokens of a prompt that all callers share: any part of a public prefix, from its beginning."""
@@ -87,12 +97,15 @@ class ServedModel:
     async def describe(self) -> model_pb2.Model:
         """What clients are told, also where no verifier can be used."""
         await asyncio.gather(self.verifiers.look(), self.drafts.look())
-        drafts = [replica.info for replica in self.drafts if replica.is_there and replica.may_suit(self.suits)]
+        there = [replica.info for replica in self.drafts if replica.is_there and replica.info is not None]
+        drafts = [draft for draft in there if self.newest is None or self.suits(draft)]
+        problems = [problem for draft in there if (problem := self._problem(draft))]
         return model_pb2.Model(
             target=self.newest or model_pb2.ModelInfo(id=self.id),
             draft=drafts[0] if drafts else None,
             has_chat_template=self.tokenizer.has_chat_template,
             available=any(replica.is_there for replica in self.verifiers),
+            draft_problem=problems[0] if problems and not drafts else "",
         )
 
     async def adapter_base(self, role: "adapter_pb2.AdapterRole.ValueType") -> adapter_store_pb2.AdapterBase:
@@ -138,12 +151,24 @@ class ServedModel:
         return info
 
     async def _ask_draft(self, draft: DraftClient) -> model_pb2.ModelInfo:
-        info = await draft.get_model(_ASK_SECONDS)
+        return await draft.get_model(_ASK_SECONDS)
+
+    def _problem(self, draft: model_pb2.ModelInfo) -> str:
+        """Why a draft is of no use to the target, in a sentence; empty while nothing is known against it.
+
+        Where both have a tokenizer it is the same for both: then matrices may be padded to other sizes. Where one has
+        none, as many tokens must do.
+        """
         newest = self.newest
-        if newest is not None and info.vocab_size != newest.vocab_size:
-            sizes = (draft.target, info.vocab_size, self.id, newest.vocab_size)
-            _log.error("draft %s has %d tokens, model %r has %d", *sizes)
-        return info
+        if newest is None:
+            return ""
+        if draft.vocabulary_digest and newest.vocabulary_digest:
+            if draft.vocabulary_digest == newest.vocabulary_digest:
+                return ""
+            return f"the tokenizer of {draft.id} is another than the model's, so none of its tokens would fit"
+        if draft.vocab_size == newest.vocab_size:
+            return ""
+        return f"{draft.id} has {draft.vocab_size} tokens and the model {newest.vocab_size}"
 
 
 async def _info_and_modules(

@@ -41,6 +41,9 @@ def up(
     model: Annotated[str | None, typer.Option(help="Target: folder or hub id. Default: the pair that ships.")] = None,
     draft_model: Annotated[str | None, typer.Option(help="Draft: folder or hub id.")] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Starts no draft.")] = False,
+    no_generation_config: Annotated[
+        bool, typer.Option("--no-generation-config", help="Does not sample as the model's generation_config.json says.")
+    ] = False,
     models: Annotated[
         Path | None,
         typer.Option(help="TOML file with a table [[models]] a model: id, model, draft, dtype, threads, adapters ..."),
@@ -77,7 +80,8 @@ def up(
         if models is not None:
             if model or draft_model or no_draft:
                 fail("--models names all models: leave --model, --draft-model and --no-draft out")
-            pairs = read_models(models, device=device.value, dtype=dtype.value)
+            defaults = {"device": device.value, "dtype": dtype.value, "generation_config": not no_generation_config}
+            pairs = read_models(models, **defaults)
         else:
             if draft_model is None and model is None and not no_draft:
                 draft_model = shipped_model("draft")
@@ -88,6 +92,7 @@ def up(
                 dtype=dtype.value,
                 threads=threads_verifier,
                 draft_threads=threads_draft,
+                generation_config=not no_generation_config,
             )
             pairs = (pair,)
         ports = {"gateway": gateway_port, "prefix-cache": prefix_cache_port, "adapter-store": adapter_store_port}

@@ -31,6 +31,7 @@ class Checked(NamedTuple):
     """What is known of an adapter that is in order."""
 
     rank: int
+    """The largest of all layers."""
     target_modules: list[str]
     """Last parts of the names of the layers that it changes, ordered."""
 
@@ -49,10 +50,12 @@ def check_adapter(
     for module in wanted:
         in_features, out_features = shapes[module]
         down, up = tensor_names(module)
-        expected[down], expected[up] = (parsed.rank, in_features), (out_features, parsed.rank)
+        rank = parsed.rank_of(module)
+        expected[down], expected[up] = (rank, in_features), (out_features, rank)
     _raise_if_any(_tensor_violations(tensors, expected, shapes))
     _check_numbers(weights, tensors, wanted)
-    return Checked(parsed.rank, sorted({module.rpartition(".")[2] for module in wanted}))
+    rank = max((parsed.rank_of(module) for module in wanted), default=parsed.rank)
+    return Checked(rank, sorted({module.rpartition(".")[2] for module in wanted}))
 
 
 def _check_base(named: str | None, model: str) -> None:

@@ -43,6 +43,7 @@ class DraftRole:
         self._by_sequence: dict[Sequence, tuple[DraftSequence, Path]] = {}
         self._eos = frozenset(engine.facts.description.eos_token_ids)
         self._vocab_size = engine.facts.description.vocab_size
+        self._context = engine.facts.max_context_tokens
 
     def open(self, draft: DraftSequence) -> None:
         """Takes a sequence in. Limits have been checked."""
@@ -60,6 +61,10 @@ class DraftRole:
         if draft not in self._drafts or position > draft.root:
             return
         if any(token_id >= self._vocab_size for token_id in token_ids):
+            return
+        if position + len(token_ids) >= self._context:
+            # The text has left what this model takes: there is nothing more to propose.
+            self.close(draft)
             return
         draft.wanted = min(wanted, draft.max_draft_tokens)
         if fresh := list(token_ids[draft.root - position :]):

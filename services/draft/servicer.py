@@ -9,6 +9,7 @@ from paceline.internal.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
 from services.common.access import CallContext
 from services.draft.draft_role import DraftRole
 from services.draft.draft_sequence import DraftSequence
+from services.draft.fitting import fit
 from services.draft.metrics import DraftMetrics
 from services.draft.path import Proposed
 from services.engine.engine_loop import EngineLoop
@@ -35,7 +36,12 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         opening = await first_open(request_iterator)
         if not opening.max_draft_tokens:
             raise InvalidArgumentError("open.max_draft_tokens", "must be at least 1 to be given proposals")
-        async with self._opener.open(opening, context) as (sequence, end):
+        fitted = fit(opening, self._engine_loop.facts)
+        if fitted is None:
+            async for _ in request_iterator:
+                pass
+            return
+        async with self._opener.open(fitted, context) as (sequence, end):
             stream = EventStream[Proposed]()
             length = min(opening.max_draft_tokens, self._max_proposal_tokens)
             draft = DraftSequence(sequence, stream.emit, length, end, self._ahead)

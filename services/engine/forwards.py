@@ -11,7 +11,7 @@ from torch import nn
 from services.common.sampling_params import SamplingParams
 from services.engine.config import EngineConfig
 from services.engine.cpu import small_decoder
-from services.engine.cpu.decoder import fuse, fused_products
+from services.engine.cpu.decoder import FusedDecoder, fuse, fused_products
 from services.engine.cpu.forward import CpuForward
 from services.engine.cpu.linear import pack_linears
 from services.engine.cpu.row_lora import RowLora
@@ -20,6 +20,7 @@ from services.engine.forward import Batch, Forward
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, single_products, wrap_linears
 from services.engine.model import LoadedModel
+from services.engine.probe import check_model_agrees
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 from services.engine.torch_forward.forward import TorchForward
@@ -32,7 +33,11 @@ _SMALL_TOLERANCE = 0.5
 
 
 def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward:
-    """The forward for a model that was just loaded. What of the model it does not need is let go of."""
+    """The forward for a model that was just loaded. What of the model it does not need is let go of.
+
+    Raises CheckpointError when none computes what the model does by itself.
+    """
+    check_model_agrees(loaded)
     packs = loaded.device.type == "cpu" and not loaded.is_quantized
     if packs:
         fused = _fused(loaded, kv_cache, config)
@@ -49,7 +54,7 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
 
 def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward | None:
     """The CPU's own forward of a model, or None where it takes no such model or does not agree."""
-    decoder = fuse(loaded.model, loaded.weights, loaded.layers)
+    decoder = _decoder(loaded)
     if decoder is None:
         return None
     own = _probe(TorchForward(loaded, kv_cache), loaded, kv_cache)
@@ -66,6 +71,17 @@ def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forw
             small = None
     products = fused_products(loaded.targets, len(loaded.layers)) if config.max_adapters else []
     return CpuForward(loaded, kv_cache, decoder, small, _adapters(loaded, products, config))
+
+
+def _decoder(loaded: LoadedModel) -> FusedDecoder | None:
+    """The fused decoder of a model; None for one that has other parts, whatever looking for them runs into."""
+    if not all(layer.is_plain for layer in loaded.layers):
+        return None
+    try:
+        return fuse(loaded.model, loaded.weights, loaded.layers)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        _log.info("%s has parts that no fused forward knows: %s", type(loaded.model).__name__, error)
+        return None
 
 
 def _adapters(loaded: LoadedModel, products: list[Product], config: EngineConfig) -> Lora | None:

@@ -84,6 +84,12 @@ class LoraLinear(nn.Module):
         self._lora = lora
         self._product = product
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """That of the layer, whose type or shape some models look at."""
+        weight: torch.Tensor = self._layer.weight  # type: ignore[assignment]
+        return weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self._layer(x)
         self._lora.add(self._product, x, out)

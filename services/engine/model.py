@@ -2,34 +2,25 @@
 
 import json
 import os
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from blake3 import blake3
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
+from services.common.checkpoint import CheckpointError
 from services.engine.adapter import Target, find_targets
+from services.engine.attention_layers import RECORDING, AttentionLayer, Recorder, find_first_position, record_layers
 from services.engine.config import Device, Dtype, EngineConfig
-from services.engine.kv_cache import KVShape
 from services.engine.loading import Report, reporting_weights
-
-_RECORDING = "paceline_record"
-"""The name under which attention is registered that only notes what each layer asks for."""
-
-
-class AttentionLayer(NamedTuple):
-    """What one layer of a model asks of its attention."""
-
-    kv_shape: KVShape
-    scaling: float
-    window: int | None
-    """A window is how many tokens a row sees, its own included; None is all of them."""
+from services.engine.rope import fix_frequencies
+from services.engine.sampling_defaults import sampling_defaults
+from services.engine.vocabulary import vocabulary_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +35,10 @@ class ModelDescription:
     num_parameters: int
     dtype: str
     device: str
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Sampling parameters that its authors set, by name."""
+    vocabulary_digest: str = ""
+    """Digest over which token each id stands for; empty where there is no tokenizer beside the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +48,8 @@ class LoadedModel:
     model: PreTrainedModel
     description: ModelDescription
     layers: list[AttentionLayer]
+    attention: list[nn.Module]
+    """The module of each layer that calls attention."""
     targets: dict[str, Target]
     """Targets are the layers that adapters may change, by name."""
     weights: torch.dtype
@@ -61,45 +58,66 @@ class LoadedModel:
     """This is the data type of activations and KV."""
     device: torch.device
     is_quantized: bool
+    first_position: int = 0
+    """The position of a text's first token."""
 
 
 def load_model(config: EngineConfig, report: Report) -> LoadedModel:
-    """Loads folder or hub id `config.model`. Raises OSError or ValueError when it cannot be loaded."""
+    """Loads folder or hub id `config.model`. Raises CheckpointError, in a sentence, when it cannot be served."""
     quiet_transformers()
     device = _pick_device(config.device)
-    hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
-    text_config = hf_config.get_text_config()
-    weights = _pick_dtype(config.dtype, hf_config)
-    quantized = getattr(hf_config, "quantization_config", None) is not None
-    layers: dict[int, AttentionLayer] = {}
-    ALL_ATTENTION_FUNCTIONS.register(_RECORDING, partial(_record, layers))
-    with reporting_weights(report):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            config.model,
-            dtype=weights,
-            attn_implementation=_RECORDING,
-            trust_remote_code=config.trust_remote_code,
-        )
+    recorder = Recorder()
+    recorder.register()
+    loader: Any = AutoModelForCausalLM
+    try:
+        hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+        text_config = hf_config.get_text_config()
+        weights = _pick_dtype(config.dtype, hf_config)
+        quantized = getattr(hf_config, "quantization_config", None) is not None
+        with reporting_weights(report):
+            model, info = loader.from_pretrained(
+                config.model,
+                dtype=weights,
+                attn_implementation=RECORDING,
+                trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
+            )
+    except Exception as error:  # Files and code of others: whatever they raise, the model cannot be loaded.
+        problem = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        if isinstance(error, KeyError) and error.args == (RECORDING,):
+            problem = "it does not use the attention interface of transformers"
+        raise CheckpointError(f"{config.model} cannot be loaded: {problem}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{config.model} lacks weights of {type(model).__name__}, such as {missing[0]}")
     num_parameters = model.num_parameters()
     model.eval().requires_grad_(False)
     # On the CPU activations are float32 whatever the weights are: few CPUs compute in bfloat16, and packed layers read
     # half-precision weights all the same.
     widens = device.type == "cpu" and not quantized
     model.to(torch.float32 if widens else device)
+    record_layers(model, recorder, text_config.num_hidden_layers)
+    layers, attention = list(recorder.layers), list(recorder.modules)
+    first_position = find_first_position(model)
+    max_context_tokens = _max_context(text_config, config.max_context_tokens, first_position)
+    fix_frequencies(model, max_context_tokens)
     description = ModelDescription(
         revision_digest=revision_digest(config.model, hf_config),
         architecture=(hf_config.architectures or [type(model).__name__])[0],
-        max_context_tokens=_max_context(text_config, config.max_context_tokens),
+        max_context_tokens=max_context_tokens,
         vocab_size=text_config.vocab_size,
         eos_token_ids=_eos_token_ids(model),
         num_parameters=num_parameters,
         dtype=str(weights).removeprefix("torch."),
         device=str(device),
+        sampling_defaults=sampling_defaults(model.generation_config.to_dict()),
+        vocabulary_digest=vocabulary_digest(config.model, trust_remote_code=config.trust_remote_code),
     )
     return LoadedModel(
         model=model,
         description=description,
-        layers=_attention_layers(model, layers, text_config),
+        layers=layers,
+        attention=attention,
+        first_position=first_position,
         targets=find_targets(model),
         weights=weights,
         dtype=torch.float32 if widens else weights,
@@ -126,7 +144,7 @@ def _pick_device(device: Device) -> torch.device:
     if device is Device.AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device is Device.CUDA and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU here")
+        raise CheckpointError("device is cuda, but torch sees no GPU here")
     return torch.device(device.value)
 
 
@@ -140,10 +158,11 @@ def _pick_dtype(dtype: Dtype, hf_config: Any) -> torch.dtype:
     return saved or torch.bfloat16
 
 
-def _max_context(text_config: Any, limit: int | None) -> int:
+def _max_context(text_config: Any, limit: int | None, first_position: int) -> int:
     own = getattr(text_config, "max_position_embeddings", None) or limit
+    own = own - first_position if own is not None else None
     if own is None:
-        raise ValueError("the model's configuration has no context length; set max_context_tokens")
+        raise CheckpointError("the model's configuration has no context length; set max_context_tokens")
     return min(own, limit) if limit else int(own)
 
 
@@ -155,36 +174,6 @@ def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     if eos is None:
         return ()
     return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
-
-
-def _attention_layers(
-    model: PreTrainedModel, layers: dict[int, AttentionLayer], text_config: Any
-) -> list[AttentionLayer]:
-    """What each layer asks of its attention, learnt by running two tokens past the recording one."""
-    with torch.inference_mode():
-        token = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        model(input_ids=token, position_ids=torch.arange(2, device=model.device)[None], use_cache=False)
-    if sorted(layers) != list(range(len(layers))) or not layers:
-        raise ValueError(f"{type(model).__name__} does not use the attention interface of transformers in every layer")
-    if len(layers) != text_config.num_hidden_layers:
-        raise ValueError(f"{type(model).__name__} has layers without attention, which are not supported")
-    return [layers[index] for index in range(len(layers))]
-
-
-def _record(
-    layers: dict[int, AttentionLayer],
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *_: Any,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """In place of attention: notes what it would have had to compute, and gives zeros."""
-    shape = KVShape(key.shape[1], key.shape[-1], value.shape[-1])
-    scaling, window = more.get("scaling") or shape.key_dim**-0.5, more.get("sliding_window")
-    layers[int(module.layer_idx)] = AttentionLayer(shape, scaling, window)  # type: ignore[arg-type]
-    return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 
 
 def quiet_transformers() -> None:

@@ -124,7 +124,9 @@ class Launcher:
                 num_restarts = 0
             self._listener.on_line(name, f"ended with exit code {code}")
             if not self._is_ready or not self.system.restart or num_restarts == _MAX_RESTARTS:
-                if not self.failed.done():
+                if self._is_ready and process.kind == "draft":
+                    self._listener.on_line(name, "is not started again; the system goes on without it")
+                elif not self.failed.done():
                     verb = "ended" if self._is_ready else "could not start"
                     self.failed.set_result(f"the {name} {verb} (exit code {code}): {child.last_words()}")
                 return
@@ -156,7 +158,7 @@ class Launcher:
         async with Client(self.address()) as client:
             while True:
                 models = await client.list_models()
-                drafts = {model.target.id for model in models if model.draft.id}
+                drafts = {model.target.id for model in models if model.draft.id or model.draft_problem}
                 if all(model.available for model in models) and (with_draft <= drafts or loop.time() > enough):
                     return
                 await asyncio.sleep(_POLL_SECONDS)

@@ -30,6 +30,7 @@ class Pair(BaseModel):
     draft_threads: int | None = Field(None, ge=1, description="CPU threads of the draft; default: its share.")
     adapters: int | None = Field(None, ge=0, description="Adapters that one step may mix; default: 8.")
     max_context_tokens: int | None = Field(None, ge=2, description="Prompt and output; default: the model's.")
+    generation_config: bool = Field(True, description="Samples as generation_config.json says, where requests do not.")
     kv_bytes: int | None = Field(None, ge=1, description="Memory for KV blocks of each; default: 1 GiB.")
 
     @property

@@ -157,7 +157,13 @@ class _Maker:
                 own["ahead"] = False
             draft = self._make(f"draft{suffix}", "draft", own, environment)
             drafts = drafts or [draft.address]
-        return {"id": pair.public_id, "tokenizer": pair.model, "verifiers": [verifier.address], "drafts": drafts}
+        return {
+            "id": pair.public_id,
+            "tokenizer": pair.model,
+            "verifiers": [verifier.address],
+            "drafts": drafts,
+            "generation_config": pair.generation_config,
+        }
 
     def _make(
         self, name: str, kind: str, own: Mapping[str, Any], environment: Mapping[str, str] | None = None

@@ -116,7 +116,7 @@ class _Terminal(Listener):
         table = Table(box=None, show_header=False, pad_edge=False)
         for model in models:
             table.add_row("model", _described(model.target))
-            table.add_row("draft", _described(model.draft) if model.draft.id else "none")
+            table.add_row("draft", _described(model.draft) if model.draft.id else model.draft_problem or "none")
         for process in self._launcher.system.processes:
             table.add_row(process.name, process.address)
         port = self._launcher.system.processes[-1].port

@@ -27,12 +27,23 @@ def read_adapter(config: bytes, weights: bytes, facts: EngineFacts) -> Any:
     pairs = {
         name: pair
         for name, target in facts.targets.items()
-        if (pair := _take_pair(tensors, target, parsed.rank)) is not None
+        if (pair := _take_pair(tensors, target, parsed.rank_of(name))) is not None
     }
     if tensors or not pairs:
         unknown = next(iter(tensors), "nothing")
         raise AdapterError(f"{WEIGHTS_NAME}: the model that runs here has no layer for {unknown}")
-    return facts.packer.pack(Adapter(parsed.rank, parsed.scaling, pairs))
+    scaling, rank = parsed.scaling_of(""), max(parsed.rank_of(name) for name in pairs)
+    alike = {name: _alike(pair, rank, parsed.scaling_of(name) / scaling) for name, pair in pairs.items()}
+    return facts.packer.pack(Adapter(rank, scaling, alike))
+
+
+def _alike(pair: Pair, rank: int, factor: float) -> Pair:
+    """The same change as a pair of this rank, by a scaling that is this factor smaller."""
+    missing = rank - pair.down.shape[0]
+    if not missing and factor == 1:
+        return pair
+    down = torch.nn.functional.pad(pair.down, (0, 0, 0, missing))
+    return Pair(down, torch.nn.functional.pad(pair.up.float() * factor, (0, missing)))
 
 
 def _take_pair(tensors: dict[str, torch.Tensor], target: Target, rank: int) -> Pair | None:

@@ -6,7 +6,7 @@ from typing import Any
 from paceline.errors import FailedPreconditionError, NotFoundError
 from paceline.internal.v1 import model_server_pb2 as pb
 from paceline.internal.v1 import model_server_pb2_grpc
-from paceline.v1 import model_pb2
+from paceline.v1 import model_pb2, sampling_pb2
 from services.common.access import CallContext
 from services.engine.engine import EngineFacts
 from services.engine.engine_loop import EngineLoop
@@ -83,4 +83,6 @@ def _to_model_info(facts: EngineFacts, model_id: str) -> model_pb2.ModelInfo:
         num_parameters=description.num_parameters,
         dtype=description.dtype,
         device=description.device,
+        sampling_defaults=sampling_pb2.SamplingParams(**description.sampling_defaults),
+        vocabulary_digest=description.vocabulary_digest,
     )

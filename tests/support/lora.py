@@ -34,11 +34,13 @@ def save_adapter(model: str, folder: Path, rank: int, modules: list[str], seed: 
 
 
 def save_adapters(model: str, folder: Path) -> list[Path]:
-    """All of ADAPTERS, every other one with rank-stabilised scaling."""
-    return [
-        save_adapter(model, folder / str(seed), rank, modules, seed, use_rslora=bool(seed % 2))
-        for seed, (rank, modules) in enumerate(ADAPTERS)
-    ]
+    """All of ADAPTERS, every other one with rank-stabilised scaling, two with ranks and alphas by pattern."""
+    patterns = {"rank_pattern": {"layers.1.mlp.down_proj": 12, "q_proj": 3}, "alpha_pattern": {"v_proj": 20}}
+    saved = []
+    for seed, (rank, modules) in enumerate(ADAPTERS):
+        more = {"use_rslora": bool(seed % 2), **(patterns if rank in (8, 16) else {})}
+        saved.append(save_adapter(model, folder / str(seed), rank, modules, seed, **more))
+    return saved
 
 
 def read_files(folder: Path) -> tuple[bytes, bytes]:

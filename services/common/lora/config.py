@@ -24,7 +24,8 @@ _MIN_ALPHA, _MAX_ALPHA = 1e-6, 1e6
 _COMPUTED = frozenset(
     {
         "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules",
-        "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "init_lora_weights",
+        "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "init_lora_weights", "rank_pattern",
+        "alpha_pattern",
     }
 )  # fmt: skip
 _HARMLESS = frozenset(
@@ -37,6 +38,7 @@ _HARMLESS = frozenset(
 _INITS = (True, False, None, "gaussian", "orthogonal")
 """Ways of beginning that leave the base model's weights alone."""
 _MAX_VIOLATIONS = 20
+_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _DIGEST = re.compile("[0-9a-f]{64}")
 _MAX_SHOWN = 60
 
@@ -46,8 +48,10 @@ class LoraConfig:
     """What an adapter's configuration says, as far as it matters for computing."""
 
     rank: int
-    scaling: float
-    """Factor of B (A x)."""
+    """The rank of layers that no pattern names."""
+    alpha: float
+    uses_root: bool
+    """Whether scaling is by the root of the rank (rsLoRA)."""
     target_modules: tuple[str, ...] | str
     """Names of layers or their last parts, or a regular expression for whole names, or "all-linear"."""
     exclude_modules: tuple[str, ...] | str | None
@@ -55,6 +59,19 @@ class LoraConfig:
     layers_pattern: tuple[str, ...]
     """Regular expressions for the name that stands before a layer's number; none: any."""
     base_model: str | None
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    """Ranks and alphas of layers by their names or the last parts of them; the first that fits holds, as in PEFT."""
+
+    def rank_of(self, module: str) -> int:
+        """The rank of a layer."""
+        return next((rank for key, rank in self.rank_pattern if _ends_with(module, key)), self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """The factor of B (A x) of a layer."""
+        alpha = next((alpha for key, alpha in self.alpha_pattern if _ends_with(module, key)), self.alpha)
+        rank = self.rank_of(module)
+        return alpha / (math.sqrt(rank) if self.uses_root else rank)
 
 
 def parse_lora_config(data: bytes, max_rank: int) -> LoraConfig:
@@ -78,7 +95,10 @@ def parse_lora_config(data: bytes, max_rank: int) -> LoraConfig:
     rank, pattern = values["r"], values.get("layers_pattern") or ()
     return LoraConfig(
         rank=rank,
-        scaling=values["lora_alpha"] / (math.sqrt(rank) if values.get("use_rslora") else rank),
+        alpha=values["lora_alpha"],
+        uses_root=bool(values.get("use_rslora")),
+        rank_pattern=tuple((values.get("rank_pattern") or {}).items()),
+        alpha_pattern=tuple((values.get("alpha_pattern") or {}).items()),
         target_modules=_names(values["target_modules"]) or (),
         exclude_modules=_names(values.get("exclude_modules")),
         layers_to_transform=_layers(values),
@@ -170,12 +190,24 @@ def _refuse_constant(name: str) -> Any:
 def _rules(max_rank: int) -> dict[str, tuple[Callable[[Any], bool], str]]:
     """What the value of each key that matters must be, in code and in words."""
     names = "a list of names or a regular expression"
+
+    def is_rank(value: Any) -> bool:
+        return _is_int(value) and 1 <= value <= max_rank
+
     return {
         "peft_type": (lambda value: value == "LORA", '"LORA"'),
         "task_type": (lambda value: value in (None, "CAUSAL_LM"), '"CAUSAL_LM"'),
         "base_model_name_or_path": (lambda value: value is None or isinstance(value, str), "a string"),
-        "r": (lambda value: _is_int(value) and 1 <= value <= max_rank, f"a whole number from 1 to {max_rank}"),
+        "r": (is_rank, f"a whole number from 1 to {max_rank}"),
         "lora_alpha": (_is_alpha, f"a number from {_MIN_ALPHA:g} to {_MAX_ALPHA:g}"),
+        "rank_pattern": (
+            lambda value: value is None or _is_pattern(value, is_rank),
+            f"whole numbers from 1 to {max_rank} by names of layers, in letters, digits, _ and dots",
+        ),
+        "alpha_pattern": (
+            lambda value: value is None or _is_pattern(value, _is_alpha),
+            f"numbers from {_MIN_ALPHA:g} to {_MAX_ALPHA:g} by names of layers, in letters, digits, _ and dots",
+        ),
         "use_rslora": (lambda value: value is None or isinstance(value, bool), "true or false"),
         "target_modules": (lambda value: bool(value) and _are_names(value), names),
         "exclude_modules": (lambda value: value is None or _are_names(value), names),
@@ -219,6 +251,16 @@ def _is_int(value: Any) -> bool:
 
 def _is_alpha(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and _MIN_ALPHA <= value <= _MAX_ALPHA
+
+
+def _is_pattern(value: Any, fits: Callable[[Any], bool]) -> bool:
+    """PEFT takes regular expressions for keys; names, which it writes, are all that is taken from strangers."""
+    return isinstance(value, dict) and all(_NAME.fullmatch(key) and fits(each) for key, each in value.items())
+
+
+def _ends_with(module: str, key: str) -> bool:
+    """Whether a layer's name ends with these parts."""
+    return module == key or module.endswith(f".{key}")
 
 
 def _are_names(value: Any) -> bool:

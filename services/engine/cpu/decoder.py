@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.functional import embedding, silu
 
 from services.engine.adapter import Target
+from services.engine.attention_layers import AttentionLayer
 from services.engine.cpu import kernels
 from services.engine.cpu.kernels import Floats
 from services.engine.cpu.linear import pack
@@ -25,7 +26,6 @@ from services.engine.cpu.plan import RowPlan
 from services.engine.cpu.row_attention import RowAttention
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, product_of
-from services.engine.model import AttentionLayer
 
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}

@@ -68,9 +68,14 @@ def pack_linears(model: nn.Module, dtype: torch.dtype) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, pack(child.weight, child.bias, half=half))
+                packed = pack(child.weight, child.bias, half=half)
             elif type(child) is Conv1D:
-                setattr(parent, name, pack(child.weight.t(), child.bias, half=half))
+                packed = pack(child.weight.t(), child.bias, half=half)
+            else:
+                continue
+            # Some models look at a weight's type or shape; what would compute with it fails, and is told so.
+            packed.weight = child.weight.detach().to("meta")
+            setattr(parent, name, packed)
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None, *, half: bool) -> nn.Module:

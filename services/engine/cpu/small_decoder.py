@@ -13,12 +13,12 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
+from services.engine.attention_layers import AttentionLayer
 from services.engine.cpu.decoder import FusedDecoder
 from services.engine.cpu.kernels import FAST, Floats, Ints, rms_norm, rotate_and_store
 from services.engine.cpu.plan import RowPlan
 from services.engine.cpu.row_attention import attend
 from services.engine.kv_cache import KVCache
-from services.engine.model import AttentionLayer
 
 MAX_PARAMETERS = 16_000_000
 MAX_ROWS = 32

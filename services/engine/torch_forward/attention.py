@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from services.engine.attention_layers import AttentionLayer
 from services.engine.block_pool import NULL_BLOCK
 from services.engine.kv_cache import NULL_SLOT, KVCache
+from services.engine.reach import Reach
 from services.engine.scheduler import Work
 
 QUERY_BLOCK = 8
@@ -48,17 +50,19 @@ class _Group:
     num_lists: int  # 1 when all blocks belong to one sequence, else one a query block
     positions: torch.Tensor  # [blocks, QUERY_BLOCK] absolute positions
     num_keys: int
-    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
+    masks: dict[tuple[Reach, int], torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None, group_size: int, dtype: torch.dtype) -> torch.Tensor:
+    def mask(self, reach: Reach, group_size: int, dtype: torch.dtype) -> torch.Tensor:
         """Additive mask [blocks, 1, QUERY_BLOCK * group_size, keys]: 0 where a row sees a key, else -inf."""
-        key = (window, group_size)
+        key = (reach, group_size)
         if key not in self.masks:
             keys = torch.arange(self.num_keys, device=self.positions.device)
             rows = self.positions.repeat_interleave(group_size, dim=1).unsqueeze(-1)
             hidden = keys > rows
-            if window is not None:
-                hidden |= keys <= rows - window
+            if reach.window is not None:
+                hidden |= keys <= rows - reach.window
+            if reach.chunk is not None:
+                hidden |= keys < rows // reach.chunk * reach.chunk
             mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
             self.masks[key] = mask.unsqueeze(1)
         return self.masks[key]
@@ -116,37 +120,40 @@ class AttentionPlan:
         return torch.zeros(self.num_blocks, num_kv_heads, QUERY_BLOCK * group_size, dim)
 
     def attend_blocks(
-        self, layer: int, queries: torch.Tensor, group_size: int, scaling: float | None, window: int | None
+        self, index: int, queries: torch.Tensor, group_size: int, layer: AttentionLayer, sinks: torch.Tensor | None
     ) -> torch.Tensor:
-        """Attends once the step's keys and values are stored. queries and result: as `empty_queries`."""
+        """Attends once the step's keys and values are stored. queries and result: as `empty_queries`; sinks [heads]."""
         outputs = []
         first = 0
         for group in self._groups:
             if group.kv_blocks is None:
-                keys, values = self._kv_cache.run(layer, group.first_slot, group.num_keys)
+                keys, values = self._kv_cache.run(index, group.first_slot, group.num_keys)
             else:
-                keys, values = self._kv_cache.gather(layer, group.kv_blocks, group.num_lists)
+                keys, values = self._kv_cache.gather(index, group.kv_blocks, group.num_lists)
             num_blocks = group.positions.shape[0]
-            outputs.append(
-                scaled_dot_product_attention(
-                    queries[first : first + num_blocks],
-                    keys.transpose(1, 2).expand(num_blocks, -1, -1, -1),
-                    values.transpose(1, 2).expand(num_blocks, -1, -1, -1),
-                    attn_mask=group.mask(window, group_size, queries.dtype),
-                    scale=scaling,
-                )
+            asked = (
+                queries[first : first + num_blocks],
+                keys.transpose(1, 2).expand(num_blocks, -1, -1, -1),
+                values.transpose(1, 2).expand(num_blocks, -1, -1, -1),
+                group.mask(layer.reach, group_size, queries.dtype),
             )
+            if layer.softcap is None and sinks is None:
+                query, key, value, mask = asked
+                out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=layer.scaling)
+            else:
+                out = _bent_attention(*asked, layer, sinks)
+            outputs.append(out)
             first += num_blocks
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def attend(
         self,
-        layer: int,
+        index: int,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
+        layer: AttentionLayer,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Stores keys and values of the step's rows and attends.
 
@@ -155,13 +162,13 @@ class AttentionPlan:
         slots, places = self._on_device
         if self._most is not None:
             key, value = (part.clamp(-self._most, self._most).nan_to_num(0.0) for part in (key, value))
-        self._kv_cache.write(layer, slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        self._kv_cache.write(index, slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         num_heads, num_kv_heads = query.shape[1], key.shape[1]
         group_size = num_heads // num_kv_heads
         rows = query[0].transpose(0, 1)[: self.num_present]
         lines = rows.new_zeros(self.num_blocks * QUERY_BLOCK, num_heads, rows.shape[-1]).index_copy_(0, places, rows)
         queries = lines.view(-1, QUERY_BLOCK, num_kv_heads, group_size, rows.shape[-1]).transpose(1, 2).flatten(2, 3)
-        attended = self.attend_blocks(layer, queries, group_size, scaling, window)
+        attended = self.attend_blocks(index, queries, group_size, layer, sinks)
         attended = attended.view(-1, num_kv_heads, QUERY_BLOCK, group_size, value.shape[-1]).transpose(1, 2)
         out = attended.new_zeros(self._num_rows, num_heads, value.shape[-1])
         out[: self.num_present] = attended.reshape(-1, num_heads, value.shape[-1]).index_select(0, places)
@@ -213,25 +220,73 @@ def _grouped(blocks: list[_Block], block_size: int) -> list[list[_Block]]:
     return [*groups, *scattered.values()]
 
 
-def paged_attention(
-    module: torch.nn.Module,
+def _bent_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    _attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
+    mask: torch.Tensor,
+    layer: AttentionLayer,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention with a soft cap on its scores (Gemma 2), or with sinks [heads] (gpt-oss), in this order.
+
+    query [blocks, kv_heads, lines, dim], key and value [blocks, kv_heads, keys, dim].
+    """
+    scores = query @ key.transpose(2, 3) * layer.scaling
+    if layer.softcap is not None:
+        scores = torch.tanh(scores / layer.softcap) * layer.softcap
+    scores = scores.float() + mask.float()
+    if sinks is None:
+        return scores.softmax(dim=-1).to(value.dtype) @ value
+    num_kv_heads, num_lines = query.shape[1:3]
+    # Lines are rows of a query block, and in each the heads of a group.
+    column = sinks.float().view(num_kv_heads, 1, -1).expand(-1, QUERY_BLOCK, -1).reshape(1, num_kv_heads, num_lines, 1)
+    scores = torch.cat([scores, column.expand(len(query), -1, -1, -1)], dim=-1)
+    return scores.softmax(dim=-1)[..., :-1].to(value.dtype) @ value
+
+
+class Paging:
+    """What the attention of one forward's layers is told: the plan of the step that is being computed."""
+
+    def __init__(self, layers: abc.Sequence[AttentionLayer], modules: abc.Sequence[torch.nn.Module]) -> None:
+        """Has the modules, which call attention in this order, find it."""
+        self._layers = layers
+        self._modules = modules
+        self._plan: AttentionPlan | None = None
+        self._num_calls = 0
+        for module in modules:
+            module.paging = self  # type: ignore[assignment]
+
+    def begin(self, plan: AttentionPlan) -> None:
+        """A step begins."""
+        self._plan = plan
+        self._num_calls = 0
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """See AttentionPlan. Raises RuntimeError when the calls are not those that were noted."""
+        index = self._num_calls
+        self._num_calls += 1
+        if self._plan is None or index >= len(self._modules) or self._modules[index] is not module:
+            raise RuntimeError("attention was called in another order than when the model was loaded")
+        return self._plan.attend(index, query, key, value, self._layers[index], sinks)
+
+
+def paged_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    _attention_mask: torch.Tensor | None = None,
     s_aux: torch.Tensor | None = None,
-    plan: AttentionPlan | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What `transformers` calls in every attention layer; the plan comes as a keyword argument of the model's forward.
-
-    Raises NotImplementedError for what this attention does not compute (logit soft caps, attention sinks).
-    """
-    if plan is None:
-        raise RuntimeError("the model's forward does not hand keyword arguments to its attention layers")
-    if softcap is not None or s_aux is not None:
-        raise NotImplementedError("attention with logit soft caps or sinks is not supported")
-    return plan.attend(module.layer_idx, query, key, value, scaling, sliding_window), None  # type: ignore[arg-type]
+    """What `transformers` calls in every attention layer. What else it gives was noted when the model was loaded."""
+    paging: Paging = module.paging
+    return paging.attend(module, query, key, value, s_aux), None

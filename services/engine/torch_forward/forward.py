@@ -1,5 +1,7 @@
 """The forward of any model on any device: the modules of `transformers`, with paged attention and adapters in them."""
 
+import inspect
+
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -7,7 +9,7 @@ from services.engine.forward import Batch, identify
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora
 from services.engine.model import LoadedModel
-from services.engine.torch_forward.attention import AttentionPlan, paged_attention
+from services.engine.torch_forward.attention import AttentionPlan, Paging, paged_attention
 
 _IMPLEMENTATION = "paceline_paged"
 
@@ -24,6 +26,9 @@ class TorchForward:
         self._model = loaded.model
         self._device = loaded.device
         self._kv_cache = kv_cache
+        self._paging = Paging(loaded.layers, loaded.attention)
+        self._first_position = loaded.first_position
+        self._picks_rows = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
         # Rows are padded so that every thread's share of an element-wise operation starts at a whole row.
         self._row_multiple = max(2, torch.get_num_threads()) if loaded.device.type == "cpu" else 1
 
@@ -32,12 +37,13 @@ class TorchForward:
         num_rows = -(-len(batch.token_ids) // self._row_multiple) * self._row_multiple
         padding = [0] * (num_rows - len(batch.token_ids))
         has_adapters = self.adapters is not None and self.adapters.select(batch.works, num_rows)
+        wanted = torch.tensor(batch.wanted, device=self._device)
+        self._paging.begin(AttentionPlan(batch.works, num_rows, self._kv_cache, self._device, keep_finite=has_adapters))
         out = self._model(
             input_ids=torch.tensor([batch.token_ids + padding], device=self._device),
-            position_ids=torch.tensor([batch.positions + padding], device=self._device),
+            position_ids=torch.tensor([batch.positions + padding], device=self._device) + self._first_position,
             use_cache=False,
-            logits_to_keep=torch.tensor(batch.wanted, device=self._device),
-            plan=AttentionPlan(batch.works, num_rows, self._kv_cache, self._device, keep_finite=has_adapters),
+            **({"logits_to_keep": wanted} if self._picks_rows else {}),
         )
         logits: torch.Tensor = out.logits[0]
-        return logits
+        return logits if self._picks_rows else logits[wanted]

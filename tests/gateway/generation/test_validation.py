@@ -6,7 +6,7 @@ import pytest
 
 from gateway.generation.validation import Request, check_prompt_bytes, check_prompt_tokens, check_request
 from paceline.errors import InvalidArgumentError
-from paceline.v1 import inference_pb2
+from paceline.v1 import inference_pb2, sampling_pb2
 
 
 @pytest.fixture(params=[inference_pb2.GenerateRequest, inference_pb2.ChatRequest])
@@ -17,7 +17,7 @@ def kind(request: pytest.FixtureRequest) -> type[Request]:
 
 def test_defaults_are_filled_in(kind: type[Request]) -> None:
     parameters = check_request(kind(), 256, 7)
-    assert parameters[1:] == ((), (), True, 1, 0, 7)
+    assert parameters[1:-1] == ((), (), True, 1, 0, 7)
     assert parameters.sampling.HasField("seed")
     assert parameters.sampling.seed != check_request(kind(), 256, 7).sampling.seed
 
@@ -39,13 +39,24 @@ def test_what_is_given_is_taken_and_the_request_is_not_changed(kind: type[Reques
     )
     before = request.SerializeToString(deterministic=True)
     parameters = check_request(request, 256, 7)
-    assert parameters[1:] == (("a", "b"), ("c",), False, 4, -2, 3)
+    assert parameters[1:-1] == (("a", "b"), ("c",), False, 4, -2, 3)
+    assert parameters.applied == request.sampling
     assert (list(parameters.sampling.stop_token_ids), parameters.sampling.min_tokens) == ([4], 99)
     assert list(parameters.sampling.bad_words) == []
     assert not parameters.sampling.HasField("skip_special_tokens")
     assert (parameters.sampling.seed, parameters.sampling.temperature) == (3, 0.5)
     assert list(parameters.sampling.stop) == []
     assert request.SerializeToString(deterministic=True) == before
+
+
+def test_the_authors_parameters_hold_where_the_request_is_silent(kind: type[Request]) -> None:
+    defaults = sampling_pb2.SamplingParams(temperature=0.6, top_k=20, max_tokens=30)
+    parameters = check_request(kind(sampling={"temperature": 0.0, "seed": 1}), 256, 7, defaults)
+    expected = sampling_pb2.SamplingParams(temperature=0.0, top_k=20, max_tokens=30, seed=1)
+    assert parameters.sampling == parameters.applied == expected
+    longer = check_request(kind(sampling={"min_tokens": 40}), 256, 7, defaults)
+    assert not longer.sampling.HasField("max_tokens")
+    assert defaults.temperature == pytest.approx(0.6)
 
 
 def test_speculation_that_is_off_takes_no_draft_tokens(kind: type[Request]) -> None:

@@ -23,6 +23,7 @@ COMPUTED = {
     "r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": ["v_proj"], "exclude_modules": ["down_proj"],
     "layers_to_transform": [0], "layers_pattern": "layers", "base_model_name_or_path": "some/model",
     "init_lora_weights": "gaussian", "task_type": "CAUSAL_LM", "peft_type": "LORA", "bias": "none",
+    "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"layers.0.self_attn.q_proj": 5},
 }  # fmt: skip
 """What the engine or the store minds, with a value other than the default."""
 HARMLESS = {
@@ -41,7 +42,7 @@ def written(folder: Path, **fields: Any) -> bytes:
 
 def test_what_peft_writes_by_default_is_taken(tmp_path: Path) -> None:
     parsed = parse_lora_config(written(tmp_path), 64)
-    assert (parsed.rank, parsed.scaling, sorted(parsed.target_modules)) == (8, 1.0, sorted(TARGETS))
+    assert (parsed.rank, parsed.scaling_of("q_proj"), sorted(parsed.target_modules)) == (8, 1.0, sorted(TARGETS))
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(LoraConfig)])
@@ -72,6 +73,9 @@ def test_every_field_of_peft_is_computed_harmless_or_refused(tmp_path: Path, fie
         {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": 0, "layers_pattern": "layers"},
         {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
         {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*\.mlp\..*"},
+        {"rank_pattern": {"q_proj": 3}, "lora_alpha": 6},
+        {"rank_pattern": {"layers.1.self_attn.q_proj": 5, "q_proj": 3}, "alpha_pattern": {"down_proj": 7}},
+        {"rank_pattern": {"model.layers.2.mlp.down_proj": 5}, "alpha_pattern": {"q_proj": 7}, "use_rslora": True},
     ],
 )
 def test_layers_and_scaling_are_those_of_peft(tmp_path: Path, fields: dict[str, Any]) -> None:
@@ -85,4 +89,5 @@ def test_layers_and_scaling_are_those_of_peft(tmp_path: Path, fields: dict[str, 
     for data in (written(tmp_path / "before", **fields), (tmp_path / CONFIG_NAME).read_bytes()):
         parsed = parse_lora_config(data, 64)
         assert set(targeted(parsed, names)) == set(adapted)
-        assert {module.scaling["default"] for module in adapted.values()} == {parsed.scaling}
+        for name, module in adapted.items():
+            assert (module.r["default"], module.scaling["default"]) == (parsed.rank_of(name), parsed.scaling_of(name))
