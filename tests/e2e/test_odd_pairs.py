@@ -12,7 +12,7 @@ from support.tiny import save_tiny, save_tokenizer
 
 async def test_past_its_own_context_a_draft_proposes_nothing(target_folder: str, tmp_path: Path) -> None:
     """Its positions are learnt: there is nothing to look up past the last."""
-    short = save_tiny(tmp_path / "short", "gpt2", n_positions=64)
+    short = save_tiny(tmp_path / "short", "gpt2", n_positions=64, max_position_embeddings=64)
     prompts = ["x" * 40, "y" * 63, "z" * 64, "ab" * 60]
     async with start_system(target_folder, [short]) as system:
         for prompt in prompts:
