@@ -130,6 +130,7 @@ class Leases:
                     await count(connection, batch_id, _sums(kept), len(kept), order, now)
             if entries:
                 await self._ledger.write(connection, entries)
+        self._ledger.written(entries)
         return num_kept
 
     async def release(self, items: Iterable[Item], seconds: float, *, is_fault: bool) -> None:

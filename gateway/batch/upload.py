@@ -18,6 +18,7 @@ from gateway.batch.states import STOPPABLE, STOPPING, BatchState
 from gateway.database.database import Database
 from gateway.database.tables import BATCH_COUNTS, batch_items, batches
 from gateway.model.catalogue import Catalogue
+from gateway.tenants.accounts import Accounts
 from gateway.tenants.adapters import Adapters
 from gateway.tenants.identity import Caller
 from gateway.tenants.prices import Prices
@@ -57,6 +58,7 @@ class Uploads:
         found: Batches,
         catalogue: Catalogue,
         adapters: Adapters,
+        accounts: Accounts,
         prices: Prices,
         max_line_bytes: int,
         clock: Callable[[], float] = time.time,
@@ -65,6 +67,7 @@ class Uploads:
         self._batches = found
         self._catalogue = catalogue
         self._adapters = adapters
+        self._accounts = accounts
         self._prices = prices
         self._max_line_bytes = max_line_bytes
         self._clock = clock
@@ -74,6 +77,7 @@ class Uploads:
         for a key of another batch, QuotaExceededError.
         """
         seconds = _check_options(options)
+        await self._accounts.check_cost(caller)
         models = await self._known_models()
         batch_id, now = f"batch_{secrets.token_hex(12)}", self._clock()
         if options.dry_run:

@@ -43,7 +43,7 @@ async def open_work(
     database = tenancy.database
     found = Batches(database)
     most = settings.max_prompt_bytes + _BESIDE_BYTES
-    uploads = Uploads(database, found, catalogue, adapters, tenancy.prices, most)
+    uploads = Uploads(database, found, catalogue, adapters, tenancy.accounts, tenancy.prices, most)
     worker = Worker(
         Leases(database, tenancy.ledger, settings.batch_lease_seconds),
         found,

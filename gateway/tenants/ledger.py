@@ -119,6 +119,11 @@ class Ledger:
             ordered = [sums[account] for account in sorted(sums, key=repr)]
             await connection.execute(self._database.insert_or_add(usage_days, SUMS), ordered)
 
+    def written(self, entries: Sequence[Entry]) -> None:
+        """Says that a transaction with these entries was committed: what was spent is read anew."""
+        for tenant in {entry.tenant for entry in entries if entry.cost}:
+            self._spent.expire((tenant, day_of(self._clock())[:7]))
+
     async def flushed(self, seconds: float) -> None:
         """Returns once all that was recorded so far is written, or after a while."""
         target = self._num_recorded
@@ -161,8 +166,7 @@ class Ledger:
                 entries = entries[:1]
                 await self._write_alone(entries[0])
             backoff.worked()
-            for tenant in {entry.tenant for entry in entries if entry.cost}:
-                self._spent.expire((tenant, day_of(self._clock())[:7]))
+            self.written(entries)
             del self._waiting[: len(entries)]
             if not self._waiting:
                 self._has_some.clear()

@@ -260,6 +260,17 @@ async def test_what_waits_is_bounded_and_what_has_ended_is_not_counted(start_gat
             await until_ended(client, (await client.create_batch(jsonl(*map(line, "abc")))).batch.id)
 
 
+async def test_a_tenant_over_its_cost_limit_submits_nothing_more(start_gateway: StartGateway) -> None:
+    url = new_sqlite_url()
+    key = await make_key(url, "a", max_monthly_cost=1)
+    async with serve_fakes(FakeVerifier()) as address:
+        async with start_gateway([address], database=url, prices=PRICES) as system:
+            async with Client(system.gateway, key=key) as client:
+                await until_ended(client, (await client.create_batch(jsonl(line("a"), line("b")))).batch.id)
+                with pytest.raises(QuotaExceededError, match="cost limit"):
+                    await client.create_batch(jsonl(line("c")))
+
+
 async def test_pages_stay_what_they_are_while_batches_are_added(start_gateway: StartGateway) -> None:
     async with serve_fakes(FakeVerifier()) as address, start_gateway([address]) as system:
         client = system.client
