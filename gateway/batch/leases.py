@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.batch.endings import count, end_waiting, locked
@@ -21,6 +21,8 @@ from gateway.database.tables import batch_items, batches, tenants
 from gateway.tenants.ledger import Entry, Ledger
 
 _MAX_BATCHES = 1000
+_RUNS = batch_items.c.state == literal_column(str(ItemState.RUNNING.value))
+"""Written out, as databases want it to take the index of what runs, which stays small in a table of millions."""
 _USED = ("num_prompt_tokens", "num_cached_tokens", "num_completion_tokens", "cost")
 
 
@@ -98,7 +100,7 @@ class Leases:
 
     async def renew(self, leases: Sequence[str], *, prolong: bool) -> Mapping[str, BatchState]:
         """How the batches of these leases are that still hold; prolongs them, if that is wanted."""
-        held = batch_items.c.lease.in_(leases) & (batch_items.c.state == ItemState.RUNNING)
+        held = batch_items.c.lease.in_(leases) & _RUNS
         if prolong:
             async with self._database.write() as connection:
                 until = self._clock() + self.seconds
@@ -146,7 +148,7 @@ class Leases:
     async def sweep(self) -> None:
         """Gives back what was not brought back in time, has batches expire, and ends what waits in those that stop."""
         now = self._clock()
-        late = (batch_items.c.state == ItemState.RUNNING) & (batch_items.c.lease_until < now)
+        late = _RUNS & (batch_items.c.lease_until < now)
         over = batches.c.state.in_([state.value for state in STOPPABLE]) & (batches.c.expires_at <= now)
         stopping = batches.c.state.in_([state.value for state in STOPPING])
         async with self._database.read() as connection:
@@ -173,9 +175,7 @@ class Leases:
 
     async def _running(self, connection: AsyncConnection) -> dict[str, int]:
         """Items that run, by tenant."""
-        counts = (
-            select(batches.c.tenant, func.count()).join(batch_items).where(batch_items.c.state == ItemState.RUNNING)
-        )
+        counts = select(batches.c.tenant, func.count()).join(batch_items).where(_RUNS)
         return {row[0]: row[1] for row in await connection.execute(counts.group_by(batches.c.tenant))}
 
     async def _take(self, connection: AsyncConnection, batch: Any, most: int, now: float) -> list[Item]:
@@ -221,4 +221,4 @@ def _sums(ended: Sequence[Ended]) -> dict[str, int]:
 def _held(item: Item) -> Any:
     """That an item still has the lease."""
     at_place = (batch_items.c.batch == item.batch) & (batch_items.c.place == item.place)
-    return at_place & (batch_items.c.lease == item.lease) & (batch_items.c.state == ItemState.RUNNING)
+    return at_place & (batch_items.c.lease == item.lease) & _RUNS

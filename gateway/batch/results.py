@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select, tuple_
+from sqlalchemy import Row, select, tuple_
 
 from gateway.batch.states import STOPPED, ItemState
 from gateway.database.database import Database
@@ -28,34 +28,27 @@ class Results:
         """All lines that are there after the cursor. Raises InvalidArgumentError for a cursor of no line."""
         by_order = request.order == _ASKED.ORDER_FINISHED
         columns = (batch_items.c.ended_order, batch_items.c.place) if by_order else (batch_items.c.place,)
-        after = _cursor(request.cursor, len(columns))
+        after = _cursor(request.cursor, len(columns)) or ((0, -1) if by_order else (-1,))
+        told = batch_items.c["place", "custom_id", "state", "line", "ended_order"]
         while True:
+            wanted = select(*told).where(batch_items.c.batch == batch_id, tuple_(*columns) > tuple_(*after))
             async with self._database.read() as connection:
-                wanted = _wanted(batch_id, request, by_order=by_order)
-                if after:
-                    wanted = wanted.where(tuple_(*columns) > tuple_(*after))
                 rows = (await connection.execute(wanted.order_by(*columns).limit(_PAGE))).all()
             for row in rows:
+                if row.state <= ItemState.RUNNING:
+                    return
                 after = (row.ended_order, row.place) if by_order else (row.place,)
-                cursor = ".".join(map(str, after))
-                yield batch_pb2.ListBatchResultsResponse(line=_line(batch_id, row), cursor=cursor)
+                if _is_wanted(row.state, request.kind):
+                    cursor = ".".join(map(str, after))
+                    yield batch_pb2.ListBatchResultsResponse(line=_line(batch_id, row), cursor=cursor)
             if len(rows) < _PAGE:
                 return
 
 
-def _wanted(batch_id: str, request: batch_pb2.ListBatchResultsRequest, *, by_order: bool) -> Select[Any]:
-    columns = batch_items.c["place", "custom_id", "state", "line", "ended_order"]
-    wanted = select(*columns).where(batch_items.c.batch == batch_id, batch_items.c.state > ItemState.RUNNING.value)
-    if request.kind == _ASKED.KIND_RESULTS:
-        wanted = wanted.where(batch_items.c.state == ItemState.COMPLETED.value)
-    elif request.kind == _ASKED.KIND_ERRORS:
-        wanted = wanted.where(batch_items.c.state > ItemState.COMPLETED.value)
-    if not by_order:
-        other = batch_items.alias()
-        pending = (other.c.batch == batch_id) & (other.c.state <= ItemState.RUNNING.value)
-        first = select(func.min(other.c.place)).where(pending).scalar_subquery()
-        wanted = wanted.where(batch_items.c.place < func.coalesce(first, 1 << 30))
-    return wanted
+def _is_wanted(state: int, kind: int) -> bool:
+    if kind == _ASKED.KIND_RESULTS:
+        return state == ItemState.COMPLETED
+    return kind != _ASKED.KIND_ERRORS or state != ItemState.COMPLETED
 
 
 def _line(batch_id: str, row: Row[Any]) -> str:

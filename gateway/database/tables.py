@@ -147,7 +147,7 @@ batch_items = Table(
     Column("line", Text),
     Index("ix_batch_items_state", "batch", "state", "affinity", "place"),
     Index("ix_batch_items_order", "batch", "ended_order", "place"),
-    Index("ix_batch_items_lease", "lease_until", sqlite_where=_RUNS, postgresql_where=_RUNS),
+    Index("ix_batch_items_lease", "lease", sqlite_where=_RUNS, postgresql_where=_RUNS),
 )
 """Items by their place in the input, from 0. `affinity` is alike where prompts begin alike; whoever runs an item has
 the lease that it is recorded with."""

@@ -60,4 +60,4 @@ def upgrade() -> None:
     op.create_index("ix_batch_items_state", "batch_items", ["batch", "state", "affinity", "place"])
     op.create_index("ix_batch_items_order", "batch_items", ["batch", "ended_order", "place"])
     runs = sa.text("state = 1")
-    op.create_index("ix_batch_items_lease", "batch_items", ["lease_until"], sqlite_where=runs, postgresql_where=runs)
+    op.create_index("ix_batch_items_lease", "batch_items", ["lease"], sqlite_where=runs, postgresql_where=runs)
