@@ -146,7 +146,7 @@ class Execution:
             entry = replace(self._accounts.entry(record, Kind.BATCH), request_id=item.request_id)
         if partial is not None and partial["choices"]:
             told = {**told, "partial": partial}
-        return Ended(item, state, json.dumps(told, ensure_ascii=False), entry)
+        return Ended(item, state, json.dumps(told), entry)
 
     def _body(self, item: Item, reply: Reply, counted: _ItemAccounts) -> dict[str, Any]:
         record = counted.record

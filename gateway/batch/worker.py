@@ -136,7 +136,7 @@ class Worker:
                 continue
             if lease in states:
                 self._stopping[lease] = END_OF[states[lease]][0]
-            if lease in self._running:
+            if not task.cancelling():  # Once is enough: what ends must not be kept from closing its streams.
                 task.cancel()
 
     async def _sweep(self) -> None:
