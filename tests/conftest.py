@@ -13,7 +13,7 @@ from gateway.lifespan import gateway_lifespan
 from paceline import Client
 from support.databases import database, database_url, postgres
 from support.system import StartGateway, System, gateway_settings, served, start_system
-from support.tiny import save_tiny, save_tokenizer
+from support.tiny import save_noisy, save_tiny, save_tokenizer
 
 __all__ = ["database", "database_url", "postgres"]
 
@@ -39,16 +39,7 @@ def target_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def draft_folder(tmp_path_factory: pytest.TempPathFactory, target_folder: str) -> str:
     """The target with a little noise on its weights: a draft that is right often, and not always."""
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("draft")
-    model = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    model.save_pretrained(folder)
-    return str(folder)
+    return save_noisy(tmp_path_factory.mktemp("draft"), target_folder)
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,20 @@ def save_tiny(folder: Path, architecture: str = "llama", seed: int = 0, **overri
     return str(folder)
 
 
+def save_noisy(folder: Path, model: Path | str) -> str:
+    """Saves a model with a little noise on its weights into a folder and returns the folder's path.
+
+    As a draft of the model it is right often, and not always.
+    """
+    noisy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in noisy.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    noisy.save_pretrained(folder)
+    return str(folder)
+
+
 def save_tokenizer(folder: Path) -> None:
     """Saves a byte-level tokenizer of 256 tokens (one a byte) beside the model, with a plain chat template."""
     alphabet = sorted(ByteLevel.alphabet())
