@@ -86,10 +86,11 @@ def _wrap_unary(method: Callable[[Any, Any], Any], name: str) -> Callable[[Any, 
 def _wrap_stream(method: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         streaming = hasattr(request, "__aiter__")
-        responses = method(_decoded(request) if streaming else request, context)
+        responses = None
         try:
             if not streaming:
-                _check_decoded(request)
+                _check_decoded(request)  # Before the method is called: it may return a coroutine, to be awaited.
+            responses = method(_decoded(request) if streaming else request, context)
             if hasattr(responses, "__aiter__"):
                 async for response in responses:
                     yield response

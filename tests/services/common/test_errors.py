@@ -1,5 +1,6 @@
 """Domain errors arrive as gRPC statuses with google.rpc details, in unary and streaming calls."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -71,6 +72,17 @@ async def raising() -> AsyncIterator[tuple[Raising, grpc.aio.Channel]]:
 
     async with served(lifespan) as address, grpc.aio.insecure_channel(address) as channel:
         yield servicer, channel
+
+
+async def test_bytes_that_are_no_message_are_refused_before_the_method_is_called(
+    raising: tuple[Raising, grpc.aio.Channel],
+) -> None:
+    _, channel = raising
+    call = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"\xff\xff\xff")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    gc.collect()  # A coroutine that nobody awaited would say so now.
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda value: type(value).__name__)
