@@ -56,9 +56,13 @@ class DraftRole:
     def commit(self, draft: DraftSequence, position: int, token_ids: abc.Sequence[int], wanted: int) -> None:
         """Moves the root to the end of the committed tokens [position, position + len(token_ids)).
 
-        `wanted` is how many proposed tokens the verifier would take in its next round.
+        `wanted` is how many proposed tokens the verifier would take in its next round. A text that has got as long as
+        it may here is let go: there is nothing left to propose, and no room for it.
         """
         if draft not in self._drafts or position > draft.root:
+            return
+        if position + len(token_ids) >= draft.end:
+            self.close(draft)
             return
         if any(token_id >= self._vocab_size for token_id in token_ids):
             return

@@ -26,8 +26,9 @@ from support.tiny import save_noisy, save_tiny, save_tokenizer
 
 AT_ONCE = 24
 """Attacks at once."""
-_STALL_SECONDS = 0.2
+_STALL_SECONDS = 5.0
 _NUM_SLOWEST = 10
+_LEVELS = ("DEBUG ", "INFO ", "WARNING ", "ERROR ", "CRITICAL ")
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -36,14 +37,15 @@ class _Log(Listener):
 
     def __init__(self) -> None:
         self.tracebacks: list[str] = []
-        self._following: Counter[str] = Counter()
+        self._writing: set[str] = set()
 
     def on_line(self, name: str, line: str) -> None:
         if _TRACEBACK in line:
             self.tracebacks.append(f"{name}: {line}")
-            self._following[name] = 60
-        elif self._following[name]:
-            self._following[name] -= 1
+            self._writing.add(name)
+        elif line.startswith(_LEVELS):
+            self._writing.discard(name)
+        elif name in self._writing:
             self.tracebacks[-1] += f"\n    {line}"
 
 

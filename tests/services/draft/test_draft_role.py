@@ -107,6 +107,20 @@ def test_a_commit_that_agrees_lets_it_go_on_with_nothing_computed_twice(engine: 
     role.close(draft)
 
 
+@pytest.mark.parametrize("num_tokens", [16, 17, 2_000])
+def test_a_text_that_is_as_long_as_it_may_get_is_let_go(engine: Engine, num_tokens: int) -> None:
+    """Also where a commit says that it is longer than the model and all blocks can take."""
+    role, draft, proposals = open_draft(engine, end=20)
+    run(role)
+    before = len(proposals)
+    role.commit(draft, len(PROMPT), [7] * num_tokens, 4)
+    role.commit(draft, len(PROMPT) + num_tokens, [7], 4)
+    assert not is_running(role)
+    assert len(proposals) == before
+    assert engine.pool.num_used == 0
+    role.close(draft)
+
+
 def test_a_commit_that_differs_cuts_the_path(engine: Engine, answer: list[int]) -> None:
     role, draft, proposals = open_draft(engine)
     run(role)
