@@ -19,7 +19,7 @@ _HURRIES = Behaviour.CANCELS, Behaviour.HURRIES, Behaviour.HALF_OPEN, Behaviour.
 
 
 class Generator:
-    """First every field at each of its extremes, in an order that the seed decides; then whatever comes to mind."""
+    """Of even number every field at each of its extremes, in an order that the seed decides; between whatever comes."""
 
     def __init__(
         self, targets: Sequence[Target], identities: Mapping[str, Sequence[str]], seed: int, huge: float = 1.0
@@ -42,8 +42,9 @@ class Generator:
     def attack(self, number: int) -> Attack:
         """The attack of a number, from 0."""
         rng = random.Random(f"{self._seed} {number}")
-        if number < len(self._singles):
-            target, extreme = self._singles[number]
+        half, rest = divmod(number, 2)
+        if not rest and half < len(self._singles):
+            target, extreme = self._singles[half]
             messages, label = _with_extremes(rng, target, [extreme])
             return Attack(target.process, target.method, messages, label=label)
         target = rng.choice(self._targets)

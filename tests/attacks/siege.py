@@ -27,6 +27,7 @@ from support.tiny import save_noisy, save_tiny, save_tokenizer
 AT_ONCE = 24
 """Attacks at once."""
 _STALL_SECONDS = 5.0
+_CACHE_BYTES = 32 << 20
 _NUM_SLOWEST = 10
 _LEVELS = ("DEBUG ", "INFO ", "WARNING ", "ERROR ", "CRITICAL ")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -160,7 +161,11 @@ async def besieged(folder: Path) -> AsyncIterator[Siege]:
         cache_folder=str(folder / "blocks"),
         adapter_store=True,
         adapter_folder=str(folder / "adapters"),
-        overrides={"gateway": {"tenant_header": TENANT_HEADER}, "adapter-store": {"stall_seconds": _STALL_SECONDS}},
+        overrides={
+            "gateway": {"tenant_header": TENANT_HEADER},
+            "adapter-store": {"stall_seconds": _STALL_SECONDS},
+            "prefix-cache": {"memory_bytes": _CACHE_BYTES, "disk_bytes": _CACHE_BYTES, "quota_bytes": _CACHE_BYTES},
+        },
     )
     log = _Log()
     async with running(settings, log) as launcher:
