@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from paceline.errors import InternalError, InvalidArgumentError, PacelineError
+from paceline.errors import DeadlineExceededError, InternalError, InvalidArgumentError, PacelineError
 
 _log = logging.getLogger(__name__)
 
@@ -16,7 +17,15 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler. Deliberate aborts and cancellations pass; unknown errors are logged and become INTERNAL."""
+    """Wraps every handler. Deliberate aborts and cancellations pass; unknown errors are logged and become INTERNAL.
+
+    A call whose message does not come is answered too, which gRPC leaves undone: one that was to have a message and has
+    none is INVALID_ARGUMENT, one that has not sent its first after a while DEADLINE_EXCEEDED.
+    """
+
+    def __init__(self, first_seconds: float) -> None:
+        """`first_seconds` is the longest wait for the first message of a call."""
+        self._first_seconds = first_seconds
 
     async def intercept_service(
         self,
@@ -27,13 +36,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        kind = ("stream" if handler.request_streaming else "unary") + (
-            "_stream" if handler.response_streaming else "_unary"
-        )
+        answer = "stream" if handler.response_streaming else "unary"
+        method = getattr(handler, f"{'stream' if handler.request_streaming else 'unary'}_{answer}")
         wrap = _wrap_stream if handler.response_streaming else _wrap_unary
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        begin = partial(_begin, method, self._first_seconds, takes_stream=handler.request_streaming)
+        # Also where the method takes one message the call is served as one of many: gRPC does not tell of none.
+        make = getattr(grpc, f"stream_{answer}_rpc_method_handler")
         return make(
-            wrap(getattr(handler, kind), handler_call_details.method),
+            wrap(begin, handler_call_details.method),
             request_deserializer=_tolerant(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
@@ -59,38 +69,57 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
     return decode
 
 
-def _check_decoded(request: Any) -> None:
-    if isinstance(request, _Undecodable):
-        raise request.error
+async def _decoded(messages: AsyncIterator[Any], first_seconds: float) -> AsyncIterator[Any]:
+    """The messages of a call, of which the first must come in time. Raises what an undecodable one stands for."""
+    messages = aiter(messages)
+    message = await _in_time(anext(messages, grpc.aio.EOF), first_seconds)
+    while message is not grpc.aio.EOF:
+        yield _checked(message)
+        message = await anext(messages, grpc.aio.EOF)
 
 
-async def _decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        _check_decoded(request)
-        yield request
+async def _in_time(first: Awaitable[Any], seconds: float) -> Any:
+    """The first message of a call, or EOF. Raises DeadlineExceededError."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await first
+    except TimeoutError as error:
+        raise DeadlineExceededError(f"no message came within {seconds:g} s") from error
 
 
-def _wrap_unary(method: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def call(request: Any, context: Any) -> Any:
+def _checked(message: Any) -> Any:
+    if isinstance(message, _Undecodable):
+        raise message.error
+    return message
+
+
+async def _begin(
+    method: Callable[[Any, Any], Any], first_seconds: float, requests: Any, context: Any, *, takes_stream: bool
+) -> Any:
+    """Calls a method with the messages of a call, or with the one that it takes; returns what it returns."""
+    if takes_stream:
+        return method(_decoded(requests, first_seconds), context)
+    message = await _in_time(context.read(), first_seconds)
+    if message is grpc.aio.EOF:
+        raise InvalidArgumentError("request", "a message must be sent")
+    return method(_checked(message), context)
+
+
+def _wrap_unary(begin: Callable[[Any, Any], Awaitable[Any]], name: str) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def call(requests: Any, context: Any) -> Any:
         try:
-            if hasattr(request, "__aiter__"):
-                return await method(_decoded(request), context)
-            _check_decoded(request)
-            return await method(request, context)
+            return await (await begin(requests, context))
         except Exception as error:
             await _abort(context, error, name)
 
     return call
 
 
-def _wrap_stream(method: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        streaming = hasattr(request, "__aiter__")
+def _wrap_stream(begin: Callable[[Any, Any], Awaitable[Any]], name: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
         responses = None
         try:
-            if not streaming:
-                _check_decoded(request)  # Before the method is called: it may return a coroutine, to be awaited.
-            responses = method(_decoded(request) if streaming else request, context)
+            responses = await begin(requests, context)
             if hasattr(responses, "__aiter__"):
                 async for response in responses:
                     yield response

@@ -101,7 +101,7 @@ async def _serve(settings: ServerSettings, lifespan: Lifespan) -> bool:
 async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncIterator[RunningServer]:
     """A server that serves what the lifespan adds, until the block ends. Port 0 takes a free one."""
     server = grpc.aio.server(
-        interceptors=[*tracing_server_interceptors(), ErrorInterceptor()],
+        interceptors=[*tracing_server_interceptors(), ErrorInterceptor(settings.first_message_seconds)],
         options=[
             *channel_options(settings.max_message_bytes),
             ("grpc.so_reuseport", 0),

@@ -56,6 +56,7 @@ class ServerSettings(_Part):
     grace_seconds: float = Field(10.0, ge=0, description="How long running streams may take to finish on SIGTERM.")
     max_message_bytes: int = Field(64 << 20, ge=1 << 16, description="Largest message, in bytes.")
     max_concurrent_rpcs: int | None = Field(None, ge=1, description="More calls at once are refused by gRPC.")
+    first_message_seconds: float = Field(60.0, gt=0, description="Longest wait for the first message of a call.")
     reflection: bool = Field(True, description="Serves gRPC reflection.")
     channelz: bool = Field(False, description="Serves channelz.")
 

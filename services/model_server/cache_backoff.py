@@ -9,8 +9,10 @@ from services.common.backoff import Backoff
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 1.0
 _MAX_PAUSE = 30.0
-_REFUSED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-"""Statuses of a token that has run out, which says nothing about the cache."""
+_REFUSED = frozenset(
+    {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+)
+"""Statuses of a token that has run out or of a namespace that holds too much, which say nothing about the cache."""
 
 
 class CacheBackoff(Backoff):

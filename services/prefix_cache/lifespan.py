@@ -30,9 +30,7 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
         owners = Access(TokenVerifier(settings.token_keys, PREFIX_CACHE_OWNER))
         tiers = Tiers(await _stores(settings), settings.max_pending_bytes, min(60.0, settings.idle_seconds / 10))
         try:
-            servicer = PrefixCacheServicer(
-                tiers, access, owners, CacheMetrics(), settings.quota_bytes, settings.max_block_bytes
-            )
+            servicer = PrefixCacheServicer(tiers, access, owners, CacheMetrics(), settings)
             servicer.add_to(server)
             yield Served((SERVICE,))
         finally:

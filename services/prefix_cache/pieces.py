@@ -1,6 +1,7 @@
 """Blocks as pieces of bounded size, and back."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 
 from paceline.errors import InvalidArgumentError
 from services.prefix_cache.block import KEY_BYTES, Block
@@ -25,6 +26,11 @@ class Assembly:
         self._max_block_bytes = max_block_bytes
         self._first: Piece | None = None
         self._data = bytearray()
+
+    @property
+    def num_awaited(self) -> int:
+        """Size of the block that has begun and is not whole; 0 between blocks."""
+        return 0 if self._first is None else self._first.block_bytes
 
     def add(self, piece: Piece) -> Block | None:
         """Takes the next piece; the block that it completes, if it does. Raises InvalidArgumentError."""
@@ -51,10 +57,20 @@ class Assembly:
         return block
 
 
-async def assembled(pieces: AsyncIterable[Piece], max_block_bytes: int) -> AsyncIterator[Block]:
-    """The blocks of a stream of pieces. A block that the stream breaks off is left out."""
+async def assembled(
+    pieces: AsyncIterable[Piece], max_block_bytes: int, begun: Callable[[int], AbstractContextManager[None]]
+) -> AsyncGenerator[Block, None]:
+    """The blocks of a stream of pieces. A block that the stream breaks off is left out.
+
+    `begun(num_bytes)` is entered while the pieces of a block are waited for; what it raises ends the stream.
+    """
     assembly = Assembly(max_block_bytes)
-    async for piece in pieces:
-        block = assembly.add(piece)
-        if block is not None:
-            yield block
+    with ExitStack() as on_its_way:
+        async for piece in pieces:
+            is_first = not assembly.num_awaited
+            block = assembly.add(piece)
+            if block is not None:
+                on_its_way.close()
+                yield block
+            elif is_first:
+                on_its_way.enter_context(begun(assembly.num_awaited))

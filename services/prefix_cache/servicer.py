@@ -1,12 +1,13 @@
 """PrefixCacheService over gRPC."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 
-from paceline.errors import InvalidArgumentError
+from paceline.errors import DeadlineExceededError, InvalidArgumentError
 from paceline.internal.v1 import prefix_cache_pb2 as pb
 from paceline.internal.v1 import prefix_cache_pb2_grpc
 from paceline.v1 import cache_pb2
@@ -14,8 +15,10 @@ from services.common.access import Access
 from services.prefix_cache.block import KEY_BYTES
 from services.prefix_cache.client import SERVICE
 from services.prefix_cache.encoding import Piece, read_store_request, write_fetch_response
+from services.prefix_cache.incoming import Incoming
 from services.prefix_cache.metrics import CacheMetrics
 from services.prefix_cache.pieces import assembled, to_pieces
+from services.prefix_cache.settings import PrefixCacheSettings
 from services.prefix_cache.tiers import Tiers
 
 _MAX_KEYS = 65_536
@@ -30,16 +33,15 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         access: Access,
         owners: Access,
         metrics: CacheMetrics,
-        quota_bytes: int,
-        max_block_bytes: int,
+        settings: PrefixCacheSettings,
     ) -> None:
         """`access` lets through who uses blocks, `owners` who manages namespaces."""
         self._tiers = tiers
         self._access = access
         self._owners = owners
         self._metrics = metrics
-        self._quota_bytes = quota_bytes
-        self._max_block_bytes = max_block_bytes
+        self._settings = settings
+        self._incoming = Incoming(settings.max_incoming_bytes)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Has a server serve it. Messages with blocks are read and written here: see encoding.py."""
@@ -75,20 +77,24 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
 
         async def pieces() -> AsyncIterator[Piece]:
             nonlocal namespace
-            async for message in request_iterator:
+            async for message in self._in_time(request_iterator):
                 request = read_store_request(message)
                 if not namespace:
                     self._access.check(context, request.namespace)
                     namespace = request.namespace
                 yield request.piece
 
+        found = assembled(
+            pieces(), self._settings.max_block_bytes, lambda num_bytes: self._incoming.block(namespace, num_bytes)
+        )
         with self._metrics.storing() as stored:
-            async for block in assembled(pieces(), self._max_block_bytes):
-                if block.is_intact and await self._tiers.put(namespace, block):
-                    response.num_stored += 1
-                    stored.add(block.num_bytes)
-                else:
-                    response.num_refused += 1
+            async with aclosing(found) as blocks:
+                async for block in blocks:
+                    if block.is_intact and await self._tiers.put(namespace, block):
+                        response.num_stored += 1
+                        stored.add(block.num_bytes)
+                    else:
+                        response.num_refused += 1
         return response
 
     async def GetNamespaceStatistics(
@@ -98,7 +104,7 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         self._owners.check(context, request.namespace)
         return pb.GetNamespaceStatisticsResponse(
             num_misses=self._tiers.num_misses(request.namespace),
-            quota_bytes=self._quota_bytes,
+            quota_bytes=self._settings.quota_bytes,
             tiers=[
                 cache_pb2.TierStatistics(
                     tier=name,
@@ -116,6 +122,19 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         """See prefix_cache.proto."""
         self._owners.check(context, request.namespace)
         return pb.DeleteNamespaceResponse(num_deleted=await self._tiers.clear(request.namespace))
+
+    async def _in_time(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Messages, none of which is waited for too long. Raises DeadlineExceededError."""
+        messages, seconds = aiter(messages), self._settings.stall_seconds
+        while True:
+            try:
+                async with asyncio.timeout(seconds):
+                    message = await anext(messages, None)
+            except TimeoutError as error:
+                raise DeadlineExceededError(f"nothing came for {seconds:g} s") from error
+            if message is None:
+                return
+            yield message
 
 
 def _check_keys(keys: Sequence[bytes]) -> None:

@@ -28,5 +28,9 @@ class PrefixCacheSettings(ProcessSettings):
     quota_bytes: int = Field(1 << 30, ge=1 << 20, description="Most bytes of one namespace in each tier.")
     idle_seconds: float = Field(7 * 24 * 3600.0, gt=0, description="Blocks that nobody used for so long are let go.")
     max_block_bytes: int = Field(64 << 20, ge=1, description="Largest block.")
+    max_incoming_bytes: int = Field(
+        128 << 20, ge=1, description="Blocks of one namespace that have begun to come and are not whole yet."
+    )
+    stall_seconds: float = Field(30.0, gt=0, description="Longest wait for the next piece of a block to keep.")
     max_pending_bytes: int = Field(256 << 20, ge=0, description="Blocks on their way to further tiers; more are not.")
     niceness: int = Field(0, ge=0, le=19, description="Makes the process give way to models on the same cores.")

@@ -26,7 +26,7 @@ from paceline.errors import (
 from paceline.internal.v1 import verifier_pb2, verifier_pb2_grpc
 from paceline.v1 import model_pb2, model_pb2_grpc
 from services.common.server import Served
-from support.system import served
+from support.system import SERVER, served
 
 ERRORS: list[PacelineError] = [
     InvalidArgumentError("a.b", "must be 1", FieldViolation("c", "too long")),
@@ -60,6 +60,16 @@ class Raising(model_pb2_grpc.ModelServiceServicer, verifier_pb2_grpc.VerifierSer
         raise self.error
 
 
+class Reading(verifier_pb2_grpc.VerifierServiceServicer):
+    """Answers every message."""
+
+    async def Verify(
+        self, request_iterator: AsyncIterator[verifier_pb2.VerifyRequest], context: object
+    ) -> AsyncIterator[verifier_pb2.VerifyResponse]:
+        async for _ in request_iterator:
+            yield verifier_pb2.VerifyResponse()
+
+
 @pytest.fixture
 async def raising() -> AsyncIterator[tuple[Raising, grpc.aio.Channel]]:
     servicer = Raising()
@@ -83,6 +93,32 @@ async def test_bytes_that_are_no_message_are_refused_before_the_method_is_called
         await call.read()
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     gc.collect()  # A coroutine that nobody awaited would say so now.
+
+
+@pytest.mark.parametrize("method", ["Health/Check", "Health/Watch", "Health/List"])
+async def test_a_call_without_the_message_that_it_takes_is_answered(
+    raising: tuple[Raising, grpc.aio.Channel], method: str
+) -> None:
+    _, channel = raising
+    call = channel.stream_stream(f"/grpc.health.v1.{method}")(iter(()), timeout=20)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert from_call(caught.value).violations[0].field == "request"
+
+
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", "paceline.internal.v1.VerifierService/Verify"])
+async def test_a_call_that_sends_nothing_ends_after_a_while(method: str) -> None:
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        verifier_pb2_grpc.add_VerifierServiceServicer_to_server(Reading(), server)
+        yield Served(())
+
+    settings = SERVER.model_copy(update={"first_message_seconds": 0.05})
+    async with served(lifespan, settings) as address, grpc.aio.insecure_channel(address) as channel:
+        call = channel.stream_stream(f"/{method}")(timeout=20)
+        with pytest.raises(grpc.aio.AioRpcError, match=r"no message came within 0\.05 s"):
+            await call.read()
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda value: type(value).__name__)
