@@ -7,7 +7,7 @@ POSTGRES := $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres) $(shell c
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: help setup setup-dev demo protos publish-protos fmt check test sweep bench up
+.PHONY: help setup setup-dev demo protos publish-protos fmt check test attack sweep bench up
 
 help: ## Shows this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: setup-dev ## Runs all tests
 
 sweep: setup-dev ## Tries every causal type that transformers knows, and writes docs/models.md
 	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m support.sweep
+
+attack: setup-dev ## Sends 100,000 hostile inputs; COUNT=, SEED=, REPLAY= choose others
+	PYTHONPATH=.:tests $(BIN)/python -m attacks $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))
 
 bench: setup-dev ## Measures, and writes docs/benchmarks
 	$(BIN)/python -m benchmarks

@@ -25,6 +25,7 @@ Outcome = str
 """Name of the status, or what the attacker did to end the call."""
 GONE = "gone"
 """The attacker left."""
+_TOO_SLOW = ("nothing came", "fewer than")
 _REFUSALS = frozenset(
     {
         *("OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "UNAUTHENTICATED"),
@@ -37,9 +38,10 @@ def is_fault(attack: Attack, outcome: Outcome) -> bool:
     """Whether no call may end so."""
     if attack.behaviour is Behaviour.RAW or outcome == GONE:
         return False
-    # Whoever gave a short deadline, or never said that all was sent, may be told that time is over.
-    late = attack.behaviour in (Behaviour.HURRIES, Behaviour.HALF_OPEN)
-    return outcome.partition(":")[0] not in (_REFUSALS | {"DEADLINE_EXCEEDED"} if late else _REFUSALS)
+    code, _, said = outcome.partition(": ")
+    # Whoever gave a short deadline, never said that all was sent, or was too slow in sending may be told so.
+    late = attack.behaviour in (Behaviour.HURRIES, Behaviour.HALF_OPEN) or said.startswith(_TOO_SLOW)
+    return code not in _REFUSALS and not (late and code == "DEADLINE_EXCEEDED")
 
 
 class Attacker:

@@ -54,14 +54,11 @@ _WEIGHTS = save(
         for name, shape in zip(tensor_names(layer), ((4, 64), (64, 4)), strict=True)
     }
 )
-_UPLOAD = adapter_pb2.AdapterUpload(
-    name="mine",
-    files=[
-        adapter_pb2.AdapterFile(name=CONFIG_NAME, num_bytes=len(_CONFIG)),
-        adapter_pb2.AdapterFile(name=WEIGHTS_NAME, num_bytes=len(_WEIGHTS)),
-    ],
-    replace=True,
-)
+_FILES = [
+    adapter_pb2.AdapterFile(name=CONFIG_NAME, num_bytes=len(_CONFIG)),
+    adapter_pb2.AdapterFile(name=WEIGHTS_NAME, num_bytes=len(_WEIGHTS)),
+]
+_UPLOAD = adapter_pb2.AdapterUpload(name="mine", files=_FILES, replace=True)
 _BASE = adapter_store_pb2.AdapterBase(
     model=MODEL,
     modules=[model_server_pb2.AdapterModule(name=name, in_features=64, out_features=64) for name in _LAYERS],
@@ -73,6 +70,14 @@ _PIECE = prefix_cache_pb2.BlockPiece(
 )
 _KEYS = [_BLOCK.key, b"l" * 32]
 
+
+def adapter_upload(name: str) -> tuple[adapter_pb2.UploadAdapterRequest, ...]:
+    """The messages of an upload: its announcement, and a file each."""
+    upload = adapter_pb2.AdapterUpload(name=name, files=_FILES, replace=True)
+    files = [adapter_pb2.UploadAdapterRequest(data=data) for data in (_CONFIG, _WEIGHTS)]
+    return adapter_pb2.UploadAdapterRequest(upload=upload), *files
+
+
 _PUBLIC: Mapping[str, tuple[Message, ...]] = {
     "InferenceService/Generate": (inference_pb2.GenerateRequest(prompt="def f(", sampling=_SAMPLING),),
     "InferenceService/Chat": (
@@ -81,11 +86,7 @@ _PUBLIC: Mapping[str, tuple[Message, ...]] = {
     "InferenceService/Tokenize": (inference_pb2.TokenizeRequest(text="def f("),),
     "InferenceService/Detokenize": (inference_pb2.DetokenizeRequest(token_ids=_PROMPT),),
     "ModelService/GetModel": (model_pb2.GetModelRequest(model=MODEL),),
-    "AdapterService/UploadAdapter": (
-        adapter_pb2.UploadAdapterRequest(upload=_UPLOAD),
-        adapter_pb2.UploadAdapterRequest(data=_CONFIG),
-        adapter_pb2.UploadAdapterRequest(data=_WEIGHTS),
-    ),
+    "AdapterService/UploadAdapter": adapter_upload("mine"),
     "AdapterService/GetAdapter": (adapter_pb2.GetAdapterRequest(name="mine"),),
     "AdapterService/DeleteAdapter": (adapter_pb2.DeleteAdapterRequest(name="mine"),),
 }

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import psutil
 from attacks.attack import Attack
 from attacks.bystanders import Bystanders
 from attacks.condition import Condition, conditions, left_open, settled
-from attacks.fire import Attacker, is_fault
+from attacks.fire import Attacker, Outcome, is_fault
 from attacks.generator import Generator
 from attacks.identities import TENANT_HEADER, Identities
 from attacks.ordinary import MODEL
@@ -26,7 +26,8 @@ from support.tiny import save_noisy, save_tiny, save_tokenizer
 
 AT_ONCE = 24
 """Attacks at once."""
-_STALL_SECONDS = 5.0
+STALL_SECONDS = 3.0
+"""Whoever uploads may pause as long."""
 _CACHE_BYTES = 32 << 20
 _NUM_SLOWEST = 10
 _LEVELS = ("DEBUG ", "INFO ", "WARNING ", "ERROR ", "CRITICAL ")
@@ -65,6 +66,13 @@ class Findings:
     slowest: list[tuple[float, str]] = field(default_factory=list)
     """The calls that took longest, in seconds, each with its attack."""
 
+    def add(self, attack: Attack, outcome: Outcome, seconds: float) -> None:
+        """An attack has ended."""
+        self.outcomes[outcome.partition(":")[0]] += 1
+        self.slowest = sorted([*self.slowest, (seconds, f"{outcome}: {attack}")], reverse=True)[:_NUM_SLOWEST]
+        if is_fault(attack, outcome):
+            self.faults.append(f"{outcome} after {seconds:.1f} s: {attack}\n  replay: {attack.line()}")
+
 
 class Siege:
     """A running system, and all that can be attacked of it."""
@@ -92,30 +100,35 @@ class Siege:
 
     async def endure(self, attacks: Iterable[Attack], on_attack: Callable[[Attack, str], None]) -> Findings:
         """Has the system attacked, and finds out how it and others fared. `on_attack` is told how each one ended."""
-        found, attacker, bystanders = Findings(), Attacker(self.addresses), Bystanders(self.addresses)
-        await bystanders.start()
-        found.before = conditions(self.pids)
-        waiting, source = asyncio.Semaphore(AT_ONCE), iter(attacks)
+        attacker = Attacker(self.addresses)
 
-        async def one(attack: Attack) -> None:
+        async def one(attack: Attack, found: Findings) -> None:
             metadata = self.identities.metadata(attack.process, attack.identity)
             started = time.monotonic()
             outcome = await attacker.send(attack, metadata)
-            found.outcomes[outcome.partition(":")[0]] += 1
-            seconds = time.monotonic() - started
-            found.slowest = sorted([*found.slowest, (seconds, f"{outcome}: {attack}")], reverse=True)[:_NUM_SLOWEST]
-            if is_fault(attack, outcome):
-                found.faults.append(f"{outcome} after {seconds:.1f} s: {attack}\n  replay: {attack.line()}")
+            found.add(attack, outcome, time.monotonic() - started)
             on_attack(attack, outcome)
             waiting.release()
 
-        async with asyncio.TaskGroup() as group:
-            for attack in source:
-                await waiting.acquire()
-                if self._ended():
-                    break
-                group.create_task(one(attack))
-        await attacker.close()
+        async def all_of_them(found: Findings) -> None:
+            async with asyncio.TaskGroup() as group:
+                for attack in attacks:
+                    await waiting.acquire()
+                    if self._ended():
+                        break
+                    group.create_task(one(attack, found))
+            await attacker.close()
+
+        waiting = asyncio.Semaphore(AT_ONCE)
+        return await self.beside(all_of_them)
+
+    async def beside(self, attack: Callable[[Findings], Awaitable[None]]) -> Findings:
+        """Runs an attack while others use the system, and finds out how it and they fared."""
+        found, bystanders = Findings(), Bystanders(self.addresses)
+        self._log.tracebacks.clear()
+        await bystanders.start()
+        found.before = conditions(self.pids)
+        await attack(found)
         await self._judge(found, bystanders)
         return found
 
@@ -163,7 +176,7 @@ async def besieged(folder: Path) -> AsyncIterator[Siege]:
         adapter_folder=str(folder / "adapters"),
         overrides={
             "gateway": {"tenant_header": TENANT_HEADER},
-            "adapter-store": {"stall_seconds": _STALL_SECONDS},
+            "adapter-store": {"stall_seconds": STALL_SECONDS},
             "prefix-cache": {"memory_bytes": _CACHE_BYTES, "disk_bytes": _CACHE_BYTES, "quota_bytes": _CACHE_BYTES},
         },
     )
