@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import adapters, ahead, recovered, repetition, reuse, simulation, speculation
+from benchmarks import adapters, ahead, attacks, recovered, repetition, reuse, simulation, speculation
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.report import write
 from benchmarks.simulation_report import write_simulation
@@ -62,12 +62,18 @@ def _adapters(target: str, _draft: str) -> tuple[Path, bool]:
     return adapters.write_adapters(report, _PAGES), report.holds
 
 
+def _attacks(target: str, draft: str) -> tuple[Path, bool]:
+    measures = attacks.run(target, draft, _WORK_DIR)
+    return attacks.write_attacks(measures, _PAGES), all(measure.holds for measure in measures)
+
+
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
     "repetition": _repetition,
     "reuse": _reuse,
     "adapters": _adapters,
+    "attacks": _attacks,
     "recovered": _recovered,
     "simulation": _simulation,
 }

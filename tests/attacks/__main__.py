@@ -13,8 +13,10 @@ from rich.console import Console
 
 from attacks.attack import Attack
 from attacks.siege import Findings, besieged
+from attacks.waits import longest_waits
 
 _EVERY = 1_000
+_MOST_SHOWN = 40
 
 
 def main() -> int:
@@ -25,9 +27,13 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--huge", type=float, default=1.0, help="share of the inputs of megabytes that is sent")
     parser.add_argument("--replay", metavar="LINE", help="sends one input that an earlier run printed, and no other")
+    parser.add_argument("--alone", action="store_true", help="sends the inputs of megabytes alone, and times others")
+    parser.add_argument("--model", type=Path, help="folder of the target; default: a tiny one")
     parser.add_argument("--report", type=Path, help="file that is told in JSON what processes held")
     arguments = parser.parse_args()
     console = Console(highlight=False, soft_wrap=True, log_path=False)
+    if arguments.alone:
+        return asyncio.run(_alone(arguments, console))
     found = asyncio.run(_attack(arguments, console))
     for name, after in found.after.items():
         before = found.before[name]
@@ -43,14 +49,15 @@ def main() -> int:
     console.print(f"{found.outcomes.total()} inputs, {len(found.faults)} faults: {dict(found.outcomes)}")
     if arguments.report is not None:
         held = {name: after.megabytes for name, after in found.after.items()}
-        arguments.report.write_text(json.dumps({"faults": len(found.faults), "megabytes": held}))
+        told = {"inputs": found.outcomes.total(), "faults": len(found.faults), "megabytes": held}
+        arguments.report.write_text(json.dumps(told))
     return 1 if found.faults else 0
 
 
 async def _attack(arguments: argparse.Namespace, console: Console) -> Findings:
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     with tempfile.TemporaryDirectory(prefix="paceline-attacks-") as folder:
-        async with besieged(Path(folder)) as siege:
+        async with besieged(Path(folder), arguments.model) as siege:
             generator = siege.generator(seed, arguments.huge)
             told: Counter[str] = Counter()
 
@@ -66,6 +73,22 @@ async def _attack(arguments: argparse.Namespace, console: Console) -> Findings:
             console.log(f"seed {seed}, {arguments.count} inputs, {generator.num_extremes} extremes of fields")
             numbers = range(arguments.first, arguments.first + arguments.count)
             return await siege.endure((generator.attack(number) for number in numbers), tell)
+
+
+async def _alone(arguments: argparse.Namespace, console: Console) -> int:
+    """Sends what is large, one after the other; tells how long others waited."""
+    with tempfile.TemporaryDirectory(prefix="paceline-attacks-") as folder:
+        async with besieged(Path(folder), arguments.model) as siege:
+            waits = await longest_waits(siege, siege.generator(arguments.seed or 0, 1.0).huge())
+    for wait in waits[:_MOST_SHOWN]:
+        console.print(f"{wait.seconds:.3f} s for {wait.question} beside {wait.attack}: {wait.outcome}", markup=False)
+    if arguments.report is not None:
+        told = [
+            {"seconds": wait.seconds, "question": wait.question, "beside": f"{wait.attack.method}: {wait.attack.label}"}
+            for wait in waits
+        ]
+        arguments.report.write_text(json.dumps(told))
+    return 0
 
 
 if __name__ == "__main__":

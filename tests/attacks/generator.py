@@ -59,6 +59,10 @@ class Generator:
             identity = rng.choice(self._identities[target.process])
         return Attack(target.process, target.method, messages, behaviour, identity, _wait(rng), label)
 
+    def huge(self) -> list[Attack]:
+        """All attacks that bring one field to an extreme of megabytes."""
+        return [self.attack(2 * at) for at, (_, extreme) in enumerate(self._singles) if extreme.is_huge]
+
     def _messages(self, rng: random.Random, target: Target) -> tuple[tuple[bytes, ...], str]:
         """What is sent, and how it is called."""
         plain = ordinary(target.method)

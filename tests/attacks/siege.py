@@ -29,6 +29,7 @@ AT_ONCE = 24
 STALL_SECONDS = 3.0
 """Whoever uploads may pause as long."""
 _CACHE_BYTES = 32 << 20
+_KV_BYTES = 16 << 20
 _NUM_SLOWEST = 10
 _LEVELS = ("DEBUG ", "INFO ", "WARNING ", "ERROR ", "CRITICAL ")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -161,13 +162,18 @@ class Siege:
 
 
 @asynccontextmanager
-async def besieged(folder: Path) -> AsyncIterator[Siege]:
-    """A system of tiny models with a process of every kind, whose callers a proxy in front would name."""
-    target, draft = folder / MODEL, folder / "draft"
-    save_tiny(target, "llama", seed=0)
-    save_tokenizer(target)
-    save_noisy(draft, target)
-    pair = Pair(model=str(target), draft=str(draft), dtype="float32", threads=1, draft_threads=1, kv_bytes=16 << 20)
+async def besieged(folder: Path, model: Path | None = None) -> AsyncIterator[Siege]:
+    """A system with a process of every kind, whose callers a proxy in front would name.
+
+    Its models are tiny unless one is given, which is its own draft then.
+    """
+    target, draft = model or folder / MODEL, model or folder / "draft"
+    if model is None:
+        save_tiny(target, "llama", seed=0)
+        save_tokenizer(target)
+        save_noisy(draft, target)
+    tiny = {"dtype": "float32", "kv_bytes": _KV_BYTES} if model is None else {}
+    pair = Pair(id=MODEL, model=str(target), draft=str(draft), threads=1, draft_threads=1, **tiny)
     settings = SystemSettings(
         (pair,),
         prefix_cache=True,

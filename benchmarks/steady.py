@@ -1,0 +1,94 @@
+"""What processes take of memory under a load of all kinds that goes on and on."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from paceline import Client, PacelineError
+from services.local.launcher import Launcher, running
+from services.local.pair import Pair
+from services.local.system import SystemSettings
+
+NUM_CLIENTS = 8
+_ADAPTERS = ("two-spaces", "docstrings")
+_CLEAR_EVERY = 200
+_WORDS = ("import", "class", "def", "return", "self", "None", "for", "in", "if", "else", "print", "yield", "async")
+
+
+class Growth(NamedTuple):
+    """Of one process: bytes held early, and at the end."""
+
+    process: str
+    early: int
+    late: int
+
+    @property
+    def ratio(self) -> float:
+        """Late by early."""
+        return self.late / self.early
+
+
+async def memory_under_load(target: str, draft: str, minutes: float) -> list[Growth]:
+    """What each process holds after a third of the time, and after all of it."""
+    pair = Pair(model=target, draft=draft)
+    settings = SystemSettings((pair,), log_level="WARNING", prefix_cache=True, adapter_store=True, overrides=_BOUNDS)
+    async with running(settings) as launcher, Client(launcher.address()) as client:
+        for name in _ADAPTERS:
+            await client.upload_adapter(Path(target).parent / "adapters" / name, name)
+        until = time.monotonic() + 60 * minutes
+        load = [asyncio.create_task(_load(client, number, until)) for number in range(NUM_CLIENTS)]
+        await asyncio.sleep(60 * minutes / 3)
+        early = _held(launcher)
+        await asyncio.gather(*load)
+        late = _held(launcher)
+    return [Growth(name, early[name], late[name]) for name in early]
+
+
+_BOUNDS = {"prefix-cache": {"memory_bytes": 64 << 20}}
+"""The cache is full after a third of the time: what it may hold is no growth."""
+
+
+def _held(launcher: Launcher) -> dict[str, int]:
+    return {name: psutil.Process(child.pid).memory_info().rss for name, child in launcher.children.items()}
+
+
+async def _load(client: Client, number: int, until: float) -> None:
+    """One client's requests, one after the other: texts and chats, long and short, some of them left or refused."""
+    rng = random.Random(number)
+    count = 0
+    while time.monotonic() < until:
+        count += 1
+        text = " ".join(rng.choices(_WORDS, k=rng.choice((3, 30, 300))))
+        tokens = rng.choice((4, 30, 120))
+        with suppress(PacelineError):
+            match rng.randrange(6):
+                case 0:
+                    await _read(client.chat([{"role": "user", "content": text}], max_tokens=tokens))
+                case 1:
+                    await _read(client.generate(text, max_tokens=tokens, adapter=rng.choice(_ADAPTERS)))
+                case 2:
+                    await _read(client.generate(text, max_tokens=400, ignore_eos=True), leave_after=rng.randrange(20))
+                case 3:
+                    await _read(client.generate(text, max_tokens=tokens, n=3, logprobs=5, temperature=0.7))
+                case 4:
+                    await client.detokenize(await client.tokenize(text * 20))
+                case _:
+                    await _read(client.generate(text, max_tokens=tokens, temperature=rng.choice((0.0, 0.8, -1.0))))
+        if count % _CLEAR_EVERY == 0:
+            await client.clear_cache()
+
+
+async def _read(events: AsyncGenerator[Any, None], leave_after: int | None = None) -> None:
+    """Reads a stream to its end, or so many events of it."""
+    count = 0
+    async with aclosing(events):
+        async for _ in events:
+            count += 1
+            if leave_after is not None and count > leave_after:
+                return

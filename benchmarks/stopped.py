@@ -1,0 +1,73 @@
+"""How long streams stand still when their verifier is stopped (SIGSTOP) and there is another one."""
+
+import asyncio
+import signal
+import time
+from contextlib import AsyncExitStack
+
+from paceline import Client
+from services.local.launcher import Launcher, running
+from services.local.pair import Pair
+from services.local.ports import free_port
+from services.local.system import SystemSettings
+
+NUM_STREAMS = 8
+_NUM_TOKENS = 1_500
+_BEFORE_TOKENS = 20
+"""Tokens that every stream has when the verifier is stopped."""
+
+
+class _Stream:
+    """One text, and how long it stood still."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self.longest_gap = 0.0
+        self.has_begun = asyncio.Event()
+
+    async def read(self, client: Client, seed: int) -> None:
+        """Reads to the end."""
+        last = time.monotonic()
+        async for event in client.generate("import ", seed=seed, max_tokens=_NUM_TOKENS, ignore_eos=True):
+            now = time.monotonic()
+            if self.has_begun.is_set():
+                self.longest_gap = max(self.longest_gap, now - last)
+            last = now
+            self.num_tokens += len(event.delta.token_ids)
+            if self.num_tokens >= _BEFORE_TOKENS:
+                self.has_begun.set()
+
+
+async def seconds_until_elsewhere(model: str) -> float:
+    """The longest that one of several streams stood still, each of which was read to its end."""
+    async with AsyncExitStack() as resources:
+        pair = Pair(model=model, threads=1)
+        other = await resources.enter_async_context(running(SystemSettings((pair,), log_level="WARNING")))
+        launcher = await resources.enter_async_context(running(_beside(pair, other.address("verifier"))))
+        client = await resources.enter_async_context(Client(launcher.address()))
+        streams = [_Stream() for _ in range(NUM_STREAMS)]
+        reading = [asyncio.create_task(stream.read(client, seed)) for seed, stream in enumerate(streams)]
+        await asyncio.gather(*(stream.has_begun.wait() for stream in streams))
+        await _stopped(launcher, reading)
+        if any(stream.num_tokens != _NUM_TOKENS for stream in streams):
+            raise RuntimeError("a stream lost tokens")
+        return max(stream.longest_gap for stream in streams)
+
+
+def _beside(pair: Pair, other: str) -> SystemSettings:
+    """A system whose gateway knows another's verifier too."""
+    port = free_port()
+    model = {"id": pair.public_id, "tokenizer": pair.model, "verifiers": [f"127.0.0.1:{port}", other]}
+    return SystemSettings(
+        (pair,), ports={"verifier": port}, log_level="WARNING", overrides={"gateway": {"models": [model]}}
+    )
+
+
+async def _stopped(launcher: Launcher, reading: list["asyncio.Task[None]"]) -> None:
+    """Stops a system's verifier until all has been read."""
+    verifier = launcher.children["verifier"]
+    verifier.signal(signal.SIGSTOP)
+    try:
+        await asyncio.gather(*reading)
+    finally:
+        verifier.signal(signal.SIGCONT)
