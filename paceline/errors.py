@@ -2,6 +2,7 @@
 (https://google.aip.dev/193), and clients raise them again as they were.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 import grpc
@@ -12,7 +13,10 @@ from grpc_status import rpc_status
 
 DOMAIN = "paceline"
 _MOST_IN_MESSAGE = 3
-"""Violations that the message tells; the details have all, and both travel in one header of a few kilobytes."""
+"""Violations that the message tells; the details have more."""
+_MESSAGE_BYTES, _DETAIL_BYTES, _VIOLATIONS_BYTES = 1024, 512, 1536
+"""Most bytes of a message, of a text in the details, and of all violations together: what a service says of an error
+travels in headers, of which gRPC takes 8 kilobytes together, and callers name things of any length."""
 
 
 class FieldViolation(NamedTuple):
@@ -39,16 +43,17 @@ class PacelineError(Exception):
     """When it is worth trying again (RetryInfo); None where nobody knows."""
 
     def details(self) -> list[Message]:
-        """The google.rpc messages that say all this."""
+        """The google.rpc messages that say all this, as far as it fits."""
         found: list[Message] = []
         if self.violations:
-            fields = [error_details_pb2.BadRequest.FieldViolation(**v._asdict()) for v in self.violations]
-            found.append(error_details_pb2.BadRequest(field_violations=fields))
+            found.append(error_details_pb2.BadRequest(field_violations=_as_many_as_fit(self.violations)))
+        said = _cut(str(self), _DETAIL_BYTES)
         if self.resource_type:
-            resource = {"resource_type": self.resource_type, "resource_name": self.resource_name}
-            found.append(error_details_pb2.ResourceInfo(**resource, description=str(self)))
+            resource = {"resource_type": self.resource_type, "resource_name": _cut(self.resource_name, _DETAIL_BYTES)}
+            found.append(error_details_pb2.ResourceInfo(**resource, description=said))
         if self.subject:
-            violation = error_details_pb2.QuotaFailure.Violation(subject=self.subject, description=str(self))
+            subject = _cut(self.subject, _DETAIL_BYTES)
+            violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=said)
             found.append(error_details_pb2.QuotaFailure(violations=[violation]))
         if self.reason:
             found.append(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN))
@@ -59,8 +64,8 @@ class PacelineError(Exception):
         return found
 
     def to_status(self) -> status_pb2.Status:
-        """The status with its details."""
-        status = status_pb2.Status(code=self.code.value[0], message=str(self))
+        """The status with its details, small enough for the headers that it travels in."""
+        status = status_pb2.Status(code=self.code.value[0], message=_cut(str(self), _MESSAGE_BYTES))
         for detail in self.details():
             status.details.add().Pack(detail)
         return status
@@ -226,3 +231,23 @@ def _read(details: Any) -> dict[str, Any]:
 def _unpacked(detail: Any, message: Any) -> Any:
     detail.Unpack(message)
     return message
+
+
+def _as_many_as_fit(violations: Iterable[FieldViolation]) -> list[error_details_pb2.BadRequest.FieldViolation]:
+    """The first violations that fit together, the first of all in any case."""
+    found: list[error_details_pb2.BadRequest.FieldViolation] = []
+    left = _VIOLATIONS_BYTES
+    for violation in violations:
+        field, description = (_cut(text, _DETAIL_BYTES) for text in violation)
+        message = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+        left -= message.ByteSize()
+        if found and left < 0:
+            break
+        found.append(message)
+    return found
+
+
+def _cut(text: str, most: int) -> str:
+    """A text of so many bytes at most; one that was longer ends in an ellipsis."""
+    encoded = text.encode(errors="replace")  # What was read from JSON may hold half of a character.
+    return encoded.decode() if len(encoded) <= most else encoded[: most - 3].decode(errors="ignore") + "\u2026"

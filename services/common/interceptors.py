@@ -144,5 +144,5 @@ async def _abort(context: Any, error: Exception, name: str) -> None:
     if not isinstance(error, PacelineError):
         _log.error("%s failed", name, exc_info=error)
         error = InternalError("internal error; the server's log says more")
-    details = ((_DETAILS_KEY, error.to_status().SerializeToString()),)
-    await context.abort(error.code, str(error), details)
+    status = error.to_status()
+    await context.abort(error.code, status.message, ((_DETAILS_KEY, status.SerializeToString()),))

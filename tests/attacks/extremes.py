@@ -38,6 +38,10 @@ _TEXTS = (
     *("\u200f\u202e\ufeff".encode(), "\U0010ffff\U000e0001".encode(), "e\u0301".encode() * 50),
     *("\U0001f468\u200d\U0001f469".encode(), "\u0130\u1e9e\ufb01".encode(), "\ufffd\ufffe\uffff".encode()),
     *("\u2028\u2029\x85".encode(), "\u0660\u0661".encode(), "\u00e9".encode() * 200, "\U00020000".encode() * 64),
+    *(b"{", b"[]", b"null", b"1e999", b"[" * 3_000, b'{"a": ' + b"[" * 3_000 + b"]" * 3_000 + b"}", b'{"a": NaN}'),
+    *(b'{"content": "\\ud800"}', b'{"content": null, "tool_calls": 5, "role": ["a"]}', b'{"content": {"a": []}}'),
+    *(b'[{"type": "function", "function": {"name": "\\udfff", "parameters": {"$ref": "#"}}}]', b'{"": {"": ""}}'),
+    *(b'{"messages": 1, "loop": 2, "range": 3, "eos_token": 4, "__class__": 5}', b'{"a": ' + b"9" * 5_000 + b"}"),
     # What follows is no UTF-8: bytes that never occur, overlong, surrogates, past the last code point, cut off.
     *(b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xed\xa0\xbd\xed\xb8\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"a\x80"),
 )

@@ -84,6 +84,26 @@ async def raising() -> AsyncIterator[tuple[Raising, grpc.aio.Channel]]:
         yield servicer, channel
 
 
+@pytest.mark.parametrize("text", ["x" * 5_000_000, "\u00e9" * 9_000, "\U0001f4a3" * 5_000], ids=["long", "two", "four"])
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_what_callers_name_at_any_length_is_answered_in_brief(
+    raising: tuple[Raising, grpc.aio.Channel], text: str, streaming: bool
+) -> None:
+    """All that is said of an error travels in headers, whose size is limited: else callers would be told of that."""
+    many = [FieldViolation(f"names[{number}]", text[:100]) for number in range(1_000)]
+    for error in (
+        NotFoundError("model", text),
+        AlreadyExistsError("adapter", text, text),
+        QuotaExceededError(text, text),
+        InvalidArgumentError(text, text, *many),
+    ):
+        got = await _raised(*raising, error, streaming=streaming)
+        assert type(got) is type(error)
+        assert str(got)[:100] == str(error)[:100]
+        assert bool(got.violations) == bool(error.violations)
+        assert bool(got.resource_name) == bool(error.resource_name)
+
+
 async def test_bytes_that_are_no_message_are_refused_before_the_method_is_called(
     raising: tuple[Raising, grpc.aio.Channel],
 ) -> None:
