@@ -25,6 +25,8 @@ Outcome = str
 """Name of the status, or what the attacker did to end the call."""
 GONE = "gone"
 """The attacker left."""
+_NOT_TOLD = "Stream removed"
+"""What a client is told in the place of a status that is longer than it takes."""
 _TOO_SLOW = ("nothing came", "fewer than")
 _REFUSALS = frozenset(
     {
@@ -41,6 +43,8 @@ def is_fault(attack: Attack, outcome: Outcome) -> bool:
     code, _, said = outcome.partition(": ")
     # Whoever gave a short deadline, never said that all was sent, or was too slow in sending may be told so.
     late = attack.behaviour in (Behaviour.HURRIES, Behaviour.HALF_OPEN) or said.startswith(_TOO_SLOW)
+    if said.startswith(_NOT_TOLD):
+        return True
     return code not in _REFUSALS and not (late and code == "DEADLINE_EXCEEDED")
 
 
