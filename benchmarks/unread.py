@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from paceline import Client
-from paceline.v1 import inference_pb2, inference_pb2_grpc
+from paceline.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 from services.local.launcher import running
 from services.local.pair import Pair
 from services.local.system import SystemSettings
@@ -24,7 +24,7 @@ async def places_held(model: str) -> int:
     limits = {"max_active_requests": NUM_PLACES, "unread_seconds": UNREAD_SECONDS}
     settings = SystemSettings((Pair(model=model),), log_level="WARNING", overrides={"gateway": limits})
     request = inference_pb2.GenerateRequest(
-        prompt="import ", sampling={"max_tokens": 1_500, "ignore_eos": True, "logprobs": 20}
+        prompt="import ", sampling=sampling_pb2.SamplingParams(max_tokens=1_500, ignore_eos=True, logprobs=20)
     )
     async with AsyncExitStack() as resources:
         launcher = await resources.enter_async_context(running(settings))

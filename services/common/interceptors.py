@@ -117,7 +117,7 @@ def _wrap_unary(begin: Callable[[Any, Any], Awaitable[Any]], name: str) -> Calla
 
 def _wrap_stream(begin: Callable[[Any, Any], Awaitable[Any]], name: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
-        responses = None
+        responses: Any = None
         try:
             responses = await begin(requests, context)
             if hasattr(responses, "__aiter__"):

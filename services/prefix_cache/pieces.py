@@ -1,7 +1,7 @@
 """Blocks as pieces of bounded size, and back."""
 
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from paceline.errors import InvalidArgumentError
 from services.prefix_cache.block import KEY_BYTES, Block
@@ -57,8 +57,14 @@ class Assembly:
         return block
 
 
+def _unbounded(_num_bytes: int) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 async def assembled(
-    pieces: AsyncIterable[Piece], max_block_bytes: int, begun: Callable[[int], AbstractContextManager[None]]
+    pieces: AsyncIterable[Piece],
+    max_block_bytes: int,
+    begun: Callable[[int], AbstractContextManager[None]] = _unbounded,
 ) -> AsyncGenerator[Block, None]:
     """The blocks of a stream of pieces. A block that the stream breaks off is left out.
 

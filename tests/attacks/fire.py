@@ -25,7 +25,7 @@ Outcome = str
 """Name of the status, or what the attacker did to end the call."""
 GONE = "gone"
 """The attacker left."""
-_NOT_TOLD = "Stream removed"
+_NOT_TOLD = "Stream removed (received metadata"
 """What a client is told in the place of a status that is longer than it takes."""
 _TOO_SLOW = ("nothing came", "fewer than")
 _REFUSALS = frozenset(

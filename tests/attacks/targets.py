@@ -1,21 +1,21 @@
 """What can be attacked: every method of every service of every process, as the processes themselves say."""
 
+import importlib
+import pkgutil
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import grpc
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FileDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from paceline.internal.v1 import adapter_store_pb2, draft_pb2, model_server_pb2, prefix_cache_pb2, verifier_pb2
-from paceline.v1 import adapter_pb2, cache_pb2, inference_pb2, model_pb2
+import paceline.internal.v1
+import paceline.v1
 
-_FILES = (
-    *(adapter_pb2, cache_pb2, inference_pb2, model_pb2, health_pb2, reflection_pb2),
-    *(adapter_store_pb2, draft_pb2, model_server_pb2, prefix_cache_pb2, verifier_pb2),
-)
+_PACKAGES = paceline.v1, paceline.internal.v1
 ENDLESS = frozenset({"grpc.health.v1.Health/Watch"})
 """Methods whose streams end when their clients do."""
 _V1 = "grpc.reflection.v1."
@@ -43,10 +43,24 @@ async def targets_of(process: str, address: str) -> list[Target]:
 
 def all_services() -> set[str]:
     """Full names of all services that there are protos of."""
-    return {service.full_name for file in _FILES for service in file.DESCRIPTOR.services_by_name.values()}
+    return {name for file in _files() for name in (service.full_name for service in file.services_by_name.values())}
+
+
+@cache
+def _files() -> Sequence[FileDescriptor]:
+    """All files of the protos, and those of health and reflection."""
+    names = [
+        f"{package.__name__}.{module.name}"
+        for package in _PACKAGES
+        for module in pkgutil.iter_modules(package.__path__)
+        if module.name.endswith("_pb2")
+    ]
+    ours = [importlib.import_module(name).DESCRIPTOR for name in names]
+    return [*ours, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR]
 
 
 def _of_service(process: str, name: str) -> Sequence[Target]:
+    _files()
     # Reflection's v1 is v1alpha under another name.
     known = name.replace(_V1, "grpc.reflection.v1alpha.")
     service = descriptor_pool.Default().FindServiceByName(known)

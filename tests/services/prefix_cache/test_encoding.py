@@ -1,7 +1,6 @@
 """What is written and read by hand is what the generated classes write and read; nonsense is refused, not believed."""
 
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
@@ -67,7 +66,7 @@ async def collect(pieces: list[Piece], most: int = 1 << 30) -> list[Block]:
         for piece in pieces:
             yield piece
 
-    return [block async for block in assembled(stream(), most, lambda _: nullcontext())]
+    return [block async for block in assembled(stream(), most)]
 
 
 @pytest.mark.parametrize("size", [1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES])
