@@ -129,8 +129,10 @@ def _of_map(number: int, entry: Descriptor) -> Iterator[_Value]:
         yield _Value(f"{value.name} for {keys[1].name}", of_bytes(number, keys[1].head + value.head))
     for key in keys:
         yield _Value(f"key {key.name}", of_bytes(number, key.head + values[1].head))
+    has_texts = entry.fields_by_name["key"].type == FieldDescriptor.TYPE_STRING
     for count in _MAP_SIZES:
-        made = b"".join(of_bytes(number, of_varint(1, at) + values[2].head) for at in range(count))
+        each = (of_bytes(1, b"%d" % at) if has_texts else of_varint(1, at) for at in range(count))
+        made = b"".join(of_bytes(number, key + values[2].head) for key in each)
         yield _Value(f"{count} entries", made)
 
 

@@ -17,7 +17,7 @@ from paceline.internal.v1 import (
     speculation_pb2,
     verifier_pb2,
 )
-from paceline.v1 import adapter_pb2, inference_pb2, model_pb2, sampling_pb2
+from paceline.v1 import adapter_pb2, batch_pb2, inference_pb2, model_pb2, sampling_pb2
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, tensor_names
 from services.prefix_cache.block import sealed
@@ -58,6 +58,12 @@ _FILES = [
     adapter_pb2.AdapterFile(name=CONFIG_NAME, num_bytes=len(_CONFIG)),
     adapter_pb2.AdapterFile(name=WEIGHTS_NAME, num_bytes=len(_WEIGHTS)),
 ]
+_LINE = json.dumps(
+    {
+        "custom_id": "a", "method": "POST", "url": "/v1/completions",
+        "body": {"model": MODEL, "prompt": "def f(", "max_tokens": 4, "seed": 1},
+    }
+).encode()  # fmt: skip
 _UPLOAD = adapter_pb2.AdapterUpload(name="mine", files=_FILES, replace=True)
 _BASE = adapter_store_pb2.AdapterBase(
     model=MODEL,
@@ -85,6 +91,10 @@ _PUBLIC: Mapping[str, tuple[Message, ...]] = {
     ),
     "InferenceService/Tokenize": (inference_pb2.TokenizeRequest(text="def f("),),
     "InferenceService/Detokenize": (inference_pb2.DetokenizeRequest(token_ids=_PROMPT),),
+    "BatchService/CreateBatch": (
+        batch_pb2.CreateBatchRequest(options=batch_pb2.BatchOptions(metadata={"a": "b"}), data=_LINE[:40]),
+        batch_pb2.CreateBatchRequest(data=_LINE[40:]),
+    ),
     "ModelService/GetModel": (model_pb2.GetModelRequest(model=MODEL),),
     "AdapterService/UploadAdapter": adapter_upload("mine"),
     "AdapterService/GetAdapter": (adapter_pb2.GetAdapterRequest(name="mine"),),
