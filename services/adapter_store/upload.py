@@ -14,6 +14,7 @@ from services.adapter_store.folder_objects import on_disk
 from services.adapter_store.layout import check_label
 from services.common.lora.config import CONFIG_NAME, MAX_CONFIG_BYTES, UNPICKLED, WEIGHTS_NAME, AdapterDigest
 
+_MAX_FILES = 32
 _HINTS = {"adapter_model.bin": f"pickles are never read; {UNPICKLED}"}
 
 
@@ -28,6 +29,8 @@ class Received(NamedTuple):
 def check_announcement(upload: adapter_pb2.AdapterUpload, max_bytes: int) -> None:
     """Raises InvalidArgumentError unless both files were announced, within the limits."""
     check_label("name", upload.name)
+    if len(upload.files) > _MAX_FILES:  # A sentence about each of a million would take seconds.
+        raise InvalidArgumentError("files", f"must be {CONFIG_NAME} and {WEIGHTS_NAME}, got {len(upload.files)} files")
     violations: list[FieldViolation] = []
     for index, file in enumerate(upload.files):
         if file.name not in (CONFIG_NAME, WEIGHTS_NAME):

@@ -48,6 +48,17 @@ async def test_too_many_uploads_at_once_are_told_to_try_again(tmp_path: Path) ->
         assert (await store.upload(config, weights)).rank == 4
 
 
+async def test_an_announcement_of_many_files_is_told_their_number_alone(tmp_path: Path) -> None:
+    async with running_store(tmp_path) as store:
+        header = pb.StoreAdapterHeader(
+            namespace="tenant/a",
+            upload=adapter_pb2.AdapterUpload(name="mine", files=[adapter_pb2.AdapterFile(name="x")] * 33),
+        )
+        with pytest.raises(grpc.aio.AioRpcError, match="got 33 files") as raised:
+            await store.client.store(store.mint.owner_token("tenant/a"), header, pieces(b""), 20)
+        assert len(from_call(raised.value).violations) == 1
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 async def test_a_header_whose_length_begins_as_a_pickle_does_is_a_header(tmp_path: Path, protocol: int) -> None:
     config, weights = files()
