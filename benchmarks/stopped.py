@@ -42,12 +42,15 @@ async def seconds_until_elsewhere(model: str) -> float:
     """The longest that one of several streams stood still, each of which was read to its end."""
     async with AsyncExitStack() as resources:
         pair = Pair(model=model, threads=1)
-        other = await resources.enter_async_context(running(SystemSettings((pair,), log_level="WARNING")))
+        believing = {"verifier": {"token_keys": ()}}  # Else it would take the tokens of its own gateway alone.
+        alone = SystemSettings((pair,), log_level="WARNING", overrides=believing)
+        other = await resources.enter_async_context(running(alone))
         launcher = await resources.enter_async_context(running(_beside(pair, other.address("verifier"))))
         client = await resources.enter_async_context(Client(launcher.address()))
         streams = [_Stream() for _ in range(NUM_STREAMS)]
         reading = [asyncio.create_task(stream.read(client, seed)) for seed, stream in enumerate(streams)]
-        await asyncio.gather(*(stream.has_begun.wait() for stream in streams))
+        begun = asyncio.gather(*(stream.has_begun.wait() for stream in streams))
+        await asyncio.wait([begun, *reading], return_when=asyncio.FIRST_COMPLETED)
         await _stopped(launcher, reading)
         if any(stream.num_tokens != _NUM_TOKENS for stream in streams):
             raise RuntimeError("a stream lost tokens")
