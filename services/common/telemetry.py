@@ -127,6 +127,12 @@ def _setup_logging(service_name: str, settings: TelemetrySettings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_says_something)
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Leaves out what gRPC says, with a stack trace, of every client that goes away while something is sent to it."""
+    return not str(record.msg).startswith("ExecuteBatchError raised in core")
 
 
 class _JsonFormatter(logging.Formatter):

@@ -9,7 +9,7 @@ import psutil
 
 _SETTLE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.25
-_MORE_FILES = 4
+_MORE_FILES = 24
 
 
 class Condition(NamedTuple):
@@ -40,6 +40,6 @@ async def settled(pids: Mapping[str, int], before: Mapping[str, Condition]) -> d
 
 
 def left_open(before: Mapping[str, Condition], now: Mapping[str, Condition]) -> dict[str, int]:
-    """How many more files processes have open than before, where that is more than chance."""
+    """How many more files processes have open than before, where that is more than a pool of connections takes."""
     more = {name: now[name].num_files - before[name].num_files for name in before}
     return {name: count for name, count in more.items() if count > _MORE_FILES}
