@@ -135,7 +135,8 @@ def _wrap_stream(begin: Callable[[Any, Any], Awaitable[Any]], name: str) -> Call
 
 
 async def _abort(context: Any, error: Exception, name: str) -> None:
-    if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
+    # With InternalError gRPC says that the client has gone while something was sent to it.
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError | asyncio.CancelledError):
         raise error
     if isinstance(error, grpc.aio.AioRpcError):
         # Another service's answer to a call made on this caller's behalf.

@@ -162,6 +162,15 @@ async def test_what_is_not_meant_for_callers_is_not_told(
     assert "secret" not in str(got)
 
 
+async def test_a_client_that_is_gone_is_no_error_of_the_service(
+    raising: tuple[Raising, grpc.aio.Channel], caplog: pytest.LogCaptureFixture
+) -> None:
+    for error in (grpc.aio.InternalError("execute_batch"), ZeroDivisionError("meant to be logged")):
+        await _raised(*raising, error, streaming=False)
+    logged = [record for record in caplog.records if record.name == "services.common.interceptors"]
+    assert [record.exc_info[0] for record in logged if record.exc_info] == [ZeroDivisionError]
+
+
 async def _raised(servicer: Raising, channel: grpc.aio.Channel, error: Exception, *, streaming: bool) -> PacelineError:
     servicer.error = error
     with pytest.raises(grpc.aio.AioRpcError) as caught:
