@@ -1,10 +1,11 @@
 """One text of a request: commits in, deltas out, until an end-of-sequence token, a stop string or the limit."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from itertools import pairwise
 
 from gateway.generation.relay import Relay
-from gateway.generation.stop_strings import StopStrings
+from gateway.generation.stop_strings import Passed, StopStrings
 from gateway.model.detokenizer import Detokenizer
 from paceline.internal.v1 import speculation_pb2
 from paceline.v1 import inference_pb2, sampling_pb2
@@ -41,28 +42,35 @@ class Choice:
         self, commit: speculation_pb2.Commit
     ) -> tuple[inference_pb2.Delta, "sampling_pb2.FinishReason.ValueType"]:
         """The delta of a commit, and why the text ends with it, if it does."""
-        delta = inference_pb2.Delta(choice=self._index)
-        # Where there are stop strings, tokens are looked at one by one.
-        step = 1 if self._stops else max(1, len(commit.token_ids))
-        for start in range(0, len(commit.token_ids), step):
-            token_ids = commit.token_ids[start : start + step]
+        delta = inference_pb2.Delta(choice=self._index, num_drafted_tokens=commit.num_drafted)
+        for start, end in self._pieces(commit):
+            token_ids = commit.token_ids[start:end]
             delta.token_ids.extend(token_ids)
-            delta.logprobs.extend(commit.logprobs[start : start + step])
+            delta.logprobs.extend(commit.logprobs[start:end])
             self.usage.num_completion_tokens += len(token_ids)
-            is_last = commit.finish_reason != 0 and start + step >= len(commit.token_ids)
+            is_last = commit.finish_reason != 0 and end == len(commit.token_ids)
             # A token that was to end the text is no part of it.
             shown = token_ids[:-1] if is_last and commit.finish_reason == _STOP else token_ids
             text = self._detokenizer.push(shown) + (self._detokenizer.flush() if is_last else "")
-            if self.usage.num_completion_tokens < self._min_tokens:
-                delta.text += text
-                continue
-            passed = self._stops.push(text)
+            is_long_enough = self.usage.num_completion_tokens >= self._min_tokens
+            passed = self._stops.push(text) if is_long_enough else Passed(text, stopped=False)
             delta.text += passed.text
+            if start < commit.num_accepted:
+                delta.num_accepted_tokens, delta.num_accepted_characters = len(delta.token_ids), len(delta.text)
             if passed.stopped:
                 return delta, _STOP
         if commit.finish_reason:
             delta.text += self._stops.flush()
         return delta, commit.finish_reason
+
+    def _pieces(self, commit: speculation_pb2.Commit) -> Iterator[tuple[int, int]]:
+        """From where to where its tokens are turned into text at once: accepted ones, then the target's own.
+
+        Where there are stop strings, tokens are looked at one by one.
+        """
+        count = len(commit.token_ids)
+        ends = range(1, count + 1) if self._stops else sorted({min(commit.num_accepted, count), count} - {0})
+        return pairwise([0, *ends])
 
     def _count(self, commit: speculation_pb2.Commit) -> None:
         self.usage.num_rounds += 1

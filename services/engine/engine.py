@@ -21,7 +21,7 @@ from services.engine.step_times import ROWS, StepTimes
 _WARM_UP_REPEATS = 2
 _WARM_UP_ROWS = 64
 _WARM_UP_SECONDS = 1.0
-_SHOWN_ROWS = (1, 8, 64)
+_SHOWN_ROWS = tuple(rows for rows in ROWS if rows <= 256)
 """The expected time of a step is read at these numbers of rows."""
 
 

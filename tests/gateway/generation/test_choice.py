@@ -74,3 +74,34 @@ async def test_a_stop_string_ends_a_text_and_its_relay(tokenizer_folder: Path, p
     assert tokens == await tokenizer.encode("one END")
     assert choice.usage.num_completion_tokens == len(tokens)
     assert script.is_closed
+
+
+@pytest.mark.parametrize("stops", [[], ["END"]])
+async def test_a_delta_says_which_of_its_tokens_and_text_were_proposed(
+    tokenizer_folder: Path, stops: list[str]
+) -> None:
+    tokenizer = ModelTokenizer(str(tokenizer_folder))
+    script = Script(await tokenizer.encode("abcdefgh"), 3, LENGTH)
+    choice = Choice(2, tokenizer.detokenizer(), StopStrings(stops))
+    *deltas, _ = [event async for event in choice.events(script)]  # type: ignore[arg-type]
+    assert [delta.text for delta in deltas] == ["abc", "def", "gh"]
+    assert [delta.num_drafted_tokens for delta in deltas] == [3, 3, 3]
+    assert [delta.num_accepted_tokens for delta in deltas] == [2, 2, 2]
+    assert [delta.text[: delta.num_accepted_characters] for delta in deltas] == ["ab", "de", "gh"]
+
+
+async def test_a_character_whose_last_byte_the_target_decided_is_the_targets(tokenizer_folder: Path) -> None:
+    tokenizer = ModelTokenizer(str(tokenizer_folder))
+    script = Script(await tokenizer.encode("aé"), 3, LENGTH)
+    choice = Choice(2, tokenizer.detokenizer(), StopStrings([]))
+    delta, _ = [event async for event in choice.events(script)]  # type: ignore[arg-type]
+    assert (delta.text, delta.num_accepted_tokens, delta.num_accepted_characters) == ("aé", 2, 1)
+
+
+async def test_text_that_a_stop_string_held_back_counts_when_it_comes(tokenizer_folder: Path) -> None:
+    tokenizer = ModelTokenizer(str(tokenizer_folder))
+    script = Script(await tokenizer.encode("xEy and"), 3, LENGTH)
+    choice = Choice(2, tokenizer.detokenizer(), StopStrings(["END", "d!"]))
+    *deltas, _ = [event async for event in choice.events(script)]  # type: ignore[arg-type]
+    assert "".join(delta.text for delta in deltas) == "xEy and"
+    assert [delta.text[: delta.num_accepted_characters] for delta in deltas] == ["x", " a", ""]
