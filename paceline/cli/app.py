@@ -7,6 +7,7 @@ import typer
 
 from paceline.cli.adapters import adapters
 from paceline.cli.batch import batch
+from paceline.cli.bench.command import bench
 from paceline.cli.cache import cache
 from paceline.cli.chat import chat
 from paceline.cli.demo import demo
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, models, usage, up, demo):
+for command in (generate, chat, models, usage, up, demo, bench):
     app.command()(command)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}

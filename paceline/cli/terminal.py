@@ -22,7 +22,7 @@ Address = Annotated[str, typer.Option(help="host:port of the gateway.", envvar="
 AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON, for programs.")]
 API_KEY = "PACELINE_API_KEY"
 """Variable of the environment with the key that every command shows; none, no key."""
-_INTERRUPTED = 130
+INTERRUPTED = 130
 _NOBODY = ("failed to connect", "dns resolution failed")
 """What gRPC itself says where nothing listens."""
 
@@ -36,9 +36,9 @@ def connected(address: str) -> Iterator[SyncClient]:
         with SyncClient(address, key=os.environ.get(API_KEY)) as client:
             yield client
     except PacelineError as error:
-        fail(_in_words(error, address))
+        fail(in_words(error, address))
     except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def print_json(found: Message | Sequence[Message]) -> None:
@@ -68,7 +68,8 @@ def _plain(message: Message) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
-def _in_words(error: PacelineError, address: str) -> str:
+def in_words(error: PacelineError, address: str) -> str:
+    """What went wrong with a gateway at an address, in a line for the user."""
     message = str(error)
     if isinstance(error, UnavailableError) and message.lower().startswith(_NOBODY):
         return f"no gateway answers at {address}; `paceline up` starts one, and --address names another"
