@@ -119,7 +119,7 @@ print(loaded, Client.__module__)
     assert done.stdout.split("\n")[0] == "[] paceline.client"
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["-h"], ["serve", "-h"], ["adapters", "--help"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["-h"], ["serve", "-h"], ["adapters", "--help"], ["bench", "-h"]])
 def test_the_command_line_needs_no_extra(run: Run, arguments: list[str]) -> None:
     done = run("from paceline.cli.app import app; app()", *arguments)
     assert done.returncode == 0, done.stderr
@@ -152,6 +152,22 @@ def test_processes_are_found_in_an_installation(run: Run, unpacked: Path) -> Non
     folders, has_torch = done.stdout.splitlines()
     models = unpacked / "paceline" / "_server" / "models"
     assert folders.split() == [str(models / name) for name in ("target", "adapters/docstrings", "adapters/two-spaces")]
+    assert has_torch == "False"
+
+
+def test_the_demos_target_is_made_in_an_installation_without_torch(run: Run) -> None:
+    done = run(
+        "from paceline.cli.serve import SERVE, reach; reach(SERVE)\n"
+        "import pathlib, paceline.cli.demo\n"
+        "from services.engine.enlarged import enlarge\n"
+        "from services.local.usual import shipped_model\n"
+        "enlarge(pathlib.Path(shipped_model('target')), pathlib.Path('larger'), 7, 1344)\n"
+        "print(*sorted(path.name for path in pathlib.Path('larger').iterdir()), 'torch' in sys.modules)",
+        extra="serve",
+    )
+    assert done.returncode == 0, done.stderr
+    *files, has_torch = done.stdout.split()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
     assert has_torch == "False"
 
 
