@@ -1,6 +1,7 @@
 """`make bench`: measures, prints, and writes docs/benchmarks; `python -m benchmarks PAGE ...` some pages only."""
 
 import argparse
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,12 @@ from rich.markdown import Markdown
 
 from benchmarks import adapters, ahead, attacks, recovered, repetition, reuse, simulation, speculation
 from benchmarks.ahead_report import write_ahead, write_recovered
+from benchmarks.family.page import run_family
+from benchmarks.page import PAGES, WORK_DIR
 from benchmarks.report import write
 from benchmarks.simulation_report import write_simulation
 from services.local.pair import shipped_model
 
-_ROOT = Path(__file__).resolve().parent.parent
-_PAGES = _ROOT / "docs" / "benchmarks"
-_WORK_DIR = _ROOT / "build" / "benchmarks"
 _DELAY_FLOOR = 0.9
 _LOAD_FLOOR = 0.97
 _READY_FLOOR = 0.8
@@ -25,41 +25,45 @@ _RECOVERED_TOKENS = 192
 
 
 def _speculation(target: str, draft: str) -> tuple[Path, bool]:
-    report = speculation.run(target, draft, _WORK_DIR)
+    report = speculation.run(target, draft, WORK_DIR)
     held = not report.mismatches and all(ratio.value >= ratio.floor for ratio in report.ratios)
-    return write(report, _PAGES), held
+    return write(report, PAGES), held
 
 
 def _ahead(target: str, draft: str) -> tuple[Path, bool]:
-    report = ahead.run(target, draft, _WORK_DIR)
+    report = ahead.run(target, draft, WORK_DIR)
     held = not report.mismatches and all(load.ratio >= _LOAD_FLOOR for load in report.loads)
     held = held and all(delay.relative >= _DELAY_FLOOR for delay in report.delays)
-    return write_ahead(report, _PAGES), held and report.delays[0].ready >= _READY_FLOOR
+    return write_ahead(report, PAGES), held and report.delays[0].ready >= _READY_FLOOR
 
 
 def _repetition(target: str, draft: str) -> tuple[Path, bool]:
-    report = repetition.run(target, draft, _WORK_DIR)
-    return repetition.write_repetition(report, _PAGES), repetition.holds(report)
+    report = repetition.run(target, draft, WORK_DIR)
+    return repetition.write_repetition(report, PAGES), repetition.holds(report)
 
 
 def _recovered(target: str, draft: str) -> tuple[Path, bool]:
     prompts = speculation.held_out_prompts(target, _RECOVERED_PROMPTS)
-    return write_recovered(recovered.measure(target, draft, prompts, _RECOVERED_TOKENS), _PAGES), True
+    return write_recovered(recovered.measure(target, draft, prompts, _RECOVERED_TOKENS), PAGES), True
 
 
 def _simulation(_target: str, _draft: str) -> tuple[Path, bool]:
     points = simulation.simulate()
-    return write_simulation(points, _PAGES), all(point.ahead >= _LOAD_FLOOR * point.plain for point in points)
+    return write_simulation(points, PAGES), all(point.ahead >= _LOAD_FLOOR * point.plain for point in points)
 
 
 def _reuse(target: str, _draft: str) -> tuple[Path, bool]:
-    measures = reuse.run(target, _WORK_DIR)
-    return reuse.write_reuse(measures, _PAGES), all(measure.holds for measure in measures)
+    measures = reuse.run(target, WORK_DIR)
+    return reuse.write_reuse(measures, PAGES), all(measure.holds for measure in measures)
 
 
 def _adapters(target: str, _draft: str) -> tuple[Path, bool]:
-    report = adapters.run(target, _WORK_DIR)
-    return adapters.write_adapters(report, _PAGES), report.holds
+    report = adapters.run(target, WORK_DIR)
+    return adapters.write_adapters(report, PAGES), report.holds
+
+
+def _family(_target: str, _draft: str) -> tuple[Path, bool]:
+    return run_family(PAGES, WORK_DIR, is_quick=False, seed=secrets.randbits(16))
 
 
 def _attacks(target: str, draft: str) -> tuple[Path, bool]:
@@ -76,6 +80,7 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "attacks": _attacks,
     "recovered": _recovered,
     "simulation": _simulation,
+    "family": _family,
 }
 
 

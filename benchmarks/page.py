@@ -10,6 +10,10 @@ import torch
 import transformers
 
 mpl.use("Agg")
+_ROOT = Path(__file__).resolve().parent.parent
+PAGES = _ROOT / "docs" / "benchmarks"
+WORK_DIR = _ROOT / "build" / "benchmarks"
+"""What takes long to make is kept here from one run to the next."""
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -1,0 +1,148 @@
+"""Measures one pair: speculation on and off in turns, by number of streams and temperature, and its limit."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from benchmarks.family.steps import StepTimes, seconds_of
+from paceline import Client
+from paceline.cli.bench.limit import Limit, best_ratio
+from paceline.cli.bench.load import Run, by_position, overall, run_streams
+from paceline.cli.bench.prompts import Prompt, made_up
+from paceline.cli.bench.summary import Summary, summarize
+from services.local.launcher import running
+from services.local.pair import Pair
+from services.local.system import SystemSettings
+from services.local.threads import divide_threads
+
+_PROMPT_TOKENS = 64
+_NUM_TOKENS = 128
+_LEAST_TOKENS = 32
+_RUN_SECONDS = 2.0
+"""A run of many streams that would take longer produces fewer tokens a stream."""
+
+
+class Plan(NamedTuple):
+    """How much is measured."""
+
+    streams: Sequence[int]
+    temperatures: Sequence[float]
+    pairs: int
+    """Pairs of runs that count, on and off in turns; the one before them is the cold one."""
+
+
+WHOLE = Plan((1, 4, 8, 32), (0.0, 1.0), 7)
+QUICK = Plan((1, 4, 8, 32), (0.0,), 3)
+
+
+class Cell(NamedTuple):
+    """One number of streams at one temperature."""
+
+    temperature: float
+    num_tokens: int
+    """Tokens that each stream produced."""
+    cold: float
+    """On / off of the first pair of runs: the system had not met this number of streams before."""
+    settled: Summary
+    limit: Limit
+    """The best that this pair allows by its measured steps and acceptance."""
+
+    @property
+    def share(self) -> float:
+        """What was measured once settled, prompts left out, relative to the limit."""
+        return self.settled.decoding_ratio / self.limit.ratio
+
+
+class Measured(NamedTuple):
+    """All of one pair."""
+
+    cells: list[Cell]
+    acceptance: dict[float, float]
+    """Acceptance per position by temperature."""
+
+
+class _Runs(NamedTuple):
+    num_tokens: int
+    on: list[Run]
+    off: list[Run]
+
+
+def measure_pair(target: str, draft: str, plan: Plan, agreement: float, seed: int) -> Measured:
+    """Starts the pair and measures it. Where nothing was ever proposed, `agreement` stands for acceptance."""
+    threads = divide_threads(os.cpu_count() or 1, with_draft=True)
+    verify = _steps(target, threads.verifier, plan.streams, is_draft=False)
+    drafts = _steps(draft, threads.draft, plan.streams, is_draft=True)
+    runs = asyncio.run(_measure(target, draft, plan, seed))
+    acceptance = {temperature: _acceptance(runs, temperature, agreement) for temperature in plan.temperatures}
+    cells = []
+    for (temperature, count), (num_tokens, on, off) in runs.items():
+        cold = on[0].tokens_per_second / off[0].tokens_per_second
+        limit = best_ratio(acceptance[temperature], count, seconds_of(verify, count), seconds_of(drafts, count))
+        cells.append(Cell(temperature, num_tokens, cold, summarize(on[1:], off[1:], None, None), limit))
+    return Measured(cells, acceptance)
+
+
+async def _measure(target: str, draft: str, plan: Plan, seed: int) -> dict[tuple[float, int], _Runs]:
+    pair = Pair(id="pair", model=target, draft=draft)
+    # Proposals from the text itself need no draft: what they give stands on a page of its own.
+    overrides = {"verifier": {"suffix_drafting": False}}
+    async with (
+        running(SystemSettings((pair,), log_level="WARNING", overrides=overrides)) as launcher,
+        Client(launcher.address()) as client,
+    ):
+        (model,) = await client.list_models()
+        most = 1 + (1 + plan.pairs) * sum(plan.streams) * len(plan.temperatures)
+        prompts = iter(made_up(most, _PROMPT_TOKENS, model.target.vocab_size, seed))
+        await run_streams(client, [next(prompts)], {"max_tokens": 8, "speculation": False})
+        return {
+            (temperature, count): await _cell(client, prompts, count, temperature, plan.pairs)
+            for temperature in plan.temperatures
+            for count in plan.streams
+        }
+
+
+async def _cell(client: Client, prompts: Iterator[Prompt], count: int, temperature: float, pairs: int) -> _Runs:
+    runs = _Runs(_NUM_TOKENS, [], [])
+    for number in range(1 + pairs):
+        chosen = [next(prompts) for _ in range(count)]
+        for speculation in (True, False) if number % 2 == 0 else (False, True):
+            run = await run_streams(
+                client,
+                chosen,
+                {
+                    "max_tokens": runs.num_tokens,
+                    "temperature": temperature,
+                    "ignore_eos": True,
+                    "speculation": speculation,
+                },
+            )
+            (runs.on if speculation else runs.off).append(run)
+        if not number:
+            affordable = int(_RUN_SECONDS * runs.off[0].tokens_per_second / count)
+            runs = runs._replace(num_tokens=max(_LEAST_TOKENS, min(_NUM_TOKENS, affordable)))
+    return runs
+
+
+def _acceptance(runs: dict[tuple[float, int], _Runs], temperature: float, agreement: float) -> float:
+    rounds = [
+        judged
+        for (at, _), measured in runs.items()
+        if at == temperature
+        for run in measured.on
+        for stream in run.streams
+        for judged in stream.rounds
+    ]
+    found = overall(by_position(rounds))
+    return agreement if found is None else found
+
+
+def _steps(model: str, threads: int, streams: Sequence[int], *, is_draft: bool) -> StepTimes:
+    command = [sys.executable, "-m", "benchmarks.family.steps", model, "--threads", str(threads)]
+    command += ["--streams", *map(str, streams), *(["--draft"] if is_draft else [])]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
+    found: StepTimes = {int(count): [(rows, s) for rows, s in times] for count, times in json.loads(said).items()}
+    return found
