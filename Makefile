@@ -7,7 +7,7 @@ POSTGRES := $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres) $(shell c
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: help setup setup-dev demo protos publish-protos fmt check test attack sweep bench up
+.PHONY: help setup setup-dev demo protos publish-protos fmt check test attack sweep bench bench-peers up
 
 help: ## Shows this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ setup: $(VENV)/.installed ## Makes .venv with all that running takes
 
 setup-dev: $(VENV)/.installed-dev $(REDIS) $(POSTGRES) ## Adds what testing and checking take
 
-demo: setup ## Streams a completion, then compares speculation on and off
+demo: setup ## Streams texts, with and without adapters, with speculation and without
 	$(BIN)/paceline demo
 
 up: setup ## Keeps draft, verifier and gateway running in this terminal
@@ -33,6 +33,9 @@ attack: setup-dev ## Sends 100,000 hostile inputs; COUNT=, SEED=, REPLAY= choose
 
 bench: setup-dev ## Measures, and writes docs/benchmarks
 	$(BIN)/python -m benchmarks
+
+bench-peers: setup-dev build/peers/.installed ## Measures beside OpenVINO GenAI and llama.cpp
+	$(BIN)/python -m benchmarks.peers
 
 check: setup-dev $(BUF) ## Lint, types, protos, import rules
 	$(BIN)/ruff check .
@@ -61,6 +64,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(shell find p
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,dev]'
+	touch $@
+
+build/peers/.installed: benchmarks/peers/install.sh
+	benchmarks/peers/install.sh build/peers $(PYTHON)
 	touch $@
 
 $(REDIS):

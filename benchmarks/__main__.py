@@ -67,8 +67,8 @@ def _family(_target: str, _draft: str) -> tuple[Path, bool]:
 
 
 def _attacks(target: str, draft: str) -> tuple[Path, bool]:
-    measures = attacks.run(target, draft, _WORK_DIR)
-    return attacks.write_attacks(measures, _PAGES), all(measure.holds for measure in measures)
+    measures = attacks.run(target, draft, WORK_DIR)
+    return attacks.write_attacks(measures, PAGES), all(measure.holds for measure in measures)
 
 
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {

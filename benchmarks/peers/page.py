@@ -1,0 +1,122 @@
+"""The page that puts peers beside Paceline."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib import pyplot as plt
+
+from benchmarks.page import machine, table, write_page
+from benchmarks.peers.runs import LONG_PROMPT, MANY_TOKENS, NUM_TOKENS, REPEATS, STREAMS, Changed, Speed
+
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_COLOURS = ("#4477aa", "#cc6677", "#ddaa33")
+
+
+class Report(NamedTuple):
+    """Everything that one run measured. Speeds by precision, number of streams and contender."""
+
+    pair: str
+    versions: Mapping[str, str]
+    bandwidth: float
+    """Bytes a second."""
+    target_bytes: int
+    """Bytes of weights of the target, as bfloat16."""
+    speeds: Mapping[str, Mapping[int, Mapping[str, Speed]]]
+    prompts: Mapping[str, Mapping[str, float]]
+    """Seconds of a long prompt, by precision and contender."""
+    changed: Mapping[str, Mapping[str, Changed]]
+    """By temperature and contender."""
+
+
+def write_peers(report: Report, folder: Path) -> Path:
+    """Writes peers.md and peers.png into a folder and returns the page's path."""
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    limit = report.bandwidth / report.target_bytes
+    lines = [
+        "# Beside OpenVINO GenAI and llama.cpp",
+        "",
+        f"Written by `make bench-peers`: {machine()}; {features()}; memory is read at "
+        f"**{report.bandwidth / 1e9:.1f} GB/s** (two threads, a gibibyte that was written, the best of several "
+        f"readers). {versions}. Everything on this page comes from one run.",
+        "",
+        f"The pair is `{report.pair}` of [the family](family.md): the same weights, prompts of 64 random tokens and "
+        f"number of tokens ({NUM_TOKENS} a stream, {MANY_TOKENS} where there are 32) for all, greedy, in turns, "
+        f"prompts included; medians of {REPEATS} runs. Peers draft at the best of several settings, found by a trial "
+        "at each number of streams; Paceline chooses by itself. All weights read once a token at the speed of memory "
+        f"would be {limit:.0f} tokens/s for one stream in bfloat16.",
+        "",
+    ]
+    for precision, speeds in report.speeds.items():
+        lines += [f"## {precision}", "", *_speeds(speeds), *_prompts(report.prompts.get(precision, {}))]
+    lines += [
+        "## Does speculation change the output?",
+        "",
+        f"Streams of {NUM_TOKENS} tokens, each alone, whose tokens are not those that the same system gives without "
+        "speculation: with the pair's draft, and with another draft.",
+        "",
+        *_changed(report.changed),
+        "![Tokens a second](peers.png)",
+        "",
+    ]
+    page = write_page(folder, "peers", lines)
+    _plot(report, folder / "peers.png")
+    return page
+
+
+def features() -> str:
+    """What of the processor products of matrices use."""
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text().split("flags", 1)[-1].split("\n", 1)[0].split() if path.exists() else []
+    return " ".join(feature for feature in FEATURES if feature in flags) or "features unknown"
+
+
+def _speeds(speeds: Mapping[int, Mapping[str, Speed]]) -> list[str]:
+    rows = [
+        (
+            str(count) if first else "",
+            name,
+            f"{speed.plain:.0f}",
+            f"{speed.speculating:.0f}",
+            f"{speed.speculating / speed.plain:.2f}",
+            "its own choice" if name == "Paceline" else str(speed.num_drafted),
+        )
+        for count, by_name in speeds.items()
+        for first, (name, speed) in zip([True, *[False] * len(by_name)], by_name.items(), strict=False)
+    ]
+    return table(("streams", "", "plain, tokens/s", "speculating, tokens/s", "ratio", "drafted a round"), rows)
+
+
+def _prompts(seconds: Mapping[str, float]) -> list[str]:
+    if not seconds:
+        return []
+    said = ", ".join(f"{name} {found:.2f} s" for name, found in seconds.items())
+    return [f"A prompt of {LONG_PROMPT:,} tokens to its first token: {said}.", ""]
+
+
+def _changed(changed: Mapping[str, Mapping[str, Changed]]) -> list[str]:
+    rows = [
+        (way, name, f"{found.by_draft} of {found.num_streams}", f"{found.by_another} of {found.num_streams}")
+        for way, by_name in changed.items()
+        for name, found in by_name.items()
+    ]
+    return table(("", "", "its draft", "another draft"), rows)
+
+
+def _plot(report: Report, path: Path) -> None:
+    figure, all_axes = plt.subplots(1, len(report.speeds), figsize=(5 * len(report.speeds), 3.5), squeeze=False)
+    for axes, (precision, speeds) in zip(all_axes[0], report.speeds.items(), strict=True):
+        names: Sequence[str] = list(next(iter(speeds.values())))
+        for colour, name in zip(_COLOURS, names, strict=False):
+            axes.plot(STREAMS, [speeds[n][name].plain for n in STREAMS], "--", color=colour)
+            best = [max(speeds[n][name].plain, speeds[n][name].speculating) for n in STREAMS]
+            axes.plot(STREAMS, best, "o-", color=colour, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(STREAMS, [str(count) for count in STREAMS])
+        axes.set_xlabel("streams")
+        axes.set_ylabel("tokens/s (dashed: plain)")
+        axes.set_title(precision)
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
