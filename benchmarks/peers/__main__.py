@@ -22,10 +22,10 @@ from benchmarks.peers.llama_server import LlamaServer
 from benchmarks.peers.openvino_peer import OpenVino
 from benchmarks.peers.page import Report, write_peers
 from benchmarks.peers.runs import (
-    COMPARED_PROMPTS,
-    REPEATS,
-    STREAMS,
+    QUICK,
+    WHOLE,
     Changed,
+    Plan,
     Speed,
     answers,
     differing,
@@ -45,14 +45,14 @@ def main() -> int:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--peers", type=Path, default=WORK_DIR.parent / "peers", help="where they are installed")
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="runs of each kind")
+    parser.add_argument("--quick", action="store_true", help="one stream and eight, fewer runs: 6 minutes, not 20")
     given = parser.parse_args()
-    page = write_peers(asyncio.run(_measure(given.peers, given.repeats)), PAGES)
+    page = write_peers(asyncio.run(_measure(given.peers, QUICK if given.quick else WHOLE)), PAGES)
     Console().print(Markdown(page.read_text()))
     return 0
 
 
-async def _measure(peers: Path, repeats: int) -> Report:
+async def _measure(peers: Path, plan: Plan) -> Report:
     shape = find_shape(_PAIR)
     built = build_pair(shape, WORK_DIR / "family" / shape.name)
     models, other = Models(built.target, built.draft), Models(built.target, shipped_model("draft"))
@@ -62,27 +62,29 @@ async def _measure(peers: Path, repeats: int) -> Report:
     prompts = _prompts()
     for precision, int8 in (("bfloat16", False), ("8 bits a weight", True)):
         async with AsyncExitStack() as resources:
-            contenders = await _start(resources, peers, models, "pair", int8=int8)
-            speeds[precision] = await measure_speed(contenders, prompts, repeats)
+            contenders = await _start(resources, peers, models, "draft", int8=int8)
+            speeds[precision] = await measure_speed(contenders, prompts, plan)
             long_prompts[precision] = await measure_prompt(contenders, prompts)
-    changed = await _changed(peers, models, other, [next(prompts) for _ in range(COMPARED_PROMPTS)])
-    return Report(_PAIR, _versions(peers), bandwidth, 2 * shape.target_weights, speeds, long_prompts, changed)
+    changed = await _changed(peers, models, other, [next(prompts) for _ in range(plan.compared)])
+    return Report(plan, _PAIR, _versions(peers), bandwidth, 2 * shape.target_weights, speeds, long_prompts, changed)
 
 
 async def _start(
-    resources: AsyncExitStack, peers: Path, models: Models, name: str, *, int8: bool
+    resources: AsyncExitStack, peers: Path, models: Models, draft: str, *, int8: bool
 ) -> dict[str, Contender]:
-    """Starts all three. Paceline has 8-bit weights where the others have."""
-    folder = WORK_DIR / "peers" / (f"{name}-int8" if int8 else name)
-    of_openvino = to_openvino(peers, models, folder / "openvino", int8=int8)
-    of_llama = to_gguf(peers, models, folder / "llama", int8=int8)
+    """Starts all three; `draft` names the draft among what was converted. Paceline has no 8-bit weights here."""
+    folders = [WORK_DIR / "peers" / _PAIR / name for name in ("target", draft)]
+    of_openvino = Models(*(to_openvino(peers, *pair, int8=int8) for pair in zip(models, folders, strict=True)))
+    of_llama = Models(*(to_gguf(peers, *pair, int8=int8) for pair in zip(models, folders, strict=True)))
     contenders: dict[str, Contender] = {}
     if not int8:
         contenders["Paceline"] = await resources.enter_async_context(Paceline.start(models))
     python = peers / "openvino" / "bin" / "python"
     contenders["OpenVINO GenAI"] = await resources.enter_async_context(OpenVino.start(python, of_openvino))
     server = peers / "llama" / "build" / "bin" / "llama-server"
-    contenders["llama.cpp"] = await resources.enter_async_context(LlamaServer.start(server, of_llama, max(STREAMS)))
+    contenders["llama.cpp"] = await resources.enter_async_context(
+        LlamaServer.start(server, of_llama, max(WHOLE.streams))
+    )
     return contenders
 
 
@@ -91,7 +93,7 @@ async def _changed(
 ) -> dict[str, dict[str, Changed]]:
     """How many streams speculation changes, with the pair's draft and with another one."""
     said: dict[tuple[str, str], list[list[list[int]]]] = {}
-    for pair, name in ((models, "pair"), (other, "other")):
+    for pair, name in ((models, "draft"), (other, "another")):
         async with AsyncExitStack() as resources:
             contenders = await _start(resources, peers, pair, name, int8=False)
             for way, temperature in _WAYS.items():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from matplotlib import pyplot as plt
 
 from benchmarks.page import machine, table, write_page
-from benchmarks.peers.runs import LONG_PROMPT, MANY_TOKENS, NUM_TOKENS, REPEATS, STREAMS, Changed, Speed
+from benchmarks.peers.runs import LONG_PROMPT, MANY_TOKENS, NUM_TOKENS, Changed, Plan, Speed
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _COLOURS = ("#4477aa", "#cc6677", "#ddaa33")
@@ -16,6 +16,7 @@ _COLOURS = ("#4477aa", "#cc6677", "#ddaa33")
 class Report(NamedTuple):
     """Everything that one run measured. Speeds by precision, number of streams and contender."""
 
+    plan: Plan
     pair: str
     versions: Mapping[str, str]
     bandwidth: float
@@ -42,9 +43,9 @@ def write_peers(report: Report, folder: Path) -> Path:
         "",
         f"The pair is `{report.pair}` of [the family](family.md): the same weights, prompts of 64 random tokens and "
         f"number of tokens ({NUM_TOKENS} a stream, {MANY_TOKENS} where there are 32) for all, greedy, in turns, "
-        f"prompts included; medians of {REPEATS} runs. Peers draft at the best of several settings, found by a trial "
-        "at each number of streams; Paceline chooses by itself. All weights read once a token at the speed of memory "
-        f"would be {limit:.0f} tokens/s for one stream in bfloat16.",
+        f"prompts included; medians of {report.plan.repeats} runs. Peers draft at the best of several settings, found "
+        "by a trial at each number of streams; Paceline chooses by itself. All weights read once a token at the speed "
+        f"of memory would be {limit:.0f} tokens/s for one stream in bfloat16.",
         "",
     ]
     for precision, speeds in report.speeds.items():
@@ -106,13 +107,14 @@ def _changed(changed: Mapping[str, Mapping[str, Changed]]) -> list[str]:
 def _plot(report: Report, path: Path) -> None:
     figure, all_axes = plt.subplots(1, len(report.speeds), figsize=(5 * len(report.speeds), 3.5), squeeze=False)
     for axes, (precision, speeds) in zip(all_axes[0], report.speeds.items(), strict=True):
+        streams = report.plan.streams
         names: Sequence[str] = list(next(iter(speeds.values())))
         for colour, name in zip(_COLOURS, names, strict=False):
-            axes.plot(STREAMS, [speeds[n][name].plain for n in STREAMS], "--", color=colour)
-            best = [max(speeds[n][name].plain, speeds[n][name].speculating) for n in STREAMS]
-            axes.plot(STREAMS, best, "o-", color=colour, label=name)
+            axes.plot(streams, [speeds[n][name].plain for n in streams], "--", color=colour)
+            best = [max(speeds[n][name].plain, speeds[n][name].speculating) for n in streams]
+            axes.plot(streams, best, "o-", color=colour, label=name)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(STREAMS, [str(count) for count in STREAMS])
+        axes.set_xticks(streams, [str(count) for count in streams])
         axes.set_xlabel("streams")
         axes.set_ylabel("tokens/s (dashed: plain)")
         axes.set_title(precision)

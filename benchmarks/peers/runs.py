@@ -6,15 +6,26 @@ from typing import NamedTuple
 
 from benchmarks.peers.contenders import Answer, Asked, Contender
 
-STREAMS = (1, 4, 8, 32)
 NUM_TOKENS = 128
 MANY_TOKENS = 64
 """Tokens a stream where there are more than eight."""
 LONG_PROMPT = 2000
-REPEATS = 5
-COMPARED_PROMPTS = 8
 
 Prompts = Iterator[Sequence[int]]
+
+
+class Plan(NamedTuple):
+    """How much is measured."""
+
+    streams: Sequence[int]
+    repeats: int
+    """Runs of each kind."""
+    compared: int
+    """Prompts whose answers are compared with and without speculation."""
+
+
+WHOLE = Plan((1, 4, 8, 32), 5, 8)
+QUICK = Plan((1, 8), 3, 4)
 
 
 class Speed(NamedTuple):
@@ -35,11 +46,11 @@ class Changed(NamedTuple):
 
 
 async def measure_speed(
-    contenders: Mapping[str, Contender], prompts: Prompts, repeats: int = REPEATS
+    contenders: Mapping[str, Contender], prompts: Prompts, plan: Plan
 ) -> dict[int, dict[str, Speed]]:
     """Speeds by number of streams and contender. Prompts are fresh, the same for all, in turns."""
     found: dict[int, dict[str, Speed]] = {}
-    for count in STREAMS:
+    for count in plan.streams:
         num_tokens = NUM_TOKENS if count <= 8 else MANY_TOKENS
         best = {}
         for name, contender in contenders.items():
@@ -47,7 +58,7 @@ async def measure_speed(
             best[name] = max((answer.tokens_per_second, n) for answer, n in trials)[1]
             await contender.ask(_fresh(prompts, count, num_tokens), 0)
         runs: dict[tuple[str, bool], list[Answer]] = {}
-        for _ in range(repeats):
+        for _ in range(plan.repeats):
             asked = _fresh(prompts, count, num_tokens)
             for name, contender in contenders.items():
                 for speculates in (False, True):

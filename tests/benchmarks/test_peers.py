@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks.peers.contenders import Answer, Asked
 from benchmarks.peers.page import Report, write_peers
-from benchmarks.peers.runs import STREAMS, Changed, Speed, answers, differing, measure_prompt, measure_speed
+from benchmarks.peers.runs import WHOLE, Changed, Speed, answers, differing, measure_prompt, measure_speed
 
+PLAN = WHOLE._replace(repeats=2)
 ORDER: list[tuple[str, int]] = []
 
 
@@ -34,8 +35,8 @@ async def test_each_is_measured_at_its_best_setting_on_the_same_fresh_prompts_in
     ORDER.clear()
     one, other = Scripted("one", 3), Scripted("other", 5)
     prompts = ([number] for number in count())
-    speeds = await measure_speed({"one": one, "other": other}, prompts, 2)
-    assert set(speeds) == set(STREAMS)
+    speeds = await measure_speed({"one": one, "other": other}, prompts, PLAN)
+    assert set(speeds) == set(PLAN.streams)
     assert speeds[8] == {"one": Speed(8 * 128, 16 * 128, 3), "other": Speed(8 * 128, 16 * 128, 5)}
     assert speeds[32]["one"].plain == 32 * 64
     assert ORDER[8:16] == [("one", 0), ("one", 3), ("other", 0), ("other", 5)] * 2
@@ -61,10 +62,10 @@ async def test_streams_that_speculation_changes_are_counted() -> None:
 
 
 def test_the_page_has_speeds_bandwidth_and_what_changed(tmp_path: Path) -> None:
-    speeds = {n: {"Paceline": Speed(100.0, 150.0, 1), "llama.cpp": Speed(80.0, 100.0, 3)} for n in STREAMS}
+    speeds = {n: {"Paceline": Speed(100.0, 150.0, 1), "llama.cpp": Speed(80.0, 100.0, 3)} for n in PLAN.streams}
     changed = {"greedy": {"Paceline": Changed(0, 0, 8), "llama.cpp": Changed(2, 3, 8)}}
     prompts = {"bfloat16": {"Paceline": 1.5}}
-    report = Report("6-78", {"llama.cpp": "1"}, 50e9, 500_000_000, {"bfloat16": speeds}, prompts, changed)
+    report = Report(PLAN, "6-78", {"llama.cpp": "1"}, 50e9, 500_000_000, {"bfloat16": speeds}, prompts, changed)
     text = write_peers(report, tmp_path).read_text()
     assert "**50.0 GB/s**" in text
     assert "would be 100 tokens/s" in " ".join(text.split())
