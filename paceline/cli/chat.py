@@ -1,11 +1,15 @@
 """`paceline chat`: a conversation."""
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from paceline import ChatOptions, Message
+from paceline import ChatOptions, Message, PacelineError, SyncClient
 from paceline.cli.sampling import (
     Adapter,
     BadWords,
@@ -25,7 +29,13 @@ from paceline.cli.sampling import (
     print_stream,
     request_options,
 )
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, connected, err, fail
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, connected, err, fail, in_words, out
+
+_HELP = """/reset   forgets the conversation
+/exit    ends, as Ctrl-D does
+/help    shows this
+Ctrl-C stops an answer; what was said so far stays."""
+_MAX_HISTORY = 1000
 
 
 def chat(
@@ -50,7 +60,7 @@ def chat(
     no_speculation: NoSpeculation = False,
     stats: Stats = False,
 ) -> None:
-    """Talks to the model. /reset forgets the conversation, /exit or Ctrl-D ends."""
+    """Talks to the model. /help says what else can be typed."""
     common = request_options(
         model=model,
         adapter=adapter,
@@ -70,14 +80,19 @@ def chat(
     options = cast("ChatOptions", {**common, "template_arguments": _object(template_arguments)})
     beginning: list[Message] = [{"role": "system", "content": system}] if system else []
     messages = list(beginning)
-    with connected(address) as client:
+    with connected(address) as client, _line_editing(_history_file()):
         while (said := _said()) not in (None, "/exit"):
             if said == "/reset":
                 messages = list(beginning)
+            elif said == "/help":
+                err.print(_HELP)
+            elif said and said.startswith("/"):
+                err.print(f"there is no {said}; /help shows what there is", markup=False)
             elif said:
-                messages.append({"role": "user", "content": said})
-                answer = print_stream(client.chat(messages, **options), stats=stats)
-                messages.append({"role": "assistant", "content": answer})
+                question: Message = {"role": "user", "content": said}
+                answer = _answer(client, address, [*messages, question], options, stats=stats)
+                if answer is not None:
+                    messages += [question, {"role": "assistant", "content": answer}]
 
 
 def _object(text: str | None) -> dict[str, Any]:
@@ -91,9 +106,58 @@ def _object(text: str | None) -> dict[str, Any]:
     return read
 
 
-def _said() -> str | None:
-    """The next line of the user's; None at the end."""
+def _answer(
+    client: SyncClient, address: str, messages: list[Message], options: ChatOptions, *, stats: bool
+) -> str | None:
+    """The answer as far as it came; None when there is none, and the error has been said."""
+    text: list[str] = []
+    events = client.chat(messages, **options)
     try:
-        return err.input("[bold cyan]> [/]").strip()
-    except EOFError:
-        return None
+        print_stream(events, stats=stats, text=text)
+    except KeyboardInterrupt:
+        out.print()
+    except PacelineError as error:
+        if text:
+            out.print()
+        err.print(in_words(error, address), style="red", markup=False)
+        return "".join(text) or None
+    finally:
+        events.close()
+    return "".join(text)
+
+
+@contextlib.contextmanager
+def _line_editing(history: Path) -> Iterator[None]:
+    """Has lines edited and remembered from one conversation to the next, where the platform can."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    with contextlib.suppress(OSError):
+        readline.read_history_file(history)
+    readline.set_history_length(_MAX_HISTORY)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            history.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(history)
+
+
+def _history_file() -> Path:
+    """Where lines are remembered: among the user's data (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "paceline" / "chat_history"
+
+
+def _said() -> str | None:
+    """The next line of the user's; None at the end. Ctrl-C begins the line anew."""
+    while True:
+        try:
+            # The prompt is the reader's to print: it has to know where the line begins that is edited.
+            return input("> ").strip()
+        except EOFError:
+            err.print()
+            return None
+        except KeyboardInterrupt:
+            err.print("\nCtrl-D or /exit ends")

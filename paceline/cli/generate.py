@@ -24,11 +24,13 @@ from paceline.cli.sampling import (
     print_stream,
     request_options,
 )
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, connected
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, connected, fail
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to continue; - reads standard input.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to continue; left out or -: what standard input holds.")
+    ] = None,
     address: Address = DEFAULT_ADDRESS,
     model: Model = "",
     adapter: Adapter = "",
@@ -36,7 +38,7 @@ def generate(
     top_p: TopP = None,
     top_k: TopK = None,
     seed: Seed = None,
-    max_tokens: MaxTokens = None,
+    max_tokens: MaxTokens = 256,
     stop: Stop = None,
     stop_token_ids: StopTokenIds = None,
     min_tokens: MinTokens = None,
@@ -48,7 +50,9 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Prints every event as a line of JSON.")] = False,
 ) -> None:
     """Continues a prompt and streams the text."""
-    text = sys.stdin.read() if prompt == "-" else prompt
+    if prompt is None and sys.stdin.isatty():
+        fail('what is to be continued? paceline generate "def fibonacci(n):"')
+    text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
     options = request_options(
         model=model,
         adapter=adapter,

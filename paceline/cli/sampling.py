@@ -40,20 +40,25 @@ def request_options(*, no_speculation: bool, special_tokens: bool, ignore_eos: b
     return cast("Options", {**options, "speculation": not no_speculation})
 
 
-def print_stream(events: Iterable[GenerateResponse | ChatResponse], *, stats: bool, as_json: bool = False) -> str:
-    """Prints a stream as it comes and returns the text of its first choice."""
-    text: list[str] = []
+def print_stream(
+    events: Iterable[GenerateResponse | ChatResponse],
+    *,
+    stats: bool,
+    as_json: bool = False,
+    text: list[str] | None = None,
+) -> None:
+    """Prints a stream as it comes; the text of its first choice is appended to `text` as it comes too."""
     for event in events:
         if as_json:
             out.print(json.dumps(MessageToDict(event, preserving_proto_field_name=True)))
         elif event.HasField("delta") and event.delta.choice == 0:
             out.print(event.delta.text, end="")
-            text.append(event.delta.text)
+            if text is not None:
+                text.append(event.delta.text)
         elif event.HasField("usage"):
             out.print()
             if stats:
                 err.print(_in_one_line(event.usage), style="dim")
-    return "".join(text)
 
 
 def _in_one_line(usage: Usage) -> str:

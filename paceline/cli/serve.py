@@ -53,6 +53,8 @@ def serve(
     module = process if process is Process.GATEWAY else f"services.{process.replace('-', '_')}"
     from pydantic import ValidationError
 
+    from services.common.settings import SettingsFileError
+
     try:
         runpy.run_module(module, run_name="__main__")
     except ValidationError as error:
@@ -60,6 +62,8 @@ def serve(
             raise
         wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
         fail(f"settings of {process}: {'; '.join(wrong)}")
+    except SettingsFileError as error:
+        fail(f"settings of {process}: {error}")
 
 
 def reach(extra: Extra) -> None:

@@ -18,7 +18,19 @@ from paceline import PacelineError, SyncClient, UnauthenticatedError, Unavailabl
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 DEFAULT_ADDRESS = "127.0.0.1:7100"
-Address = Annotated[str, typer.Option(help="host:port of the gateway.", envvar="PACELINE_ADDRESS")]
+
+
+def _address(given: str) -> str:
+    """host:port, also where somebody wrote it as a web address. Raises BadParameter for what it cannot be."""
+    plain = given.removeprefix("http://").rstrip("/")
+    if plain.startswith("https://"):
+        raise typer.BadParameter(f"{given}: connections are not encrypted here; host:port is enough")
+    if not plain or ":" not in plain or "/" in plain.partition("://")[0].removeprefix("unix:"):
+        raise typer.BadParameter(f"{given}: an address is host:port, such as {DEFAULT_ADDRESS}")
+    return plain
+
+
+Address = Annotated[str, typer.Option(help="host:port of the gateway.", envvar="PACELINE_ADDRESS", callback=_address)]
 AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON, for programs.")]
 API_KEY = "PACELINE_API_KEY"
 """Variable of the environment with the key that every command shows; none, no key."""

@@ -50,7 +50,7 @@ async def test_calls_and_streams_answer(address: str) -> None:
         (adapter,) = client.list_adapters()
         return texts, numbers, client.detokenize(client.tokenize("abc")), adapter.name
 
-    assert await blocking(address, use) == (["hi", "bye"], [0, 1, 2, 3, 4], "abc", "mine")
+    assert await blocking(address, use) == (["[hi]", "[bye]", ""], [0, 1, 2, 3, 4], "abc", "mine")
 
 
 async def test_errors_are_raised_as_they_were(address: str) -> None:

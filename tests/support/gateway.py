@@ -46,9 +46,23 @@ class FakeGateway(
     async def Chat(
         self, request: inference_pb2.ChatRequest, context: object
     ) -> AsyncIterator[inference_pb2.ChatResponse]:
+        """Repeats the conversation; "endless" has it count on, and "refuse" is refused."""
         self.requests.append(request)
+        if request.messages[-1].content == "refuse":
+            raise InvalidArgumentError("messages", "not that one")
         for message in request.messages:
-            yield inference_pb2.ChatResponse(delta={"text": message.content})
+            yield inference_pb2.ChatResponse(delta={"text": f"[{message.content}]"})
+        if request.messages[-1].content == "endless":
+            self.num_running += 1
+            self.idle.clear()
+            try:
+                for number in range(1 << 30):
+                    yield inference_pb2.ChatResponse(delta={"text": f" {number}"})
+                    await asyncio.sleep(0)
+            finally:
+                self.num_running -= 1
+                self.idle.set()
+        yield inference_pb2.ChatResponse(usage={"num_completion_tokens": 1})
 
     async def Tokenize(self, request: inference_pb2.TokenizeRequest, context: object) -> inference_pb2.TokenizeResponse:
         if request.text == "hang":
