@@ -8,18 +8,16 @@ target went; the path or branch that goes the same way stays, and what fell away
 import time
 from collections import abc
 
-from paceline.errors import FailedPreconditionError
 from services.draft.brancher import Brancher
 from services.draft.confidence import NUM_RUNNERS_UP, Confidence
 from services.draft.draft_sequence import NEVER, DraftSequence, Event
 from services.draft.path import Path
-from services.engine.adapter import BROKEN_MESSAGE
 from services.engine.engine import Engine
 from services.engine.model_runner import Result
 from services.engine.outbox import Outbox
 from services.engine.readings import Reading, Readings
-from services.engine.sampler import BROKEN
 from services.engine.sequence import Sequence
+from services.model_server.failures import to_error
 
 _MIN_SURVIVAL = 0.02, 0.5
 _MIN_SURVIVAL_AHEAD = 0.05
@@ -49,9 +47,9 @@ class DraftRole:
         """Takes a sequence in. Limits have been checked."""
         draft.opened.num_runners_up = NUM_RUNNERS_UP
         draft.begin()
+        self.engine.add(draft.opened)
         self._drafts[draft] = None
         self._by_sequence[draft.opened] = draft, draft.path
-        self.engine.add(draft.opened)
 
     def commit(self, draft: DraftSequence, position: int, token_ids: abc.Sequence[int], wanted: int) -> None:
         """Moves the root to the end of the committed tokens [position, position + len(token_ids)).
@@ -99,10 +97,6 @@ class DraftRole:
             if found is None:  # Closed a moment ago.
                 continue
             draft, path = found
-            if BROKEN in result.token_ids:
-                self._outbox.put(draft.emit, FailedPreconditionError(BROKEN_MESSAGE))
-                self.close(draft)
-                continue
             guess = self._confidence.guess(result.token_ids[-1], result.runners_up[-1], result.sequence.params)
             path.guesses[result.first + len(result.token_ids) - 1] = guess
             if path is draft.path:
@@ -112,6 +106,13 @@ class DraftRole:
                 if len(path.sequence) >= path.until or path.ends_at_eos(path.start, self._eos):
                     path.done, path.sequence.hold_until = True, NEVER
                     self._propose(draft, path)
+
+    def end(self, sequence: Sequence, error: Exception) -> None:
+        """Ends the text that has a way that cannot be computed."""
+        if (found := self._by_sequence.get(sequence)) is not None:  # Else another of its ways has ended it.
+            draft, _ = found
+            self._outbox.put(draft.emit, to_error(sequence, error))
+            self.close(draft)
 
     def fail(self, error: BaseException) -> None:
         """Ends every sequence with the error."""

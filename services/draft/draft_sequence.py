@@ -33,6 +33,7 @@ class DraftSequence:
     root: int = 0
     """Committed length."""
     root_digest: int = EMPTY_DIGEST
+    """Digest of the committed tokens. What is known when the sequence is opened, the engine's thread is spared."""
     path: Path = field(init=False)
     branches: dict[tuple[int, int], Path] = field(default_factory=dict)
     """Branches are found by the position and the token that begin them."""
@@ -50,7 +51,8 @@ class DraftSequence:
     def begin(self) -> None:
         """Begins the path behind the text as it was opened."""
         self.root = len(self.opened)
-        self.root_digest = extend_digest(EMPTY_DIGEST, self.opened.token_ids)
+        if self.root_digest == EMPTY_DIGEST:
+            self.root_digest = extend_digest(EMPTY_DIGEST, self.opened.token_ids)
         self.path = Path(self.opened, self.root, self.root, self.root_digest)
 
     @property

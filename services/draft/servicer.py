@@ -13,6 +13,7 @@ from services.draft.fitting import fit
 from services.draft.metrics import DraftMetrics
 from services.draft.path import Proposed
 from services.engine.engine_loop import EngineLoop
+from services.model_server.client import TAKEN
 from services.model_server.opening import Opener, first_open
 from services.model_server.streams import EventStream
 
@@ -41,10 +42,11 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             async for _ in request_iterator:
                 pass
             return
-        async with self._opener.open(fitted, context) as (sequence, end):
+        async with self._opener.open(fitted, context) as (sequence, end, digest):
+            await context.send_initial_metadata(TAKEN)
             stream = EventStream[Proposed]()
             length = min(opening.max_draft_tokens, self._max_proposal_tokens)
-            draft = DraftSequence(sequence, stream.emit, length, end, self._ahead)
+            draft = DraftSequence(sequence, stream.emit, length, end, self._ahead, root_digest=digest)
             async with aclosing(self._run(request_iterator, stream, draft)) as proposals:
                 async for proposal in proposals:
                     yield draft_pb2.ProposeResponse(proposal=proposal)
@@ -53,7 +55,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self, requests: abc.AsyncIterator[draft_pb2.ProposeRequest], stream: EventStream[Proposed], draft: DraftSequence
     ) -> abc.AsyncGenerator[speculation_pb2.Proposal, None]:
         """One sequence from its opening to its end, whatever ends it."""
-        self._engine_loop.submit(lambda role: role.open(draft))
+        self._engine_loop.submit(lambda role: role.open(draft), stream.fail)
         reader = asyncio.create_task(self._read(requests, stream, draft))
         try:
             with stream.ends_with(self._engine_loop.stopped):
@@ -74,13 +76,15 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         try:
             async for request in requests:
                 if request.HasField("commit"):
-                    self._hand_over(request.commit, draft)
+                    self._hand_over(request.commit, stream, draft)
         finally:
             stream.end()
 
-    def _hand_over(self, commit: speculation_pb2.Commit, draft: DraftSequence) -> None:
+    def _hand_over(self, commit: speculation_pb2.Commit, stream: EventStream[Proposed], draft: DraftSequence) -> None:
+        if len(commit.token_ids) > draft.end:
+            return  # No text is as long.
         position, token_ids, wanted = commit.anchor.position, list(commit.token_ids), commit.num_wanted
-        self._engine_loop.submit(lambda role: role.commit(draft, position, token_ids, wanted))
+        self._engine_loop.submit(lambda role: role.commit(draft, position, token_ids, wanted), stream.fail)
 
 
 def _to_proposal(proposed: Proposed) -> speculation_pb2.Proposal:

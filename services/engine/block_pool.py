@@ -74,10 +74,15 @@ class BlockPool:
         """Whether a block has more than one reference."""
         return self._references[block] > 1
 
-    def release(self, block: int) -> None:
-        """Drops one reference; the last one leaves the block cached when its content is known, else free."""
+    def release(self, block: int, *, forget: bool = False) -> None:
+        """Drops one reference; the last one leaves the block cached when its content is known, else free.
+
+        With `forget` its content is known no longer: for one that no sequence but this one has.
+        """
         if block == NULL_BLOCK or self._references[block] < 1:
             raise ValueError(f"block {block} is not in use")
+        if forget:
+            self._forget(block)
         self._references[block] -= 1
         if self._references[block]:
             return

@@ -9,18 +9,23 @@ from services.common.sampling_params import SamplingParams
 from services.engine.adapter import AdapterError, Packer, Target
 from services.engine.block_pool import NULL_BLOCK, BlockPool
 from services.engine.config import EngineConfig
+from services.engine.errors import BrokenEngineError, Failure
+from services.engine.halving import run_by_halves
 from services.engine.kv_cache import Buffer
 from services.engine.loading import Phase, Progress, Report, unreported
 from services.engine.model import ModelDescription
 from services.engine.model_runner import ModelRunner, Result
 from services.engine.readings import Reading, Readings
+from services.engine.sampler import BROKEN, NonFiniteLogitsError
 from services.engine.scheduler import Scheduler, Work
-from services.engine.sequence import Sequence
+from services.engine.sequence import NO_SLOT, Sequence
 from services.engine.step_times import ROWS, StepTimes
 
 _WARM_UP_REPEATS = 2
 _WARM_UP_ROWS = 64
 _WARM_UP_SECONDS = 1.0
+_PROBES = 8
+_NOT_FINITE = "the model's numbers for this text are not finite"
 _SHOWN_ROWS = tuple(rows for rows in ROWS if rows <= 256)
 """The expected time of a step is read at these numbers of rows."""
 
@@ -58,6 +63,7 @@ class Engine:
         self.num_steps = 0
         self.step_times = StepTimes()
         self.facts = self._facts()
+        self._failures: list[Failure] = []
 
     def install_adapter(self, slot: int, packed: Any) -> None:
         """Puts an adapter that the facts' packer laid out into a slot that no sequence uses."""
@@ -74,32 +80,47 @@ class Engine:
         self.scheduler.remove(sequence)
 
     def step(self) -> list[Result]:
-        """Computes one flat batch of tokens. Empty when nothing is runnable or no row was wanted."""
+        """Computes one flat batch of tokens. Empty when nothing is runnable or no row was wanted.
+
+        What cannot be computed is among `failures` afterwards. Raises BrokenEngineError when that says something of the
+        engine, or what it holds no longer agrees.
+        """
         works, copies = self.scheduler.schedule(time.monotonic())
         if copies:
             self.runner.kv_cache.copy_blocks(copies)
         if not works:
             return []
         started = time.perf_counter()
-        results = self.runner.run(works)
+        results, failures = run_by_halves(self.runner.run, works)
+        seconds = time.perf_counter() - started
         self.scheduler.computed(works)
         self.num_steps += 1
-        self.step_times.observe(sum(work.num_tokens for work in works), time.perf_counter() - started)
+        if failures or any(BROKEN in result.token_ids for result in results):
+            return self._without_failed(results, failures)
+        self.step_times.observe(sum(work.num_tokens for work in works), seconds)
         return results
+
+    def take_failures(self) -> list[Failure]:
+        """The sequences that could not be computed since this was asked last. Each has to be removed."""
+        failures, self._failures = self._failures, []
+        return failures
 
     def adopt(self, blocks: abc.Mapping[bytes, Buffer]) -> int:
         """Takes in blocks by digest that another engine computed, as far as there is room; returns how many."""
-        taken: dict[int, Buffer] = {}
-        for digest, content in blocks.items():
-            if self.pool.find(digest) is not None:
-                continue
-            block = self.pool.allocate()
-            if block is None:
-                break
-            self.pool.register(block, digest)
-            taken[block] = content
-        if taken:
-            self.runner.kv_cache.write_blocks(list(taken), list(taken.values()))
+        taken: dict[int, bytes] = {}
+        try:
+            for digest in blocks:
+                if self.pool.find(digest) is not None:
+                    continue
+                block = self.pool.allocate()
+                if block is None:
+                    break
+                taken[block] = digest
+            if taken:
+                self.runner.kv_cache.write_blocks(list(taken), [blocks[digest] for digest in taken.values()])
+            for block, digest in taken.items():
+                self.pool.register(block, digest)
+        finally:
             for block in taken:
                 self.pool.release(block)
         return len(taken)
@@ -153,6 +174,27 @@ class Engine:
         """Raises RuntimeError when blocks were lost or are counted twice."""
         self.scheduler.check_integrity()
 
+    def _without_failed(self, results: list[Result], failures: list[Failure]) -> list[Result]:
+        """The results that are some, once what failed was looked at: the engine must still be as it was."""
+        broken = [result.sequence for result in results if BROKEN in result.token_ids]
+        failures.extend(Failure(sequence, NonFiniteLogitsError(_NOT_FINITE)) for sequence in broken)
+        if any(sequence.adapter_slot == NO_SLOT for sequence in broken):
+            self._check_model()
+        for failure in failures:
+            self.scheduler.forget(failure.sequence)
+        try:
+            self.check_integrity()
+        except RuntimeError as error:
+            raise BrokenEngineError(f"after a step that failed: {error}") from error
+        self._failures.extend(failures)
+        return [result for result in results if BROKEN not in result.token_ids]
+
+    def _check_model(self) -> None:
+        """Raises BrokenEngineError when the model's numbers are finite for none of some tokens, each alone."""
+        works = [Work(_dummy(token_id), 0, 1) for token_id in range(min(_PROBES, self.facts.description.vocab_size))]
+        if all(BROKEN in result.token_ids for result in self.runner.run(works)):
+            raise BrokenEngineError("the model's numbers are not finite, whatever it is asked")
+
     def _facts(self) -> EngineFacts:
         loaded, kv_cache, forward = self.runner.loaded, self.runner.kv_cache, self.runner.forward
         return EngineFacts(
@@ -168,8 +210,8 @@ class Engine:
         )
 
 
-def _dummy() -> Sequence:
+def _dummy(token_id: int = 0) -> Sequence:
     """A sequence of one token that lies in the null block."""
-    sequence = Sequence([0], 1, SamplingParams(temperature=0.0))
+    sequence = Sequence([token_id], 1, SamplingParams(temperature=0.0))
     sequence.block_table = [NULL_BLOCK]
     return sequence

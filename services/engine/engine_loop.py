@@ -19,14 +19,15 @@ import time
 from collections import abc
 from typing import Any, Generic, Protocol, TypeVar
 
-from paceline.errors import UnavailableError
 from services.engine.config import EngineConfig
 from services.engine.engine import Engine, EngineFacts
+from services.engine.halving import raise_if_broken
 from services.engine.loading import Phase, Progress
 from services.engine.model_runner import Result
 from services.engine.outbox import Outbox
 from services.engine.readings import Readings
 from services.engine.scheduler import Registered
+from services.engine.sequence import Sequence
 
 _log = logging.getLogger(__name__)
 _LOADING_RETRY_SECONDS = 2.0
@@ -45,6 +46,9 @@ class Role(Protocol):
 
     def advance(self, results: list[Result]) -> None:
         """Takes the results of a step and prepares the sequences for the next."""
+
+    def end(self, sequence: Sequence, error: Exception) -> None:
+        """Removes a sequence that cannot be computed, and tells its stream."""
 
     def fail(self, error: BaseException) -> None:
         """Tells every open stream that the engine is gone."""
@@ -92,7 +96,7 @@ class EngineLoop(Generic[R]):
     def facts(self) -> EngineFacts:
         """The facts of the engine. Raises UnavailableError while it is being built, or when it could not be."""
         if not self._ready.done() or self._ready.exception() is not None:
-            raise UnavailableError("the model is being loaded", retry_after_seconds=_LOADING_RETRY_SECONDS)
+            raise _unavailable("the model is being loaded", _LOADING_RETRY_SECONDS)
         return self._ready.result()
 
     async def watch_loading(self) -> abc.AsyncIterator[Progress]:
@@ -109,9 +113,27 @@ class EngineLoop(Generic[R]):
             if self._ready.done():
                 await self.ready()
 
-    def submit(self, command: abc.Callable[[R], object]) -> None:
-        """Has `command(role)` run on the engine's thread before its next step. An error in it ends the engine."""
-        self._inbox.put(command)
+    def submit(
+        self, command: abc.Callable[[R], object], on_error: abc.Callable[[Exception], None] | None = None
+    ) -> None:
+        """Has `command(role)` run on the engine's thread before its next step.
+
+        `on_error` is told on the event loop what went wrong in it; without one it is logged. It ends the engine only
+        when that no longer has what it had.
+        """
+
+        def guarded(role: R) -> None:
+            try:
+                command(role)
+            except Exception as error:
+                raise_if_broken(error)
+                role.engine.check_integrity()
+                if on_error is None:
+                    _log.exception("a command failed")
+                else:
+                    self._loop.call_soon_threadsafe(on_error, error)
+
+        self._inbox.put(guarded)
 
     async def ask(self, question: abc.Callable[[R], T]) -> T:
         """What `question(role)` gives, or raises, on the engine's thread before its next step.
@@ -123,15 +145,16 @@ class EngineLoop(Generic[R]):
         def command(role: R) -> None:
             try:
                 result = question(role)
-            except Exception as error:  # It is the asker's, whatever it is.
+            except Exception as error:  # It is the asker's, whatever else it is.
                 self._loop.call_soon_threadsafe(_settle, answer, None, error)
+                raise_if_broken(error)
             else:
                 self._loop.call_soon_threadsafe(_settle, answer, result, None)
 
         self._inbox.put(command)
         await asyncio.wait((answer, self.stopped), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise UnavailableError("the engine has ended")
+            raise _unavailable("the engine has ended")
         return answer.result()
 
     async def stop(self) -> None:
@@ -171,6 +194,9 @@ class EngineLoop(Generic[R]):
             num_steps = engine.num_steps
             results = engine.step()
             stuck = engine.num_steps == num_steps
+            for sequence, error in engine.take_failures():
+                _log.error("a sequence of %d tokens cannot be computed", len(sequence), exc_info=error)
+                role.end(sequence, error)
             role.advance(results)
             self._flush(role)
             if (now := time.monotonic()) > read_at + _READING_SECONDS:
@@ -238,6 +264,13 @@ class EngineLoop(Generic[R]):
         _settle(self._ready, None, error)
         self._progressed.set()
         _settle(self.stopped, None, error)
+
+
+def _unavailable(description: str, retry_after_seconds: float | None = None) -> Exception:
+    """UnavailableError: an engine can be used without the transport that it belongs to."""
+    from paceline.errors import UnavailableError
+
+    return UnavailableError(description, retry_after_seconds)
 
 
 def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:

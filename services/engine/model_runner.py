@@ -11,15 +11,16 @@ from services.engine.forwards import choose_forward
 from services.engine.kv_cache import KVCache
 from services.engine.loading import Phase, Progress, Report
 from services.engine.model import load_model
-from services.engine.sampler import BROKEN, NonFiniteLogitsError, Picks, Row, RowLogprobs, RunnerUp, sample
+from services.engine.sampler import Picks, Row, RowLogprobs, RunnerUp, sample
 from services.engine.scheduler import Work
-from services.engine.sequence import NO_SLOT, Sequence
+from services.engine.sequence import Sequence
 
 
 class Result(NamedTuple):
     """What a step found out about a sequence: the pick after each of its wanted tokens.
 
-    `token_ids[j]` is the pick for position `first + j`: the token that follows the tokens [0, first + j).
+    `token_ids[j]` is the pick for position `first + j`: the token that follows the tokens [0, first + j). It is BROKEN
+    where the model's numbers are not finite.
     """
 
     sequence: Sequence
@@ -73,11 +74,7 @@ class ModelRunner:
         logits = self.forward.run(Batch(works, token_ids, positions, wanted or [0]))
         if not rows:
             return []
-        split = _split(results, works, sample(logits, rows))
-        # An adapter may be made to break the model, for its own sequences; without one it is the model that is broken.
-        if any(BROKEN in result.token_ids and result.sequence.adapter_slot == NO_SLOT for result in split):
-            raise NonFiniteLogitsError("the model produced logits that are not numbers")
-        return split
+        return _split(results, works, sample(logits, rows))
 
 
 def _split(results: list[Result], works: abc.Sequence[Work], picks: Picks) -> list[Result]:

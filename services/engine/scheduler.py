@@ -92,6 +92,13 @@ class Scheduler:
         self._sequences.remove(sequence)
         self._evict(sequence)
 
+    def forget(self, sequence: Sequence) -> None:
+        """Frees the blocks of a sequence that cannot be computed, and what they were known by. It has to be removed."""
+        for block in reversed(sequence.block_table):
+            self.pool.release(block, forget=not self.pool.is_shared(block))
+        sequence.block_table.clear()
+        sequence.num_computed = sequence.num_registered = 0
+
     def seconds_until_runnable(self, now: float) -> float | None:
         """0 when a step would compute something now, else seconds until one would, or None while nothing is to do."""
         hold = min((s.hold_until for s in self._sequences if s.num_uncomputed), default=math.inf)
@@ -158,7 +165,9 @@ class Scheduler:
             sequence.block_table.append(block)
         sequence.num_registered = len(sequence.block_table)
         sequence.num_computed = sequence.num_registered * self.block_size
-        sequence.num_cached = max(sequence.num_cached, min(sequence.num_computed, sequence.num_prompt_tokens))
+        if sequence.is_new:
+            sequence.is_new = False
+            sequence.num_cached = min(sequence.num_computed, sequence.num_prompt_tokens)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Allocates blocks up to `num_tokens`, preempting sequences that come later in the order."""

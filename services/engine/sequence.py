@@ -23,6 +23,7 @@ class Sequence:
         "block_table",
         "first_logits",
         "hold_until",
+        "is_new",
         "num_cached",
         "num_computed",
         "num_prompt_tokens",
@@ -57,7 +58,9 @@ class Sequence:
         self.arrival = 0
         self.num_computed = 0
         self.num_cached = 0
-        """Tokens found computed when the sequence was first scheduled."""
+        """Prompt tokens found computed when it was first scheduled; what it loses and finds again later is its own."""
+        self.is_new = True
+        """Whether it was never scheduled."""
         self.num_settled = len(self.token_ids)
         """Tokens that will never be truncated."""
         self.first_logits = len(self.token_ids) - 1

@@ -156,11 +156,15 @@ class AdapterSlots:
             async with self._fetches:
                 packed = await self._fetch(digest, tenant)
                 slot = await self._take_slot()
+            try:
+                await self._engine_loop.ask(lambda role: role.engine.install_adapter(slot, packed))
+            except BaseException:
+                self._free.append(slot)
+                raise
         except Exception:
             del self._entries[digest]
             raise
         self._entries[digest].slot = slot
-        self._engine_loop.submit(lambda role: role.engine.install_adapter(slot, packed))
         self._num_loaded.add(1)
         self._seconds.record(time.monotonic() - started)
         return slot

@@ -15,6 +15,8 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 REVISION_CHANGED = "REVISION_CHANGED"
 """Reason of a refusal: the sequence was begun on another revision of the model."""
+TAKEN = (("paceline-sequence", "taken"),)
+"""Initial metadata of a stream whose sequence is in the engine from then on."""
 
 
 class ModelServerClient:
@@ -73,6 +75,12 @@ class SequenceStream(Generic[Q, R]):
         """The next message, or None at the end of the stream. Raises grpc.aio.AioRpcError."""
         response = await self._call.read()
         return None if response is grpc.aio.EOF else response
+
+    async def was_taken(self) -> bool:
+        """Whether the sequence got as far as the engine. Asked when the stream has ended, it waits for nothing."""
+        if self._call.cancelled():
+            return False
+        return any((key, value) == TAKEN[0] for key, value in await self._call.initial_metadata())
 
     async def _write(self, request: Q) -> None:
         async with self._writing:

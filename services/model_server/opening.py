@@ -1,5 +1,6 @@
 """From an opening message to a sequence: checks all that a caller may get wrong, and has what it needs brought here."""
 
+import asyncio
 import os
 from collections import abc
 from contextlib import asynccontextmanager
@@ -8,9 +9,9 @@ from typing import Any, NamedTuple
 from paceline.errors import FailedPreconditionError, FieldViolation, InvalidArgumentError, NotFoundError
 from paceline.internal.v1 import speculation_pb2
 from services.common.access import Access, CallContext, bearer_token
-from services.common.digest import identity_digest
+from services.common.digest import EMPTY_DIGEST, extend_digest, identity_digest
 from services.common.lora.config import check_digest
-from services.common.sampling_params import InvalidSamplingError, SamplingParams
+from services.common.sampling_params import MAX_LOGIT_BIASES, InvalidSamplingError, SamplingParams
 from services.common.tokens import PUBLIC_NAMESPACE
 from services.engine.engine import EngineFacts
 from services.engine.engine_loop import EngineLoop
@@ -31,11 +32,17 @@ _LISTS = ("stop", "logit_bias", "stop_token_ids", "bad_words", "skip_special_tok
 """Fields of sampling parameters that are read one by one, or are about text."""
 
 
+_PIECE = 1024
+"""Tokens that are gone through before others get their turn: well under a millisecond."""
+
+
 class Opened(NamedTuple):
     """A sequence that is ready to run, and the length at which it ends."""
 
     sequence: Sequence
     end: int
+    digest: int = EMPTY_DIGEST
+    """Digest of its tokens."""
 
 
 class Opener:
@@ -66,9 +73,10 @@ class Opener:
         with self.open_streams:
             opened = to_sequence(message, self._engine_loop.facts, self._model_id)
             async with self._adapter_slot(message.adapter_digest, tenant) as opened.sequence.adapter_slot:
+                digest = await to_digests(opened.sequence, self._engine_loop.facts.block_size)
                 if self._prefixes is not None:
                     await self._prefixes.fetch(opened.sequence, tenant)
-                yield opened
+                yield opened._replace(digest=digest)
 
     @asynccontextmanager
     async def _adapter_slot(self, digest: str, tenant: Tenant) -> abc.AsyncIterator[int]:
@@ -79,6 +87,18 @@ class Opener:
             raise NotFoundError("adapter", digest, "this service has no adapters")
         async with self._adapters.use(digest, tenant) as slot:
             yield slot
+
+
+async def to_digests(sequence: Sequence, block_size: int) -> int:
+    """The digest of a sequence's tokens. Those of its full blocks are made on the way, and kept by it."""
+    digest, size = EMPTY_DIGEST, max(1, _PIECE // block_size) * block_size
+    for start in range(0, len(sequence), size):
+        digest = extend_digest(digest, sequence.token_ids[start : start + size])
+        full = min(start + size, len(sequence)) // block_size
+        if full:
+            sequence.digest_of_block(full - 1, block_size)
+        await asyncio.sleep(0)
+    return digest
 
 
 async def first_open(requests: abc.AsyncIterator[Any]) -> speculation_pb2.Open:
@@ -111,15 +131,17 @@ def to_sequence(message: speculation_pb2.Open, facts: EngineFacts, model_id: str
         raise NotFoundError("model", message.model, f"this service runs {model_id!r}")
     if message.revision_digest not in ("", facts.description.revision_digest):
         raise FailedPreconditionError(f"this service runs another revision of {model_id!r}", REVISION_CHANGED)
-    token_ids = list(message.token_ids)
+    num_tokens = len(message.token_ids)
     vocab_size, context = facts.description.vocab_size, facts.max_context_tokens
-    if not token_ids:
+    # Lengths come first: they bound what is gone through.
+    if not num_tokens:
         raise InvalidArgumentError("open.token_ids", "must not be empty")
+    if num_tokens >= context:
+        problem = f"{num_tokens} tokens leave no room in a context of {context} tokens"
+        raise InvalidArgumentError("open.token_ids", problem)
+    token_ids = list(message.token_ids)
     if max(token_ids) >= vocab_size:
         problem = f"token id {max(token_ids)} is not below the vocabulary's {vocab_size}"
-        raise InvalidArgumentError("open.token_ids", problem)
-    if len(token_ids) >= context:
-        problem = f"{len(token_ids)} tokens leave no room in a context of {context} tokens"
         raise InvalidArgumentError("open.token_ids", problem)
     if not 1 <= message.num_prompt_tokens <= len(token_ids):
         problem = f"must be 1 to {len(token_ids)}, got {message.num_prompt_tokens}"
@@ -173,6 +195,15 @@ def to_sampling_params(message: speculation_pb2.Open, room: int, model: ModelDes
         field.name: getattr(sampling, field.name) for field, _ in sampling.ListFields() if field.name not in _LISTS
     }
     given.setdefault("max_tokens", room)
+    lists: dict[str, abc.Sized] = {
+        "sampling.logit_bias": sampling.logit_bias,
+        "sampling.stop_token_ids": sampling.stop_token_ids,
+        "bad_words": message.bad_words,
+    }
+    lists |= {f"bad_words[{index}]": word.token_ids for index, word in enumerate(message.bad_words[:MAX_LOGIT_BIASES])}
+    for field, entries in lists.items():
+        if len(entries) > MAX_LOGIT_BIASES:
+            raise InvalidArgumentError(f"open.{field}", f"at most {MAX_LOGIT_BIASES} entries, got {len(entries)}")
     bad_words = tuple(tuple(word.token_ids) for word in message.bad_words)
     if not all(bad_words):
         raise InvalidArgumentError("open.bad_words", "must not hold an empty one")

@@ -1,14 +1,17 @@
 """The asyncio end of a sequence: what its role emits, in order, until the sequence or the engine ends."""
 
 import asyncio
+import logging
 from collections import abc
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from paceline.errors import PacelineError, ResourceExhaustedError, UnavailableError
+from paceline.errors import AbortedError, PacelineError, ResourceExhaustedError, UnavailableError
 
 E = TypeVar("E")
 _RETRY_AFTER_SECONDS = 1.0
+_log = logging.getLogger(__name__)
+SEQUENCE_FAILED = "SEQUENCE_FAILED"
 
 
 class OpenStreams:
@@ -40,6 +43,13 @@ class EventStream(Generic[E]):
     def emit(self, event: E | BaseException) -> None:
         """Takes an event, or the error that ended the sequence."""
         self._events.put_nowait(event)
+
+    def fail(self, error: Exception) -> None:
+        """Ends the stream with what went wrong with its sequence."""
+        if not isinstance(error, PacelineError):
+            _log.error("a sequence failed", exc_info=error)
+            error = AbortedError("this text cannot be computed; the server's log says more", SEQUENCE_FAILED)
+        self.emit(error)
 
     @contextmanager
     def ends_with(self, stopped: "asyncio.Future[None]") -> abc.Iterator[None]:

@@ -9,10 +9,12 @@ from paceline.v1 import sampling_pb2
 from services.common.access import CallContext
 from services.engine.engine_loop import EngineLoop
 from services.engine.sampler import RowLogprobs
+from services.model_server.client import TAKEN
 from services.model_server.opening import Opener, first_open
 from services.model_server.streams import EventStream
 from services.verifier.accept import Finish
 from services.verifier.metrics import VerifierMetrics
+from services.verifier.proposals import MAX_AHEAD
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, TargetSequence
 
@@ -25,6 +27,8 @@ _REASONS = {
     Finish.STOP: sampling_pb2.FINISH_REASON_STOP,
     Finish.LENGTH: sampling_pb2.FINISH_REASON_LENGTH,
 }
+_MAX_PROPOSED = 2 * MAX_AHEAD
+"""Tokens of a proposal that can be of use: it may begin and end so far from the committed end."""
 
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
@@ -40,10 +44,11 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     ) -> abc.AsyncIterator[verifier_pb2.VerifyResponse]:
         """See verifier.proto."""
         opening = await first_open(request_iterator)
-        async with self._opener.open(opening, context) as (sequence, end):
+        async with self._opener.open(opening, context) as (sequence, end, digest):
+            await context.send_initial_metadata(TAKEN)
             stream = EventStream[Committed]()
             target = TargetSequence(
-                sequence, stream.emit, opening.max_draft_tokens, end, adapter=opening.adapter_digest
+                sequence, stream.emit, opening.max_draft_tokens, end, adapter=opening.adapter_digest, digest=digest
             )
             async with aclosing(self._run(request_iterator, stream, target)) as commits:
                 async for committed in commits:
@@ -56,8 +61,8 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         target: TargetSequence,
     ) -> abc.AsyncGenerator[Committed, None]:
         """One sequence from its opening to its end, whatever ends it."""
-        self._engine_loop.submit(lambda role: role.open(target))
-        reader = asyncio.create_task(self._read(requests, target))
+        self._engine_loop.submit(lambda role: role.open(target), stream.fail)
+        reader = asyncio.create_task(self._read(requests, stream, target))
         try:
             with stream.ends_with(self._engine_loop.stopped):
                 async for committed in stream:
@@ -70,16 +75,26 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             reader.cancel()
             self._engine_loop.submit(lambda role: role.close(target))
 
-    async def _read(self, requests: abc.AsyncIterator[verifier_pb2.VerifyRequest], target: TargetSequence) -> None:
+    async def _read(
+        self,
+        requests: abc.AsyncIterator[verifier_pb2.VerifyRequest],
+        stream: EventStream[Committed],
+        target: TargetSequence,
+    ) -> None:
         """Hands proposals to the role as they come. Anything else is no proposal and is dropped."""
         async for request in requests:
             if request.HasField("proposal"):
-                self._hand_over(request.proposal, target)
+                self._hand_over(request.proposal, stream, target)
 
-    def _hand_over(self, proposal: speculation_pb2.Proposal, target: TargetSequence) -> None:
-        anchor, token_ids, confidences = proposal.anchor, list(proposal.token_ids), proposal.confidences
+    def _hand_over(
+        self, proposal: speculation_pb2.Proposal, stream: EventStream[Committed], target: TargetSequence
+    ) -> None:
+        anchor, confidences = proposal.anchor, proposal.confidences
+        token_ids = list(proposal.token_ids[:_MAX_PROPOSED])
+        if len(proposal.token_ids) > _MAX_PROPOSED:
+            confidences = confidences[:_MAX_PROPOSED] if len(confidences) == len(proposal.token_ids) else b""
         self._engine_loop.submit(
-            lambda role: role.propose(target, anchor.position, anchor.digest, token_ids, confidences)
+            lambda role: role.propose(target, anchor.position, anchor.digest, token_ids, confidences), stream.fail
         )
 
 

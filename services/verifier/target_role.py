@@ -8,15 +8,13 @@ rejection, bonus after full acceptance). A proposal can only ever save steps: it
 import time
 from collections import abc
 
-from paceline.errors import FailedPreconditionError
 from services.common.digest import EMPTY_DIGEST, extend_digest
-from services.engine.adapter import BROKEN_MESSAGE
 from services.engine.engine import Engine
 from services.engine.model_runner import Result
 from services.engine.outbox import Outbox
 from services.engine.readings import Readings
-from services.engine.sampler import BROKEN
 from services.engine.sequence import Sequence
+from services.model_server.failures import to_error
 from services.verifier.accept import Finish, accept
 from services.verifier.acceptance import Acceptance, TypicalAcceptance
 from services.verifier.governor import Pending, allocate, best_start
@@ -45,15 +43,16 @@ class TargetRole:
         """Takes a sequence in. Limits have been checked."""
         sequence = target.sequence
         target.committed = len(sequence)
-        target.digest = extend_digest(EMPTY_DIGEST, sequence.token_ids)
+        if target.digest == EMPTY_DIGEST:
+            target.digest = extend_digest(EMPTY_DIGEST, sequence.token_ids)
         target.ends = dict.fromkeys(sequence.params.stop_token_ids, Finish.STOP)
         if not sequence.params.ignore_eos:
             target.ends |= dict.fromkeys(self._eos, Finish.EOS)
         target.acceptance = Acceptance(self._typical.of(target.adapter))
         if not self._by_sequence:
             self.planner.mix()
-        self._by_sequence[sequence] = target
         self.engine.add(sequence)
+        self._by_sequence[sequence] = target
 
     def propose(
         self,
@@ -127,10 +126,6 @@ class TargetRole:
         num_committed = 0
         for result in results:
             target = self._by_sequence[result.sequence]
-            if BROKEN in result.token_ids:
-                self._outbox.put(target.emit, FailedPreconditionError(BROKEN_MESSAGE))
-                self.close(target)
-                continue
             num_committed += self._commit(target, result)
             if target.done:
                 self.close(target)
@@ -138,6 +133,12 @@ class TargetRole:
             target.undecided = True
             self.planner.wait(target, allocation, now)
         self.planner.record(len(results), num_committed)
+
+    def end(self, sequence: Sequence, error: Exception) -> None:
+        """Ends a sequence that cannot be computed."""
+        target = self._by_sequence[sequence]
+        self._outbox.put(target.emit, to_error(sequence, error))
+        self.close(target)
 
     def fail(self, error: BaseException) -> None:
         """Ends every sequence with the error."""

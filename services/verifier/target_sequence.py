@@ -86,6 +86,7 @@ class TargetSequence:
     ends: dict[int, Finish] = field(default_factory=dict)
     """Tokens behind which it ends, and why it then does."""
     digest: int = EMPTY_DIGEST
+    """Digest of the committed tokens. What is known when the sequence is opened, the engine's thread is spared."""
     committed: int = 0
     wanted: int = 0
     """Proposed tokens that its next round would take."""

@@ -161,7 +161,9 @@ class AttentionPlan:
         """
         slots, places = self._on_device
         if self._most is not None:
-            key, value = (part.clamp(-self._most, self._most).nan_to_num(0.0) for part in (key, value))
+            key, value = key.clamp(-self._most, self._most), value.clamp(-self._most, self._most)
+        # What is not finite would reach the next sequence that is given its block, through keys that are masked.
+        key, value = key.nan_to_num(0.0, 0.0, 0.0), value.nan_to_num(0.0, 0.0, 0.0)
         self._kv_cache.write(index, slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         num_heads, num_kv_heads = query.shape[1], key.shape[1]
         group_size = num_heads // num_kv_heads

@@ -16,7 +16,7 @@ from services.engine.model_runner import Result
 from services.engine.outbox import Outbox
 from services.engine.readings import Reading, Readings
 from services.engine.roots import Roots
-from services.engine.scheduler import Registered
+from services.engine.scheduler import Registered, Work
 from services.engine.sequence import Sequence
 from support.driver import GREEDY, append
 
@@ -51,6 +51,11 @@ class Echo:
             if len(result.sequence) == end:
                 self.engine.remove(result.sequence)
                 del self._open[result.sequence]
+
+    def end(self, sequence: Sequence, error: Exception) -> None:
+        emit, _ = self._open.pop(sequence)
+        self.engine.remove(sequence)
+        self.outbox.put(emit, error)
 
     def fail(self, error: BaseException) -> None:
         for emit, _ in self._open.values():
@@ -105,6 +110,44 @@ async def test_an_error_in_a_question_is_the_askers_alone(loop: EngineLoop[Echo]
     with pytest.raises(ZeroDivisionError):
         await loop.ask(lambda _: 1 // 0)
     assert len(await picks(loop, 3)) == 3
+
+
+async def test_an_error_in_a_command_is_told_to_whom_it_concerns_and_nobody_else(loop: EngineLoop[Echo]) -> None:
+    told: asyncio.Queue[Exception] = asyncio.Queue()
+    loop.submit(lambda _: 1 // 0, told.put_nowait)
+    loop.submit(lambda _: 1 // 0)
+    assert isinstance(await asyncio.wait_for(told.get(), 20), ZeroDivisionError)
+    assert len(await picks(loop, 3)) == 3
+
+
+async def test_a_command_that_loses_blocks_ends_the_engine(loop: EngineLoop[Echo]) -> None:
+    def lose(role: Echo) -> None:
+        role.engine.pool.allocate()
+        raise IndexError("half way")
+
+    loop.submit(lose)
+    with pytest.raises(RuntimeError, match="blocks"):
+        await asyncio.wait_for(asyncio.shield(loop.stopped), 20)
+
+
+async def test_a_sequence_that_cannot_be_computed_ends_and_the_others_go_on(
+    loop: EngineLoop[Echo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = await picks(loop, 6)
+    runner = await loop.ask(lambda role: role.engine.runner)
+    run = runner.run
+
+    def broken(works: abc.Sequence[Work]) -> list[Result]:
+        if any(work.sequence.token_ids[0] == 99 for work in works):
+            raise IndexError("on purpose")
+        return run(works)
+
+    monkeypatch.setattr(runner, "run", broken)
+    told: asyncio.Queue[int | BaseException] = asyncio.Queue()
+    others = [asyncio.create_task(picks(loop, 6)) for _ in range(3)]
+    loop.submit(lambda role: role.open(Sequence([99, 5], 2, GREEDY), told.put_nowait, 10))
+    assert isinstance(await asyncio.wait_for(told.get(), 20), IndexError)
+    assert await asyncio.gather(*others) == [alone] * 3
 
 
 async def test_readings_show_the_last_step_as_soon_as_nothing_is_to_do(loop: EngineLoop[Echo]) -> None:

@@ -55,6 +55,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.remove(data.draw(st.sampled_from(self.sequences)))
 
     @precondition(lambda self: self.sequences)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sampled_from(self.sequences))
+        self.scheduler.forget(chosen)
+        assert not chosen.num_computed
+
+    @precondition(lambda self: self.sequences)
     @rule(data=st.data(), tokens=st.lists(st.sampled_from(TEXTS), max_size=6), settles=st.booleans())
     def grow(self, data: st.DataObject, tokens: list[int], settles: bool) -> None:
         chosen = data.draw(st.sampled_from(self.sequences))
@@ -207,3 +214,32 @@ def test_no_digest_depends_on_what_follows_and_every_one_on_all_before() -> None
         common = next(at for at, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
         assert chains[one][:common] == chains[other][:common]
         assert not set(chains[one][common:]) & set(chains[other][common:])
+
+
+def test_what_a_sequence_loses_and_finds_again_was_not_cached() -> None:
+    made = scheduler(num_blocks=7, max_step_tokens=64)
+    preempted = sequence(16)
+    made.add(preempted)
+    made.computed(made.schedule(NOW).works)
+    made.add(sequence(12, token=2, priority=1))
+    made.computed(made.schedule(NOW).works)
+    assert made.num_preemptions == 1
+    made.remove(next(iter(made)))
+    assert made.schedule(NOW).works[0].start > 0
+    assert preempted.num_cached == 0
+
+
+def test_blocks_of_a_sequence_that_failed_are_known_to_nobody() -> None:
+    made = scheduler(max_step_tokens=64)
+    made.add(sequence(16))
+    made.computed(made.schedule(NOW).works)
+    made.schedule(NOW)
+    (failed,) = made
+    failed.token_ids.append(1)
+    made.schedule(NOW)
+    assert failed.num_registered
+    made.forget(failed)
+    made.remove(failed)
+    made.check_integrity()
+    made.add(sequence(16))
+    assert made.schedule(NOW).works[0].start == 0

@@ -1,5 +1,6 @@
 """What opens a sequence is checked before the engine hears of it: one caller's mistake is nobody else's trouble."""
 
+import asyncio
 import math
 from typing import Any
 
@@ -7,9 +8,12 @@ import pytest
 
 from paceline.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from paceline.internal.v1 import speculation_pb2
+from services.common.digest import EMPTY_DIGEST, extend_digest
+from services.common.sampling_params import SamplingParams
 from services.engine.engine import EngineFacts
 from services.engine.model import ModelDescription
-from services.model_server.opening import MAX_DRAFT_TOKENS, Opened, to_sequence
+from services.engine.sequence import Sequence
+from services.model_server.opening import MAX_DRAFT_TOKENS, Opened, to_digests, to_sequence
 
 VOCAB = 256
 CONTEXT = 64
@@ -28,7 +32,7 @@ def opened(**changes: Any) -> Opened:
 
 
 def test_a_good_message_opens_a_sequence() -> None:
-    sequence, end = opened(priority=3, sampling={"max_tokens": 5, "logit_bias": {VOCAB - 1: 1.0}})
+    sequence, end, _ = opened(priority=3, sampling={"max_tokens": 5, "logit_bias": {VOCAB - 1: 1.0}})
     assert sequence.token_ids == list(range(10))
     assert (sequence.num_prompt_tokens, sequence.priority, sequence.first_logits, end) == (8, 3, 9, 13)
     assert sequence.params.logit_bias == {VOCAB - 1: 1.0}
@@ -114,3 +118,28 @@ def test_a_public_prefix_is_shared_by_all_and_what_follows_it_is_not() -> None:
     assert digests(**one)[1] != digests(**other)[1]
     roots = opened(**one).sequence.roots
     assert (roots.label_of(0), roots.label_of(1)) == ("public", "a")
+
+
+def test_lengths_are_looked_at_before_what_is_in_them() -> None:
+    for field, changes in (
+        ("open.token_ids", {"token_ids": [VOCAB] * 1_000_000}),
+        ("open.sampling.logit_bias", {"sampling": {"logit_bias": dict.fromkeys(range(VOCAB, 20_000), math.nan)}}),
+    ):
+        with pytest.raises(InvalidArgumentError, match=r"1000000 tokens|at most 1024 entries") as caught:
+            opened(**changes)
+        assert [violation.field for violation in caught.value.violations] == [field]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 1023, 1024, 5000])
+async def test_digests_of_a_long_text_are_made_piece_by_piece(num_tokens: int) -> None:
+    token_ids = [number % 251 for number in range(num_tokens)]
+    sequence, plain = (Sequence(token_ids, num_tokens, SamplingParams()) for _ in range(2))
+    task = asyncio.create_task(to_digests(sequence, 16))
+    num_turns = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        num_turns += 1
+    assert num_turns > num_tokens / 1024
+    assert task.result() == extend_digest(EMPTY_DIGEST, token_ids)
+    assert len(sequence.block_digests) == num_tokens // 16
+    assert sequence.block_digests == [plain.digest_of_block(index, 16) for index in range(num_tokens // 16)]

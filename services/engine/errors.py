@@ -1,0 +1,16 @@
+"""What goes wrong in an engine: for one sequence, or for all of them."""
+
+from typing import NamedTuple
+
+from services.engine.sequence import Sequence
+
+
+class BrokenEngineError(RuntimeError):
+    """What an engine holds cannot be trusted any more: its process has to end."""
+
+
+class Failure(NamedTuple):
+    """A sequence that cannot be computed, and why. It has to be removed."""
+
+    sequence: Sequence
+    error: Exception

@@ -1,0 +1,160 @@
+"""A step that fails ends the sequences that fail alone; the engine ends only when it cannot be trusted."""
+
+from collections import abc
+from typing import Any
+
+import pytest
+import torch
+
+from services.common.sampling_params import SamplingParams
+from services.engine.engine import Engine
+from services.engine.errors import BrokenEngineError
+from services.engine.model_runner import Result
+from services.engine.sampler import NonFiniteLogitsError
+from services.engine.scheduler import Work
+from services.engine.sequence import Sequence
+from support.driver import GREEDY, add, append, generate, make_engine
+from support.tiny import save_tiny
+
+POISON = 77
+PROMPTS = [[number, 5, 6, 7, 8] for number in range(10, 19)]
+
+
+@pytest.fixture
+def engine(target_folder: str) -> Engine:
+    return make_engine(target_folder, num_blocks=64, block_size=4)
+
+
+def break_on(engine: Engine, error: abc.Callable[[], Exception], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Has every step fail that holds the poison; returns where the sizes of steps are noted."""
+    run, sizes = engine.runner.run, list[int]()
+
+    def broken(works: abc.Sequence[Work]) -> list[Result]:
+        sizes.append(len(works))
+        if any(POISON in work.sequence.token_ids for work in works):
+            raise error()
+        return run(works)
+
+    monkeypatch.setattr(engine.runner, "run", broken)
+    return sizes
+
+
+def run_to_the_end(engine: Engine, num_tokens: int) -> dict[Sequence, Exception]:
+    """Steps until all sequences have so many tokens or have failed; returns those that have."""
+    failed: dict[Sequence, Exception] = {}
+    while engine.scheduler:
+        results = engine.step()
+        for sequence, error in engine.take_failures():
+            failed[sequence] = error
+            engine.remove(sequence)
+        for result in results:
+            append(result.sequence, result.token_ids[-1])
+            if len(result.sequence) == result.sequence.num_prompt_tokens + num_tokens:
+                engine.remove(result.sequence)
+    engine.check_integrity()
+    assert engine.pool.num_used == 0
+    return failed
+
+
+@pytest.mark.parametrize("at", [0, 4, 8])
+def test_the_sequence_that_fails_alone_ends_and_the_others_get_their_tokens(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    expected = generate(engine, PROMPTS, 6)
+    sizes = break_on(engine, lambda: IndexError("broken on purpose"), monkeypatch)
+    sequences = [add(engine, prompt) for prompt in PROMPTS]
+    poisoned = Sequence([1, POISON], 2, GREEDY, priority=9 - 3 * at)
+    engine.add(poisoned)
+    failed = run_to_the_end(engine, 6)
+    assert list(failed) == [poisoned]
+    assert isinstance(failed[poisoned], IndexError)
+    assert [s.token_ids[s.num_prompt_tokens :] for s in sequences] == expected
+    assert max(sizes) == 10
+    assert len(sizes) < 6 + 2 * 5, "halves, not one by one"
+
+
+def test_memory_that_runs_out_once_costs_a_repetition_and_twice_the_engine(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, sizes = engine.runner.run, list[int]()
+
+    def small(works: abc.Sequence[Work]) -> list[Result]:
+        sizes.append(len(works))
+        if len(works) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(works)
+
+    monkeypatch.setattr(engine.runner, "run", small)
+    most = 5
+    for prompt in PROMPTS:
+        add(engine, prompt)
+    results = engine.step()
+    assert len(results) == len(PROMPTS)
+    assert sizes == [9, 4, 5]
+    assert not engine.take_failures()
+    for result in results:
+        append(result.sequence, result.token_ids[-1])
+    most = 2
+    with pytest.raises(BrokenEngineError, match="memory ran out"):
+        engine.step()
+
+
+@pytest.mark.parametrize("said", ["CUDA error: device-side assert triggered", "CUBLAS_STATUS_EXECUTION_FAILED"])
+def test_an_error_of_the_device_ends_the_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    break_on(engine, lambda: RuntimeError(said), monkeypatch)
+    add(engine, [1, POISON])
+    with pytest.raises(BrokenEngineError):
+        engine.step()
+
+
+def test_blocks_that_disagree_after_a_failure_end_the_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_on(engine, lambda: IndexError("broken on purpose"), monkeypatch)
+    add(engine, [1, POISON])
+    assert engine.pool.allocate() is not None
+    with pytest.raises(BrokenEngineError, match="blocks"):
+        engine.step()
+
+
+@pytest.fixture(params=["llama", "qwen3", "gpt_neox"])
+def poisoned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """A model whose embedding of one token is not a number; its forward is one of ours, or the model's own."""
+    from transformers import AutoModelForCausalLM
+
+    folder = save_tiny(tmp_path_factory.mktemp("poisoned"), request.param)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[POISON] = torch.nan
+    if request.param == "llama":
+        model.config.tie_word_embeddings = False
+        head = torch.nn.Linear(64, 256, bias=False)
+        model.lm_head = head
+    model.save_pretrained(folder)
+    return make_engine(folder, num_blocks=16, block_size=4)
+
+
+def test_a_text_whose_numbers_are_not_finite_ends_alone_and_leaves_nothing_behind(poisoned: Engine) -> None:
+    params = SamplingParams(temperature=0.0, ignore_eos=True, logit_bias={POISON: -100.0})
+    alone = generate(poisoned, [[9, 5, 6, 7, 8]], 8, params=params)
+    for _ in range(6):
+        bad, good = add(poisoned, [3, 4, 5, 6, 7, POISON]), add(poisoned, [9, 5, 6, 7, 8], params)
+        failed = run_to_the_end(poisoned, 8)
+        assert isinstance(failed[bad], NonFiniteLogitsError)
+        assert good.token_ids[5:] == alone[0]
+
+
+def test_a_model_whose_numbers_are_never_finite_ends_the_engine(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = engine.runner.forward.run
+    monkeypatch.setattr(engine.runner.forward, "run", lambda batch: run(batch) * torch.nan)
+    add(engine, [1, 2, 3])
+    with pytest.raises(BrokenEngineError, match="not finite"):
+        engine.step()
+
+
+def test_what_is_adopted_is_known_only_once_it_is_there(engine: Engine) -> None:
+    with pytest.raises(RuntimeError, match="size"):
+        engine.adopt({b"a" * 32: b"too short"})
+    engine.check_integrity()
+    assert engine.pool.num_used == 0
+    assert engine.pool.find(b"a" * 32) is None
