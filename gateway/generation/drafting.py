@@ -22,6 +22,7 @@ from services.draft.client import DraftClient, ProposeStream
 
 _MAX_COMMITS_BEHIND = 64
 """A draft that is this far behind is given up and opened anew."""
+_MAX_CRASHES = 2
 DraftUse: TypeAlias = Use[DraftClient, model_pb2.ModelInfo]
 DraftAttempts: TypeAlias = Attempts[DraftClient, model_pb2.ModelInfo]
 
@@ -41,6 +42,8 @@ class Drafting:
         self._tasks: set[asyncio.Task[None]] = set()
         """Tasks that have not ended yet: the one that drafts now, and those that were told to end."""
         self._with_adapter = True
+        self._num_crashes = 0
+        """Drafts in turn that were lost, had taken the sequence and proposed nothing for it."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -91,6 +94,10 @@ class Drafting:
                 except grpc.aio.AioRpcError as error:
                     self._with_adapter = False
                     use.refused(reason_of(error))
+                    if error.code() is grpc.StatusCode.ABORTED:  # No draft can compute this text.
+                        return
+                if self._num_crashes >= _MAX_CRASHES:
+                    return
 
     async def _relay(self, use: DraftUse) -> None:
         """Passes proposals on until the draft's stream ends."""
@@ -101,10 +108,16 @@ class Drafting:
                 with suppress(asyncio.InvalidStateError):  # The stream is over already; reading says why.
                     await stream.open(message)
                 writer = asyncio.create_task(self._write(stream, backlog))
+                proposed = False
                 try:
                     while (proposal := await stream.next_proposal()) is not None:
                         use.worked()
+                        proposed, self._num_crashes = True, 0
                         await self._transcript.propose(proposal)
+                except grpc.aio.AioRpcError:
+                    if not proposed and await stream.was_taken():
+                        self._num_crashes += 1
+                    raise
                 finally:
                     writer.cancel()
         finally:

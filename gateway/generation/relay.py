@@ -13,6 +13,7 @@ from typing import TypeAlias
 import grpc
 
 from gateway.generation.drafting import Drafting
+from gateway.generation.suspicion import Suspicion
 from gateway.generation.transcript import Transcript
 from gateway.model.attempts import Attempts, LostError, NoneSuitsError, Use
 from gateway.model.replica import reason_of
@@ -44,18 +45,23 @@ class Relay:
         """Yields commits until one has a finish reason. Ending the iterator ends the verifier's and draft's streams.
 
         Raises UnavailableError when no verifier could be had for too long, FailedPreconditionError when none has the
-        revision any more that the sequence was begun on, grpc.aio.AioRpcError for what a verifier refuses.
+        revision any more that the sequence was begun on, AbortedError when verifiers seem to die of it,
+        grpc.aio.AioRpcError for what a verifier refuses.
         """
         adapter = self._transcript.opening.adapter_digest
         attempts = self._model.verifiers.attempts(self._resume_seconds, self._suits, adapter)
+        suspicion = Suspicion(self._model.trials)
         async with Drafting(self._model, self._transcript, self._token) as drafting:
             while True:
+                stream: VerifyStream | None = None
                 try:
+                    await suspicion.begin()
                     async with attempts.another() as use, self._open(use) as stream:
                         if use.replica.wants_proposals:
                             drafting.want()
                         while (commit := await stream.next_commit()) is not None:
                             use.worked()
+                            suspicion.passed()
                             self._transcript.add(commit)
                             if not commit.finish_reason:
                                 use.replica.wants_proposals = commit.num_wanted > 0
@@ -66,11 +72,14 @@ class Relay:
                         raise LostError("the stream ended early")
                 except LostError:
                     self._transcript.num_failovers += 1
+                    await suspicion.lost(stream)
                 except (NoneSuitsError, UnavailableError) as error:
                     raise self._without_verifier(error) from error
                 except grpc.aio.AioRpcError as error:
                     if not await self._goes_elsewhere(error, use, attempts):
                         raise
+                finally:
+                    suspicion.end()
 
     @asynccontextmanager
     async def _open(self, use: VerifierUse) -> AsyncIterator[VerifyStream]:

@@ -43,6 +43,8 @@ class ServedModel:
         self.drafts: Drafts = Replicas.connect(
             f"draft of {self.id!r}", settings.drafts, DraftClient, self._ask_draft, _draft_pauses
         )
+        self.trials = asyncio.Lock()
+        """It is held by the one request that verifiers may have died of and that is being tried again."""
         self._public = public
         self._uses_generation_config = settings.generation_config
         self._told: set[str] = set()

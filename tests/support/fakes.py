@@ -20,6 +20,7 @@ from paceline.internal.v1 import (
 from paceline.v1 import model_pb2, sampling_pb2
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.server import Served
+from services.model_server.client import TAKEN
 from support.system import served
 
 INFO = model_pb2.ModelInfo(id="fake", max_context_tokens=512, vocab_size=256, eos_token_ids=[255])
@@ -66,9 +67,12 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
     script: list[int] | None = None
     piece: int = 3
     break_after: int | None = None
-    """Aborts every stream with `break_code` after this many commits."""
+    """Aborts every stream with `break_code` after this many commits; with 0 it is not taken at all."""
     break_code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
     hang: bool = False
+    crash_on: int | None = None
+    """Once it has taken a sequence that holds this token it is gone, with all of its streams, and started again."""
+    crashed: asyncio.Event = field(default_factory=asyncio.Event)
     opens: list[speculation_pb2.Open] = field(default_factory=list)
     proposals: list[speculation_pb2.Proposal] = field(default_factory=list)
     proposed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -92,10 +96,20 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
         self.opened.set()
         reader = asyncio.create_task(self._read(request_iterator))
         try:
+            await self._check_alive(context)
+            if self.break_after != 0:
+                await context.send_initial_metadata(TAKEN)
+            if self.crash_on in opening.token_ids:
+                self.crashed.set()
+            await self._check_alive(context)
             if self.hang:
                 await asyncio.Event().wait()
             if self.commit_when is not None:
-                await self.commit_when.wait()
+                waits = [asyncio.create_task(event.wait()) for event in (self.commit_when, self.crashed)]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for wait in waits:
+                    wait.cancel()
+                await self._check_alive(context)
             async for response in self._commits(opening, context):
                 yield response
             # As a real one does: a stream whose server has ended breaks when one more proposal is written to it.
@@ -105,6 +119,11 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
             self.num_open -= 1
             if not self.num_open:
                 self.all_closed.set()
+                self.crashed.clear()  # It is started again.
+
+    async def _check_alive(self, context: grpc.aio.ServicerContext) -> None:
+        if self.crashed.is_set():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
     async def _check_revision(self, opening: speculation_pb2.Open, context: grpc.aio.ServicerContext) -> None:
         if opening.revision_digest not in ("", self.info.revision_digest):
