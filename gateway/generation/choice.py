@@ -77,5 +77,5 @@ class Choice:
         self.usage.num_ready_rounds += commit.was_ready
         self.usage.num_drafted_tokens += commit.num_drafted
         self.usage.num_accepted_tokens += commit.num_accepted
-        if not self.usage.num_cached_tokens:
+        if self.usage.num_rounds == 1:  # What another verifier finds later this request has computed itself.
             self.usage.num_cached_tokens = commit.num_cached_tokens

@@ -132,7 +132,7 @@ class Generation:
         prefetch = self._adapters.prefetch(caller, job.model, job.adapter.target) if waits else None
         async with AsyncExitStack() as place:
             try:
-                await place.enter_async_context(self._admission.place(job.priority))
+                await place.enter_async_context(self._admission.place(job.priority, job.parameters.num_choices))
             except BaseException:
                 if prefetch is not None:
                     prefetch.cancel()
@@ -164,6 +164,7 @@ class Generation:
     async def _events(self, job: _Job, record: Record) -> AsyncIterator[Event]:
         """What happens once there is a place."""
         record.admitted()
+        yield record.started()
         openings = [_opening(job, index) for index in range(job.parameters.num_choices)]
         record.transcripts = [Transcript(opening, job.adapter.draft) for opening in openings]
         record.choices = [_choice(job, index) for index in range(len(openings))]
@@ -172,12 +173,8 @@ class Generation:
             choice.events(Relay(job.model, transcript, token, self._settings.resume_seconds))
             for choice, transcript in zip(record.choices, record.transcripts, strict=True)
         ]
-        is_first = True
         async with merge(sources) as events:
             async for event in events:
-                if is_first:
-                    is_first = False
-                    yield record.started()
                 if isinstance(event, inference_pb2.Delta):
                     self._metrics.record_tokens(record, len(event.token_ids))
                 yield event

@@ -98,7 +98,6 @@ class Record:
             model=self.model,
             seed=self.seed,
             num_prompt_tokens=self.num_prompt_tokens,
-            num_cached_tokens=self._num_cached_tokens,
             sampling=self.sampling,
         )
 

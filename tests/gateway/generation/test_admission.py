@@ -95,3 +95,67 @@ async def test_cancelled_waits_leave_nothing_behind() -> None:
     assert not admission._queue
     leave.set()
     await holder
+
+
+async def test_a_request_of_many_sequences_takes_as_many_places() -> None:
+    admission = Admission(16, 10)
+    order: list[int] = []
+    leave = asyncio.Event()
+
+    async def hold(num_sequences: int) -> None:
+        async with admission.place(0, num_sequences):
+            order.append(num_sequences)
+            await leave.wait()
+
+    tasks = [asyncio.create_task(hold(count)) for count in (10, 5, 4, 1)]
+    await _settle()
+    assert order == [10, 5], "four do not fit, and nobody passes them"
+    assert (admission.active, admission.queued) == (15, 2)
+    leave.set()
+    await asyncio.gather(*tasks)
+    assert order == [10, 5, 4, 1]
+    assert admission.active == 0
+
+
+async def test_a_request_of_more_sequences_than_there_are_places_is_served_alone() -> None:
+    admission = Admission(4, 10)
+    async with admission.place(0, 16):
+        assert admission.is_full
+    assert admission.active == 0
+
+
+async def test_a_wait_that_is_cancelled_in_the_moment_of_its_turn_loses_no_place() -> None:
+    admission = Admission(1, 10)
+    leave = asyncio.Event()
+    first = asyncio.create_task(_hold(admission, 0, [], leave))
+    await _settle()
+    waiting = asyncio.create_task(_hold(admission, 0, [], leave))
+    await _settle()
+    leave.set()
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(first, waiting, return_exceptions=True)
+    assert first.exception() is None
+    assert admission.active == admission.queued == 0
+
+
+async def test_one_that_is_cancelled_before_it_has_run_again_is_passed_over() -> None:
+    admission = Admission(1, 10)
+    order: list[int] = []
+    leave = asyncio.Event()
+    waiting: list[asyncio.Task[None]] = []
+
+    async def first() -> None:
+        async with admission.place(0):
+            await leave.wait()
+            waiting[0].cancel()
+
+    holder = asyncio.create_task(first())
+    await _settle()
+    waiting += [asyncio.create_task(_hold(admission, priority, order, leave)) for priority in (5, 1)]
+    await _settle()
+    leave.set()
+    await asyncio.gather(holder, *waiting, return_exceptions=True)
+    assert holder.exception() is None
+    assert order == [1]
+    assert admission.active == admission.queued == 0

@@ -64,6 +64,24 @@ async def test_a_request_gives_started_deltas_finished_and_usage(start_core: Sta
         assert usage.num_completion_tokens == only_record(core, Outcome.FINISHED).num_completion_tokens == 9
 
 
+async def test_started_comes_before_any_verifier_has_a_token(start_core: StartCore) -> None:
+    verifier = FakeVerifier(commit_when=asyncio.Event())
+    async with serve_fakes(verifier) as address, start_core([address]) as core:
+        async with core.generation.run(asked(sampling={"seed": 5}), CALLER) as events:
+            started = await anext(aiter(events))
+            assert (started.seed, started.num_prompt_tokens) == (5, 3)
+            assert not verifier.opens
+
+
+async def test_each_choice_takes_a_place(start_core: StartCore) -> None:
+    verifier = FakeVerifier(hang=True)
+    async with serve_fakes(verifier) as address, start_core([address]) as core:
+        async with core.generation.run(asked(n=5), CALLER) as events:
+            await anext(aiter(events))
+            assert core.admission.active == 5
+        assert core.admission.active == 0
+
+
 async def test_a_conversation_is_run_alike(start_core: StartCore) -> None:
     request = inference_pb2.ChatRequest(messages=[{"role": "user", "content": "hi"}], sampling={"max_tokens": 6})
     async with serve_fakes(FakeVerifier()) as address, start_core([address]) as core:
