@@ -82,7 +82,7 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             metrics = GatewayMetrics(admission)
             generation = Generation(settings, catalogue, admission, grants, adapters, metrics, tenancy.accounts)
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-                InferenceServicer(generation, identity, catalogue, settings.max_prompt_bytes),
+                InferenceServicer(generation, identity, catalogue, settings.max_prompt_bytes, settings.unread_seconds),
                 bounded(server, settings.max_prompt_bytes + _BESIDE_BYTES),
             )
             adapter_pb2_grpc.add_AdapterServiceServicer_to_server(

@@ -108,8 +108,13 @@ class GatewaySettings(ProcessSettings):
     batch_days: float = Field(30.0, gt=0, description="How long a batch and its results are kept after its end.")
     currency: str = Field("USD", min_length=1, max_length=8, description="What prices are in.")
     max_prompt_bytes: int = Field(4 << 20, ge=1, description="Longest prompt or conversation, in bytes of UTF-8.")
-    max_active_requests: int = Field(128, ge=1, description="Requests served at once; more wait.")
+    max_active_requests: int = Field(
+        128, ge=1, description="Requests served at once, one of n choices counted n times; more wait."
+    )
     max_queued_requests: int = Field(512, ge=0, description="Requests that wait; more are refused.")
+    unread_seconds: float = Field(
+        60.0, gt=0, description="How long a client may take nothing of its stream before the request is ended."
+    )
     resume_seconds: float = Field(
         60.0, ge=0, description="How long a stream looks for a verifier after losing its own."
     )

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from gateway.generation.generation import Generation
+from gateway.generation.patience import while_read
 from gateway.generation.validation import Request, check_prompt_bytes, check_vocabulary
 from gateway.model.catalogue import Catalogue
 from gateway.model.tokenizer import TooManyTokensError
@@ -31,11 +33,19 @@ _FIELDS = {
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Between gRPC and generation."""
 
-    def __init__(self, generation: Generation, identity: Identity, catalogue: Catalogue, max_prompt_bytes: int) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        identity: Identity,
+        catalogue: Catalogue,
+        max_prompt_bytes: int,
+        unread_seconds: float,
+    ) -> None:
         self._generation = generation
         self._identity = identity
         self._catalogue = catalogue
         self._max_prompt_bytes = max_prompt_bytes
+        self._unread_seconds = unread_seconds
 
     def Generate(
         self, request: inference_pb2.GenerateRequest, context: CallContext
@@ -91,6 +101,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _responses(self, request: Request, context: CallContext, response: type[R]) -> AsyncIterator[R]:
         """The events of a request, each in a response of its method's type."""
         caller = await self._identity.caller(context)
-        async with self._generation.run(request, caller, context.time_remaining()) as events:
+        run = self._generation.run(request, caller, context.time_remaining())
+        async with aclosing(while_read(run, self._unread_seconds)) as events:
             async for event in events:
                 yield response(**{_FIELDS[type(event)]: event})

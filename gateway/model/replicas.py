@@ -81,17 +81,22 @@ class Replicas(ReplicaList[C, I]):
     async def call_each(self, ask: Callable[[C], Awaitable[T]]) -> list[T]:
         """What all that can be reached answer. Raises UnavailableError when there are none."""
         await self.look()
-        answers = await asyncio.gather(*(self._call_one(replica, ask) for replica in self if replica.is_free))
+        lost: list[LostError] = []
+        answers = await asyncio.gather(*(self._call_one(replica, ask, lost) for replica in self if replica.is_free))
         found = [answer for answers_of_one in answers for answer in answers_of_one]
         if not found:
-            raise UnavailableError(f"no {self.kind} could be reached", _RETRY_AFTER_SECONDS)
+            reason = f" ({lost[0]})" if lost else ""
+            raise UnavailableError(f"no {self.kind} could be reached{reason}", _RETRY_AFTER_SECONDS)
         return found
 
-    async def _call_one(self, replica: Replica[C, I], ask: Callable[[C], Awaitable[T]]) -> list[T]:
+    async def _call_one(
+        self, replica: Replica[C, I], ask: Callable[[C], Awaitable[T]], lost: list[LostError]
+    ) -> list[T]:
         try:
             async with self.attempts(0).use(replica) as use:
                 answer = await ask(use.client)
                 use.worked()
                 return [answer]
-        except LostError:
+        except LostError as error:
+            lost.append(error)
             return []
