@@ -31,6 +31,7 @@ _MAX_PENDING_SECONDS = 300
 _MIN_PING_INTERVAL_MS = 5_000
 """How often peers may ask whether the connection lives, in streams that wait for a long time; by default gRPC ends
 connections that ask more than thrice in five minutes."""
+_FAILED_SECONDS = 0.5
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -136,6 +137,10 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
                 yield RunningServer(port, served.failed)
             finally:
                 await servicer.enter_graceful_shutdown()
-                await server.stop(settings.grace_seconds)
+                has_failed = served.failed is not None and served.failed.done()
+                # What has failed has told its streams; whoever still waits for it waits in vain.
+                await server.stop(
+                    min(_FAILED_SECONDS, settings.grace_seconds) if has_failed else settings.grace_seconds
+                )
         finally:
             await server.stop(0)

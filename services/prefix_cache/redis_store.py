@@ -32,6 +32,7 @@ _CHECKSUM_BYTES = 8
 _UNACCOUNTED_SECONDS = 60
 _UNUSED_SECONDS = 7 * 24 * 3600.0
 _CLEARED_AT_ONCE = 64
+_NONE_LEFT = -1
 _PAUSE_SECONDS = 1.0
 """How long a server that failed is left alone."""
 _MAX_CONNECTIONS = 10_000
@@ -40,6 +41,7 @@ _MAX_ROOM = 4
 """Blocks' worth of room that is made at once, and how often: what goes may lie on other nodes of a cluster."""
 _TENANTS = "paceline:{tenants}:totals", "paceline:{tenants}:seen"
 T = TypeVar("T")
+O = TypeVar("O")  # noqa: E741
 
 
 class RedisStore(Store):
@@ -125,20 +127,22 @@ class RedisStore(Store):
 
         await self._do(delete, None)
 
-    async def clear(self, namespace: str) -> int:
+    async def clear(self, namespace: str) -> int | None:
         """See Store."""
         tag = _tag(namespace)
 
-        async def delete_some() -> int | None:
+        async def delete_some() -> int:
             keys = await self._client.zrange(_order_name(tag), 0, _CLEARED_AT_ONCE - 1)
             if not keys:
-                return None
+                return _NONE_LEFT
             count: int = await self._client.delete(*(_block_name(tag, key) for key in keys))
             await self._forget(namespace, keys)
             return count
 
         total = 0
-        while (count := await self._do(delete_some, None)) is not None:
+        while (count := await self._do(delete_some, None)) != _NONE_LEFT:
+            if count is None:
+                return None
             total += count
         return total
 
@@ -218,7 +222,7 @@ class RedisStore(Store):
     async def _held(self, tag: str) -> int:
         return int(await self._client.hget(_sizes_name(tag), "total") or 0)
 
-    async def _do(self, work: Callable[[], Awaitable[T]], otherwise: T) -> T:
+    async def _do(self, work: Callable[[], Awaitable[T]], otherwise: O) -> T | O:
         if time.monotonic() < self._not_before:
             return otherwise
         try:

@@ -50,8 +50,8 @@ class Store(Protocol):
     async def drop(self, namespace: str, key: bytes) -> None:
         """Lets a block go that was found corrupt."""
 
-    async def clear(self, namespace: str) -> int:
-        """Lets all blocks of a namespace go; returns how many."""
+    async def clear(self, namespace: str) -> int | None:
+        """Lets all blocks of a namespace go; returns how many, or None when some may be left."""
 
     async def expire(self) -> None:
         """Lets blocks go that nobody has used for long."""

@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 from cachetools import LRUCache
 
+from paceline.errors import UnavailableError
 from services.prefix_cache.block import Block
 from services.prefix_cache.store import Store, Usage
 from services.prefix_cache.tier import Tier, TimeLeft
@@ -23,6 +24,7 @@ _FETCHED_BYTES = 4 << 20
 """Blocks asked for in one call, and what they may take together."""
 _MAX_COUNTED = 4096
 _EXPIRE_SECONDS = 60.0
+_RETRY_AFTER_SECONDS = 5.0
 
 
 def _for_ever() -> float | None:
@@ -95,12 +97,19 @@ class Tiers:
             return any(await asyncio.gather(*(store.put(namespace, block) for store in self._further)))
 
     async def clear(self, namespace: str) -> int:
-        """Deletes a namespace, and whatever of it is on its way; how many blocks the tier with the most of them had."""
+        """Deletes a namespace, and whatever of it is on its way; how many blocks the tier with the most of them had.
+
+        Raises UnavailableError when a tier may have some left, once all others have none.
+        """
         async with self._turns.clearing(namespace):
             self._behind.forget(namespace)
             counts = await asyncio.gather(*(tier.store.clear(namespace) for tier in self._tiers))
         self._behind.look_again()
-        return max(counts)
+        left = [tier.store.name for tier, count in zip(self._tiers, counts, strict=True) if count is None]
+        if left:
+            said = f"the {' and the '.join(left)} tier could not be cleared; try again"
+            raise UnavailableError(said, _RETRY_AFTER_SECONDS)
+        return max(count for count in counts if count is not None)
 
     async def usage(self, namespace: str) -> list[tuple[str, Usage]]:
         """What each tier holds, nearest first."""

@@ -10,8 +10,9 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
-from paceline.v1 import model_pb2_grpc
+from paceline.v1 import model_pb2, model_pb2_grpc
 from services.common.server import Served, running_server
+from services.common.settings import ServerSettings
 from support.system import SERVER, System
 
 NAME = "paceline.v1.ModelService"
@@ -107,3 +108,31 @@ async def test_peers_may_ask_whether_a_silent_stream_lives(monkeypatch: pytest.M
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(asyncio.create_task(watch.read())), 4.5)
         watch.cancel()
+
+
+async def test_what_has_failed_does_not_wait_for_streams_to_finish() -> None:
+    """A stream that its service has forgotten would hold a process that can do nothing any more."""
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    begun = asyncio.Event()
+
+    class Forgotten(model_pb2_grpc.ModelServiceServicer):
+        async def ListModels(self, request: object, context: object) -> model_pb2.ListModelsResponse:
+            begun.set()
+            await asyncio.Event().wait()
+            return model_pb2.ListModelsResponse()
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        model_pb2_grpc.add_ModelServiceServicer_to_server(Forgotten(), server)
+        yield Served((NAME,), failed=failed)
+
+    async with asyncio.timeout(30):
+        async with running_server(ServerSettings(port=0, grace_seconds=600), lifespan) as running:
+            channel = grpc.aio.insecure_channel(f"127.0.0.1:{running.port}")
+            call = model_pb2_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest())
+            await begun.wait()
+            failed.set_exception(RuntimeError("broken on purpose"))
+            failed.exception()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+        await channel.close()

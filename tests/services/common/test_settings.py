@@ -2,12 +2,15 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from services.adapter_store.settings import AdapterStoreSettings
+from services.common.settings import SettingsFileError
 from services.engine.config import Dtype, EngineConfig
 from services.verifier.settings import VerifierSettings
 
@@ -96,3 +99,32 @@ def test_an_error_does_not_show_what_was_given() -> None:
     with pytest.raises(ValidationError) as caught:
         VerifierSettings.load(["--engine.model=m", "--prefix-cache-seal-key=0123456789secret"])
     assert "0123456789secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("missing.json", None, "cannot be read: No such file"),
+        ("broken.json", "{", "is no JSON"),
+        ("broken.toml", "a = ", "is no TOML"),
+        ("bytes.json", b"\xff\xfe", "is no JSON"),
+        ("list.json", "[1]", "holds no settings"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_one_sentence(
+    tmp_path: Path, name: str, text: str | bytes | None, says: str
+) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SettingsFileError, match=says):
+        VerifierSettings.load(["--settings", str(path)])
+
+
+def test_a_process_that_is_given_no_settings_ends_with_the_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "paceline", "serve", "gateway", "--settings", str(tmp_path / "missing.json")]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.startswith("settings of gateway: ")
+    assert "cannot be read" in run.stderr
+    assert "Traceback" not in run.stderr

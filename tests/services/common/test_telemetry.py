@@ -47,6 +47,58 @@ async def main():
 setup_telemetry("test", TelemetrySettings(traces="console"))
 asyncio.run(main())
 """
+_LEFT = """
+import asyncio
+from contextlib import asynccontextmanager
+
+import grpc
+
+from services.common.server import Served, running_server
+from services.common.settings import ServerSettings, TelemetrySettings
+from services.common.telemetry import setup_telemetry
+
+SMALL_WINDOW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096))
+closed = 0
+all_closed = asyncio.Event()
+
+
+class Endless(grpc.GenericRpcHandler):
+    def service(self, details):
+        return grpc.unary_stream_rpc_method_handler(self.send)
+
+    async def send(self, request, context):
+        global closed
+        try:
+            while True:
+                yield b"x" * 1000
+        finally:
+            closed += 1
+            if closed == 16:
+                all_closed.set()
+
+
+@asynccontextmanager
+async def lifespan(server):
+    server.add_generic_rpc_handlers([Endless()])
+    yield Served(())
+
+
+async def main():
+    async with running_server(ServerSettings(port=0), lifespan) as running:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}", options=SMALL_WINDOW) as channel:
+            calls = [channel.unary_stream("/a/b")(b"") for _ in range(16)]
+            for call in calls:
+                await call.read()
+            for call in calls:
+                call.cancel()
+            await all_closed.wait()
+        # What gRPC says of them it says in the same turn of the event loop, or in the next.
+        await asyncio.sleep(0.1)
+
+
+setup_telemetry("test", TelemetrySettings(log_format="text"))
+asyncio.run(main())
+"""
 _MEASURED = """
 import sys
 from services.common.settings import TelemetrySettings
@@ -85,3 +137,10 @@ def test_times_fall_into_buckets_that_tell_them_apart(repository: Path) -> None:
         if line.startswith("paceline_some_seconds_bucket")
     }
     assert [counts[bound] for bound in ("0.0025", "0.005", "0.02", "0.03", "2.5", "5")] == [0, 1, 1, 2, 2, 3]
+
+
+def test_clients_that_go_away_while_they_are_sent_something_leave_no_stack_traces() -> None:
+    run = subprocess.run([sys.executable, "-c", _LEFT], check=True, capture_output=True, text=True)
+    assert "serving" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert "ERROR" not in run.stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from paceline.errors import UnavailableError
 from services.prefix_cache.memory_store import MemoryStore
 from services.prefix_cache.redis_store import RedisStore
 from services.prefix_cache.tiers import Tiers
@@ -60,7 +61,7 @@ async def test_a_server_that_dies_is_missed_until_it_is_back(servers: Servers) -
             assert await other.get("a", block(number).key) is None
             assert not await other.has("a", block(number).key)
             assert not await other.put("a", block(number))
-        assert await other.clear("a") == 0
+        assert await other.clear("a") is None
     servers.start()
     for other in (store, away):
         await eventually(partial(other.put, "a", block(1)))
@@ -68,6 +69,28 @@ async def test_a_server_that_dies_is_missed_until_it_is_back(servers: Servers) -
     usage = await store.usage("a")
     assert (usage.num_blocks, usage.num_bytes) == (1, SIZE)
     await servers.check_integrity("a")
+
+
+async def test_what_may_be_left_on_a_server_that_is_away_is_not_said_to_be_deleted(servers: Servers) -> None:
+    memory = MemoryStore(QUOTA, QUOTA)
+    tiers = Tiers([memory, servers.store(timeout_seconds=5)], QUOTA)
+    assert await tiers.put("a", block(1))
+    for node in servers.nodes:
+        node.kill()
+    with pytest.raises(UnavailableError, match="redis"):
+        await tiers.clear("a")
+    assert not await memory.has("a", block(1).key)
+    servers.start()
+    await eventually(partial(_clears, tiers))
+    await tiers.close()
+
+
+async def _clears(tiers: Tiers) -> bool:
+    try:
+        await tiers.clear("a")
+    except UnavailableError:
+        return False
+    return True
 
 
 async def test_a_server_that_dies_again_and_again_breaks_no_call(servers: Servers) -> None:
