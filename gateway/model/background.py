@@ -3,35 +3,38 @@
 import asyncio
 import contextlib
 import ctypes
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _MAX_AT_ONCE = 2
 """A text of some megabytes takes a hundred times its size for seconds."""
+_NICENESS = 10
 
 
 class Background:
     """Where the event loop has done what would hold it up. Results and errors come back to whoever asked."""
 
     def __init__(self) -> None:
-        self._places = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._threads = ThreadPoolExecutor(_MAX_AT_ONCE, "long-texts", _give_way)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `work` returns. It waits for its turn, and goes on to its end although nobody may wait for it."""
-        await self._places.acquire()
-        running = asyncio.create_task(asyncio.to_thread(work, *args, **kwargs))
-        running.add_done_callback(self._done)
-        return await asyncio.shield(running)
-
-    def _done(self, task: "asyncio.Task[T]") -> None:
-        self._places.release()
-        if not task.cancelled():
-            task.exception()  # Seen: whoever awaits it gets it, and nobody may.
+        """What `work` returns, once it was its turn. What has begun goes on although nobody may wait for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
 
 
 def give_back_memory() -> None:
     """Returns what was freed to the system. The C library keeps it else: some hundred megabytes after a large text."""
     with contextlib.suppress(AttributeError, OSError):  # There is no such function outside of glibc.
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _give_way() -> None:
+    """Has the event loop's thread go before this one, where the system knows threads by number."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -125,12 +125,13 @@ class ModelTokenizer:
             (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         else:
             (encoding,) = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).encodings
-        if most is not None and len(encoding) > most:
-            raise TooManyTokensError(f"{len(encoding)} tokens")
-        ids: list[int] = encoding.ids
+        num_tokens = len(encoding)
+        ids: list[int] = encoding.ids if most is None or num_tokens <= most else []
         if len(text) > _LONG:
             del encoding
             give_back_memory()
+        if most is not None and num_tokens > most:
+            raise TooManyTokensError(f"{num_tokens} tokens")
         return ids
 
     def _decode(self, token_ids: list[int]) -> str:

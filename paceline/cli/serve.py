@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from paceline.cli.terminal import fail
+from paceline.errors import InvalidArgumentError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LAST_SECONDS = 15.0
@@ -53,8 +54,6 @@ def serve(
     module = process if process is Process.GATEWAY else f"services.{process.replace('-', '_')}"
     from pydantic import ValidationError
 
-    from services.common.settings import SettingsFileError
-
     try:
         runpy.run_module(module, run_name="__main__")
     except ValidationError as error:
@@ -62,8 +61,10 @@ def serve(
             raise
         wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
         fail(f"settings of {process}: {'; '.join(wrong)}")
-    except SettingsFileError as error:
-        fail(f"settings of {process}: {error}")
+    except InvalidArgumentError as error:
+        if error.violations[0].field != "--settings":
+            raise
+        fail(f"settings of {process}: {error.violations[0].description}")
 
 
 def reach(extra: Extra) -> None:

@@ -9,7 +9,7 @@ from services.common.tokens import TokenVerifier
 
 _HEADER = "authorization"
 _SCHEME = "Bearer "
-_MAX_NAMESPACE_BYTES = 256
+MAX_NAMESPACE_BYTES = 256
 
 
 CallContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -24,8 +24,8 @@ class Access:
 
     def check(self, context: CallContext, namespace: str) -> None:
         """Raises UnauthenticatedError without a token that holds, PermissionDeniedError for another's namespace."""
-        if not namespace or len(namespace.encode()) > _MAX_NAMESPACE_BYTES:
-            raise InvalidArgumentError("namespace", f"must be 1 to {_MAX_NAMESPACE_BYTES} bytes long")
+        if not namespace or len(namespace.encode()) > MAX_NAMESPACE_BYTES:
+            raise InvalidArgumentError("namespace", f"must be 1 to {MAX_NAMESPACE_BYTES} bytes long")
         token = bearer_token(context)
         if not token:
             raise UnauthenticatedError("a bearer token is needed")

@@ -13,6 +13,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
+from paceline.errors import InvalidArgumentError
 from services.common.secret_url import SecretUrl
 
 
@@ -73,10 +74,6 @@ class TelemetrySettings(_Part):
     prometheus_port: int = Field(9464, ge=0, le=65535, description="Port that Prometheus reads.")
 
 
-class SettingsFileError(ValueError):
-    """A file holds no settings. The message is a sentence for whoever named it."""
-
-
 class ProcessSettings(BaseSettings):
     """Base of every process's settings. A subclass sets `env_prefix`."""
 
@@ -111,7 +108,7 @@ class ProcessSettings(BaseSettings):
         """Reads the command line (default: the process's), then the file that its `--settings` names, then the
         environment.
 
-        The file is JSON, or TOML by its name; "-" is standard input. Raises SettingsFileError when it cannot be read.
+        The file is JSON, or TOML by its name; "-" is standard input. Raises InvalidArgumentError when it cannot be read.
         """
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--settings", metavar="FILE")
@@ -137,11 +134,11 @@ def _read(source: str) -> dict[str, Any]:
         text = sys.stdin.read() if source == "-" else Path(source).read_text()
         written: Any = tomllib.loads(text) if kind == "TOML" else json.loads(text)
     except OSError as error:
-        raise SettingsFileError(f"{source} cannot be read: {error.strerror}") from error
+        raise InvalidArgumentError("--settings", f"{source} cannot be read: {error.strerror}") from error
     except ValueError as error:  # Not of the kind, or not even text.
-        raise SettingsFileError(f"{source} is no {kind}: {error}") from error
+        raise InvalidArgumentError("--settings", f"{source} is no {kind}: {error}") from error
     if not isinstance(written, dict):
-        raise SettingsFileError(f"{source} holds no settings; names and values are expected")
+        raise InvalidArgumentError("--settings", f"{source} holds no settings; names and values are expected")
     return written
 
 

@@ -49,6 +49,8 @@ class EngineFacts:
     max_adapter_rank: int
     packer: Packer | None
     """What lays adapters out for `install_adapter`; None where the engine takes none."""
+    max_kv_tokens: int = 0
+    """Tokens that fit into all KV blocks together."""
 
 
 class Engine:
@@ -207,6 +209,7 @@ class Engine:
             targets={} if forward.adapters is None else loaded.targets,
             max_adapter_rank=self.config.max_adapter_rank,
             packer=None if forward.adapters is None else forward.adapters.packer,
+            max_kv_tokens=self.scheduler.max_sequence_tokens,
         )
 
 

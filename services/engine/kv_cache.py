@@ -115,6 +115,9 @@ class KVCache:
 def _zeros(
     shapes: list[tuple[int, int, int]], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor | list[torch.Tensor]:
+    """One tensor for all shapes where they are alike. It is written to, so that its memory is taken now: `torch.zeros`
+    would take it page by page as blocks are used, for hours, and a machine that has too little would say so then.
+    """
     if len(set(shapes)) == 1:
-        return torch.zeros(len(shapes), *shapes[0], dtype=dtype, device=device)
-    return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        return torch.empty(len(shapes), *shapes[0], dtype=dtype, device=device).zero_()
+    return [torch.empty(shape, dtype=dtype, device=device).zero_() for shape in shapes]

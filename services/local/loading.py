@@ -53,3 +53,10 @@ async def watch_loading(address: str, on_progress: Progress) -> None:
                 if error.code() not in _AWAY:
                     return
             await asyncio.sleep(_POLL_SECONDS)
+
+
+async def ask_room(address: str) -> int:
+    """Tokens whose KV a server with an engine has room for. Raises grpc.aio.AioRpcError."""
+    async with open_channel(address) as channel:
+        server = model_server_pb2_grpc.ModelServerServiceStub(channel)
+        return int((await server.GetModel(pb.GetModelRequest(), timeout=_CALL_SECONDS)).max_kv_tokens)

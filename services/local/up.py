@@ -4,7 +4,7 @@ import asyncio
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +16,9 @@ from paceline import Client, PacelineError
 from paceline.v1.model_pb2 import Model, ModelInfo
 from services.local.errors import LaunchError
 from services.local.launcher import Launcher, Listener
-from services.local.system import System, SystemSettings, make_system
+from services.local.loading import ask_room
+from services.local.system import Process, System, SystemSettings, make_system
+from services.model_server.settings import ModelServerSettings
 
 _COLOURS = {
     "prefix-cache": "magenta", "adapter-store": "blue", "draft": "yellow", "verifier": "green", "gateway": "cyan",
@@ -108,17 +110,23 @@ class _Terminal(Listener):
         for name, line in held or ():
             self.on_line(name, line)
         async with Client(self._launcher.address()) as client:
-            self._show(await client.list_models(), time.monotonic() - began)
+            models = await client.list_models()
+        engines = [process for process in self._launcher.system.processes if process.has_engine]
+        rooms = dict(
+            zip((p.name for p in engines), await asyncio.gather(*(ask_room(p.address) for p in engines)), strict=True)
+        )
+        self._show(models, rooms, time.monotonic() - began)
         return await self._launcher.failed
 
-    def _show(self, models: Sequence[Model], seconds: float) -> None:
-        """Prints what runs, where, and what to type next."""
+    def _show(self, models: Sequence[Model], rooms: Mapping[str, int], seconds: float) -> None:
+        """Prints what runs, where, on how many threads and with room for how many tokens, and what to type next."""
         table = Table(box=None, show_header=False, pad_edge=False)
         for model in models:
             table.add_row("model", _described(model.target))
             table.add_row("draft", _described(model.draft) if model.draft.id else model.draft_problem or "none")
         for process in self._launcher.system.processes:
-            table.add_row(process.name, process.address)
+            room = rooms.get(process.name)
+            table.add_row(process.name, process.address + ("" if room is None else _resources(process, room)))
         port = self._launcher.system.processes[-1].port
         where = "" if port == _DEFAULT_PORT else f" --address {self._launcher.address()}"
         which = f" --model {models[0].target.id}" if len(models) > 1 else ""
@@ -135,6 +143,13 @@ class _Terminal(Listener):
         if self._stop.is_set():
             self._launcher.kill_all()
         self._stop.set()
+
+
+def _resources(process: Process, room: int) -> str:
+    """What a process with an engine has to work with."""
+    engine = process.settings.engine if isinstance(process.settings, ModelServerSettings) else None
+    threads = engine.num_threads if engine is not None else None
+    return f", room for {room:,} tokens" + (f", {threads} thread{'s' if threads > 1 else ''}" if threads else "")
 
 
 def _described(info: ModelInfo) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from paceline.errors import FailedPreconditionError, FieldViolation, InvalidArgumentError, NotFoundError
 from paceline.internal.v1 import speculation_pb2
-from services.common.access import Access, CallContext, bearer_token
+from services.common.access import MAX_NAMESPACE_BYTES, Access, CallContext, bearer_token
 from services.common.digest import EMPTY_DIGEST, extend_digest, identity_digest
 from services.common.lora.config import check_digest
 from services.common.sampling_params import MAX_LOGIT_BIASES, InvalidSamplingError, SamplingParams
@@ -114,6 +114,8 @@ def to_tenant(message: speculation_pb2.TenantAccess, context: CallContext, acces
     """Whose a call is. Raises unless it may say so; one that says nothing shares nothing."""
     if message.namespace == PUBLIC_NAMESPACE:
         raise InvalidArgumentError("tenant.namespace", "is nobody's own")
+    if len(message.namespace.encode()) > MAX_NAMESPACE_BYTES:
+        raise InvalidArgumentError("tenant.namespace", f"must be at most {MAX_NAMESPACE_BYTES} bytes long")
     if message.namespace and access is not None:
         access.check(context, message.namespace)
         if message.num_public_tokens:

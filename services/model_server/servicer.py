@@ -37,12 +37,13 @@ class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: object) -> pb.GetModelResponse:
         """See model_server.proto."""
-        model_info = _to_model_info(self._engine_loop.facts, self._model_id)
+        facts = self._engine_loop.facts
+        model_info = _to_model_info(facts, self._model_id)
         measured = self._engine_loop.readings.get("step_seconds", ())
         model_info.step_times.extend(
             model_pb2.StepTime(num_rows=int(one.attributes["rows"]), seconds=one.value) for one in measured
         )
-        return pb.GetModelResponse(model_info=model_info)
+        return pb.GetModelResponse(model_info=model_info, max_kv_tokens=facts.max_kv_tokens)
 
     async def ListAdapterModules(
         self, request: pb.ListAdapterModulesRequest, context: object

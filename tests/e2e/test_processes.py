@@ -175,6 +175,7 @@ async def test_up_runs_until_interrupted_and_serves_the_commands(
         if "Ctrl-C stops everything" in seen[-1]:
             break
     assert up.returncode is None, "".join(seen)
+    assert re.search(rf"verifier +127\.0\.0\.1:{chosen['verifier']}, room for [\d,]+ tokens, \d+ thread", "".join(seen))
 
     async def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(

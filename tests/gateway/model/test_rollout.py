@@ -75,7 +75,8 @@ async def test_a_running_stream_ends_by_name_when_its_revision_is_gone(start_gat
     verifier = FakeVerifier(info=at("old"), break_after=2)
     async with serve_fakes(verifier) as address, start_gateway([address]) as system:
         stream = system.client.generate(PROMPT, max_tokens=300)
-        await anext(stream)
+        while not (await anext(stream)).delta.token_ids:
+            pass
         verifier.info = at("new")
         with pytest.raises(FailedPreconditionError, match="'fake' was rolled to another revision") as caught:
             async for _ in stream:

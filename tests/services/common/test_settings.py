@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from paceline.errors import InvalidArgumentError
 from services.adapter_store.settings import AdapterStoreSettings
-from services.common.settings import SettingsFileError
 from services.engine.config import Dtype, EngineConfig
 from services.verifier.settings import VerifierSettings
 
@@ -117,7 +117,7 @@ def test_a_file_that_holds_no_settings_is_one_sentence(
     path = tmp_path / name
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(SettingsFileError, match=says):
+    with pytest.raises(InvalidArgumentError, match=says):
         VerifierSettings.load(["--settings", str(path)])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jwt
 import pytest
 
-from paceline.errors import PermissionDeniedError, UnauthenticatedError
+from paceline.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
 from paceline.internal.v1 import speculation_pb2
 from services.common.access import Access, bearer_token, credentials
 from services.common.tokens import (
@@ -74,6 +74,13 @@ def test_public_tokens_are_declared_by_those_whose_tokens_say_so() -> None:
     context = Call(mint.sequence_token("tenant/a"))
     with pytest.raises(PermissionDeniedError):
         to_tenant(tenant, context, access)
+
+
+def test_a_namespace_is_bounded_also_where_no_token_is_asked_for() -> None:
+    context: Any = Call("")
+    assert to_tenant(speculation_pb2.TenantAccess(namespace="a" * 256), context, None).namespace == "a" * 256
+    with pytest.raises(InvalidArgumentError):
+        to_tenant(speculation_pb2.TenantAccess(namespace="a" * 257), context, None)
 
 
 def test_a_call_with_two_tokens_has_none() -> None:
