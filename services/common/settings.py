@@ -108,7 +108,7 @@ class ProcessSettings(BaseSettings):
         """Reads the command line (default: the process's), then the file that its `--settings` names, then the
         environment.
 
-        The file is JSON, or TOML by its name; "-" is standard input. Raises InvalidArgumentError when it cannot be read.
+        The file is JSON, or TOML by its name; "-" is standard input. Raises InvalidArgumentError for what it is not.
         """
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--settings", metavar="FILE")
