@@ -71,8 +71,4 @@ class _Patience:
         self._ending = asyncio.create_task(self._end(self._error))
 
     async def _end(self, error: DeadlineExceededError) -> None:
-        try:
-            await self._run.__aexit__(type(error), error, None)
-        except DeadlineExceededError as raised:
-            if raised is not error:
-                raise
+        await self._run.__aexit__(type(error), error, None)

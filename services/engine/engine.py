@@ -144,7 +144,11 @@ class Engine:
         return self.step_times.seconds(self.config.max_step_tokens) / self.config.max_step_tokens
 
     def warm_up(self, report: Report = unreported) -> None:
-        """Measures steps of growing size for some time, so that their times are known from the first request on."""
+        """Measures steps of growing size for some time, so that their times are known from the first request on.
+
+        Raises BrokenEngineError for a model whose numbers are never finite.
+        """
+        self._check_model()
         measured: dict[int, float] = {}
         give_up = time.perf_counter() + _WARM_UP_SECONDS
         sizes = [rows for rows in ROWS if rows <= min(_WARM_UP_ROWS, self.config.max_step_tokens)]

@@ -152,6 +152,13 @@ def test_a_model_whose_numbers_are_never_finite_ends_the_engine(
         engine.step()
 
 
+def test_a_model_whose_numbers_are_never_finite_does_not_start(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = engine.runner.forward.run
+    monkeypatch.setattr(engine.runner.forward, "run", lambda batch: run(batch) * torch.nan)
+    with pytest.raises(BrokenEngineError, match="not finite"):
+        engine.warm_up()
+
+
 def test_what_is_adopted_is_known_only_once_it_is_there(engine: Engine) -> None:
     with pytest.raises(RuntimeError, match="size"):
         engine.adopt({b"a" * 32: b"too short"})
