@@ -6,6 +6,7 @@ SIGINT health says NOT_SERVING, running streams finish within the grace period, 
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -23,7 +24,7 @@ from services.common.health import HealthServicer
 from services.common.interceptors import ErrorInterceptor
 from services.common.reflection import add_reflection
 from services.common.settings import ProcessSettings, ServerSettings
-from services.common.telemetry import setup_telemetry, tracing_server_interceptors
+from services.common.telemetry import setup_telemetry, shutdown_telemetry, tracing_server_interceptors
 
 _log = logging.getLogger(__name__)
 _MAX_PENDING_RPCS = 100_000
@@ -65,10 +66,13 @@ def serve(name: str, settings: ProcessSettings, lifespan: Lifespan) -> None:
     setup_telemetry(f"paceline-{name}", settings.telemetry)
     _log.info("settings: %s", settings.model_dump_json())
     try:
-        if not asyncio.run(_serve(settings.server, lifespan)):
-            sys.exit(1)
+        is_healthy = asyncio.run(_serve(settings.server, lifespan))
     except CheckpointError as error:
         sys.exit(str(error))
+    shutdown_telemetry()
+    logging.shutdown()
+    # All is torn down and written. Taking an interpreter with torch in it apart as well would take a second or two.
+    os._exit(0 if is_healthy else 1)
 
 
 async def _serve(settings: ServerSettings, lifespan: Lifespan) -> bool:

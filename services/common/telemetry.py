@@ -74,6 +74,14 @@ def setup_telemetry(service_name: str, settings: TelemetrySettings) -> None:
         metrics.set_meter_provider(MeterProvider([reader], resource, views=[_SECONDS]))
 
 
+def shutdown_telemetry() -> None:
+    """Sends what is still to be sent. Nothing is exported afterwards."""
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        if isinstance(provider, TracerProvider | MeterProvider):
+            provider.shutdown()
+    sys.stdout.flush()
+
+
 def tracing_server_interceptors() -> Sequence[grpc.aio.ServerInterceptor]:
     """What makes a span of every call that is served; none without traces."""
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
