@@ -9,9 +9,21 @@ from gateway.model.chat_template import Conversation, Message
 from paceline.errors import InvalidArgumentError
 from paceline.v1 import inference_pb2
 
+_PIECE_BYTES = 64
+"""What a message, a part, a tool or a document counts for beside its text."""
 
-def read_conversation(request: inference_pb2.ChatRequest, max_bytes: int) -> Conversation:
-    """The conversation of a request. Raises InvalidArgumentError."""
+
+def read_conversation(request: inference_pb2.ChatRequest, max_bytes: int, max_pieces: int) -> Conversation:
+    """The conversation of a request. Raises InvalidArgumentError.
+
+    It has at most `max_pieces` messages, parts, tools and documents, whatever is in them.
+    """
+    num_pieces = len(request.messages) + len(request.tools) + len(request.documents)
+    if num_pieces <= max_pieces:
+        num_pieces += sum(len(message.parts) for message in request.messages)
+    if num_pieces > max_pieces:
+        problem = f"{num_pieces} messages, parts, tools and documents are more than a context of {max_pieces} tokens"
+        raise InvalidArgumentError("messages", problem)
     num_bytes = sum(len(text.encode()) for text in _texts(request))
     check_prompt_bytes(num_bytes, max_bytes, "messages")
     return Conversation(
@@ -21,7 +33,7 @@ def read_conversation(request: inference_pb2.ChatRequest, max_bytes: int) -> Con
         arguments=_object(request.template_arguments, "template_arguments"),
         continue_final_message=request.continue_final_message,
         template=request.chat_template,
-        num_characters=num_bytes,
+        num_characters=num_bytes + _PIECE_BYTES * num_pieces,
     )
 
 

@@ -11,7 +11,8 @@ from paceline.errors import InvalidArgumentError
 from paceline.v1 import inference_pb2, model_pb2
 
 _INLINE_MESSAGES = 64
-"""More messages are read in a thread, so that nobody waits for it."""
+_INLINE_BYTES = 1 << 14
+"""What has more messages or bytes is read in a thread, so that nobody waits for it."""
 
 
 async def read_prompt(
@@ -40,14 +41,12 @@ async def read_prompt(
 
 
 async def _conversation(request: inference_pb2.ChatRequest, context: int, max_bytes: int) -> Conversation:
-    """The conversation of a request. Each message takes a token at least, so that their number is bounded before they
-    are read.
+    """The conversation of a request. Each piece of it takes a token at least, so that their number is bounded before
+    they are read.
     """
     if not request.messages:
         raise InvalidArgumentError("messages", "must not be empty")
-    if len(request.messages) > context:
-        problem = f"{len(request.messages)} messages are more than a context of {context} tokens"
-        raise InvalidArgumentError("messages", problem)
-    if len(request.messages) <= _INLINE_MESSAGES:
-        return read_conversation(request, max_bytes)
-    return await asyncio.to_thread(read_conversation, request, max_bytes)
+    is_small = len(request.messages) <= _INLINE_MESSAGES and request.ByteSize() <= _INLINE_BYTES
+    if is_small:
+        return read_conversation(request, max_bytes, context)
+    return await asyncio.to_thread(read_conversation, request, max_bytes, context)

@@ -33,6 +33,18 @@ async def test_more_messages_than_the_context_has_tokens_are_refused(stub: Any) 
     assert "1000000 messages" in str(error)
 
 
+@pytest.mark.parametrize("field", ["parts", "tools", "documents"])
+async def test_more_pieces_of_a_conversation_than_the_context_has_tokens_are_refused(stub: Any, field: str) -> None:
+    request = inference_pb2.ChatRequest(messages=[{"role": "user"}])
+    if field == "parts":
+        request.messages[0].parts.extend([inference_pb2.ContentPart(text="")] * 300_000)
+    else:
+        getattr(request, field).extend([""] * 300_000)
+    error = await _refusal(stub.Chat(request))
+    assert error.violations[0].field == "messages"
+    assert "300001 messages, parts" in str(error)
+
+
 async def test_what_roles_are_called_counts_as_text(stub: Any) -> None:
     message = inference_pb2.ChatMessage(role="x" * (3 << 20), content="y" * (3 << 19))
     error = await _refusal(stub.Chat(inference_pb2.ChatRequest(messages=[message])))
