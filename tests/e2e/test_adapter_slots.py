@@ -21,7 +21,7 @@ from services.common.tokens import new_signing_key
 from support.fake_store import FakeAdapterStore, serve_store
 from support.fakes import FakeVerifier, continue_from, serve_fakes
 from support.lora import ADAPTERS, PEFT_WARNING, continue_with_peft, digest_of, save_adapters
-from support.system import StartGateway, System, start_system
+from support.system import StartGateway, System, first_tokens, start_system
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 PROMPT = [40, 41, 42, 43, 44, 45, 46]
@@ -87,7 +87,7 @@ async def test_an_adapter_is_loaded_once_for_many_streams_and_kept(
 async def test_all_slots_in_use_is_said_after_a_bounded_wait(store: FakeAdapterStore, start: Start) -> None:
     async with serve_store(store) as address, start(address, max_adapters=1, adapter_seconds=0.5) as system:
         long = system.client.generate(PROMPT, adapter="a0", max_tokens=500, ignore_eos=True, seed=1)
-        assert (await anext(long)).HasField("started")
+        assert await first_tokens(long)
         with pytest.raises(ResourceExhaustedError) as raised:
             await system.generate(PROMPT, adapter="a1", **OPTIONS)
         assert raised.value.retry_after_seconds
@@ -169,7 +169,7 @@ async def test_streams_go_on_without_the_store_and_new_ones_are_told_to_try_agai
 ) -> None:
     async with serve_store(store) as address, start(address) as system:
         running = system.client.generate(PROMPT, adapter="a5", **{**OPTIONS, "max_tokens": 400})
-        tokens = list((await anext(running)).delta.token_ids)
+        tokens = await first_tokens(running)
         store.hang = True
         with pytest.raises(UnavailableError) as raised:
             await asyncio.wait_for(system.generate(PROMPT, adapter="a1", **OPTIONS), 20)

@@ -35,7 +35,7 @@ from support.lora import (
     save_adapter,
     save_adapters,
 )
-from support.system import collect
+from support.system import collect, first_tokens
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 NUM_TOKENS = 20
@@ -188,7 +188,7 @@ async def test_moving_or_deleting_a_name_does_not_change_a_running_stream(
     await upload(system, adapters[7], "mine")
     async with system.client("a") as client:
         stream = client.generate(prompt, adapter="mine", **{**OPTIONS, "max_tokens": length})
-        tokens = list((await anext(stream)).delta.token_ids)
+        tokens = await first_tokens(stream)
         await upload(system, adapters[3], "mine", replace=True)
         assert (await system.generate(prompt, adapter="mine", **OPTIONS)).token_ids == moved
         await client.delete_adapter("mine")

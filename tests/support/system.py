@@ -79,6 +79,14 @@ async def collect(events: AsyncIterator[Any]) -> Reply:
     return Reply(token_ids, "".join(text), started, reasons, usage)
 
 
+async def first_tokens(events: AsyncIterator[Any]) -> list[int]:
+    """The first tokens of a stream: from then on its sequence is at a verifier."""
+    async for event in events:
+        if event.delta.token_ids:
+            return list(event.delta.token_ids)
+    raise AssertionError("the stream ended without a token")
+
+
 def engine_config(model: str, settings: dict[str, Any]) -> tuple[EngineConfig, dict[str, Any]]:
     """The engine's share of flat settings, and the rest."""
     own = {name: value for name, value in settings.items() if name in EngineConfig.model_fields}
