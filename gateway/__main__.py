@@ -12,7 +12,7 @@ if __name__ == "__main__":
     # What `transformers` has for tokenizers works without torch; where it finds torch it loads it, for nothing.
     sys.modules["torch"] = None  # type: ignore[assignment]
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    settings = GatewaySettings.load()
+    settings = GatewaySettings.load_or_end()
     try:
         for model in settings.models:
             check_tokenizer(model.tokenizer)

@@ -14,7 +14,6 @@ from typing import Annotated, NamedTuple
 import typer
 
 from paceline.cli.terminal import fail
-from paceline.errors import InvalidArgumentError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LAST_SECONDS = 15.0
@@ -52,19 +51,7 @@ def serve(
         threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
     sys.argv = [f"paceline serve {process}", *context.args]
     module = process if process is Process.GATEWAY else f"services.{process.replace('-', '_')}"
-    from pydantic import ValidationError
-
-    try:
-        runpy.run_module(module, run_name="__main__")
-    except ValidationError as error:
-        if not error.title.endswith("Settings"):
-            raise
-        wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
-        fail(f"settings of {process}: {'; '.join(wrong)}")
-    except InvalidArgumentError as error:
-        if error.violations[0].field != "--settings":
-            raise
-        fail(f"settings of {process}: {error.violations[0].description}")
+    runpy.run_module(module, run_name="__main__")
 
 
 def reach(extra: Extra) -> None:

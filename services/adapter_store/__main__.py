@@ -5,5 +5,5 @@ from services.adapter_store.settings import AdapterStoreSettings
 from services.common.server import serve
 
 if __name__ == "__main__":
-    settings = AdapterStoreSettings.load()
+    settings = AdapterStoreSettings.load_or_end()
     serve("adapter-store", settings, adapter_store_lifespan(settings))

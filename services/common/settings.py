@@ -10,8 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from paceline.errors import InvalidArgumentError
 from services.common.secret_url import SecretUrl
@@ -114,8 +114,23 @@ class ProcessSettings(BaseSettings):
         parser.add_argument("--settings", metavar="FILE")
         own, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
         written = {} if own.settings is None else _read(own.settings)
-        source: CliSettingsSource[Any] = CliSettingsSource(cls, cli_parse_args=rest)
+        source: CliSettingsSource[Any] = CliSettingsSource(cls, cli_parse_args=rest, cli_exit_on_error=False)
         return cls(_cli_settings_source=source, **written)
+
+    @classmethod
+    def load_or_end(cls) -> Self:
+        """What `load` reads for this process, which ends with a sentence when it cannot be had."""
+        try:
+            return cls.load()
+        except ValidationError as error:
+            wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
+            said = "; ".join(wrong)
+        except InvalidArgumentError as error:
+            said = error.violations[0].description
+        except SettingsError as error:
+            said = f"{str(error).removeprefix('error parsing CLI: ')}; --help lists what there is"
+        process = cls.model_config.get("env_prefix", "").removeprefix("PACELINE_").strip("_").lower().replace("_", "-")
+        sys.exit(f"settings of {process}: {said}")
 
     def to_json(self) -> str:
         """All settings, secrets included, as `load` reads them from standard input."""

@@ -5,7 +5,7 @@ from services.draft.settings import DraftSettings
 from services.model_server.preflight import preflight
 
 if __name__ == "__main__":
-    settings = DraftSettings.load()
+    settings = DraftSettings.load_or_end()
     preflight(settings)
     # With it comes all that is heavy.
     from services.draft.lifespan import draft_lifespan

@@ -5,7 +5,7 @@ from services.model_server.preflight import preflight
 from services.verifier.settings import VerifierSettings
 
 if __name__ == "__main__":
-    settings = VerifierSettings.load()
+    settings = VerifierSettings.load_or_end()
     preflight(settings)
     # With it comes all that is heavy.
     from services.verifier.lifespan import verifier_lifespan
