@@ -5,6 +5,7 @@ SIGINT health says NOT_SERVING, running streams finish within the grace period, 
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -91,6 +92,9 @@ async def _serve(settings: ServerSettings, lifespan: Lifespan) -> bool:
     try:
         async with running_server(settings, lifespan) as running:
             building = False
+            # What the service was built of stays: collecting garbage among it would hold the event loop up each time.
+            gc.collect()
+            gc.freeze()
             waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait())]
             if running.failed is not None:
                 waits.append(running.failed)
