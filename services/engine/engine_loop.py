@@ -17,44 +17,22 @@ import queue
 import threading
 import time
 from collections import abc
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from services.engine.config import EngineConfig
 from services.engine.engine import Engine, EngineFacts
 from services.engine.halving import raise_if_broken
 from services.engine.loading import Phase, Progress
-from services.engine.model_runner import Result
 from services.engine.outbox import Outbox
 from services.engine.readings import Readings
+from services.engine.role import Role
 from services.engine.scheduler import Registered
-from services.engine.sequence import Sequence
 
 _log = logging.getLogger(__name__)
 _LOADING_RETRY_SECONDS = 2.0
 _STUCK_SECONDS = 0.005
 _READING_SECONDS = 0.25
 """Readings are replaced at most this often while steps are made, and whenever there is nothing to do."""
-
-
-class Role(Protocol):
-    """What a service does with the picks of its sequences. Runs on the engine's thread."""
-
-    engine: Engine
-
-    def prepare(self, now: float) -> None:
-        """Decides, before every step, what is to be in it. `now` is the time of the monotonic clock, in seconds."""
-
-    def advance(self, results: list[Result]) -> None:
-        """Takes the results of a step and prepares the sequences for the next."""
-
-    def end(self, sequence: Sequence, error: Exception) -> None:
-        """Removes a sequence that cannot be computed, and tells its stream."""
-
-    def fail(self, error: BaseException) -> None:
-        """Tells every open stream that the engine is gone."""
-
-    def readings(self) -> Readings:
-        """What the role counts and measures, as it stands now."""
 
 
 R = TypeVar("R", bound=Role)

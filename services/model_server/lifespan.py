@@ -9,8 +9,9 @@ import grpc
 from paceline.internal.v1 import model_server_pb2_grpc
 from services.common.server import Lifespan, Served
 from services.engine.engine import Engine
-from services.engine.engine_loop import EngineLoop, Role
+from services.engine.engine_loop import EngineLoop
 from services.engine.outbox import Outbox
+from services.engine.role import Role
 from services.model_server.adapter_slots import AdapterSlots
 from services.model_server.opening import Opener
 from services.model_server.prefix_tier import PrefixTier
