@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from services.engine.config import EngineConfig
 from services.engine.engine import Engine, EngineFacts
+from services.engine.errors import unavailable
 from services.engine.halving import raise_if_broken
 from services.engine.loading import Phase, Progress
 from services.engine.outbox import Outbox
@@ -74,7 +75,7 @@ class EngineLoop(Generic[R]):
     def facts(self) -> EngineFacts:
         """The facts of the engine. Raises UnavailableError while it is being built, or when it could not be."""
         if not self._ready.done() or self._ready.exception() is not None:
-            raise _unavailable("the model is being loaded", _LOADING_RETRY_SECONDS)
+            raise unavailable("the model is being loaded", _LOADING_RETRY_SECONDS)
         return self._ready.result()
 
     async def watch_loading(self) -> abc.AsyncIterator[Progress]:
@@ -96,8 +97,8 @@ class EngineLoop(Generic[R]):
     ) -> None:
         """Has `command(role)` run on the engine's thread before its next step.
 
-        `on_error` is told on the event loop what went wrong in it; without one it is logged. It ends the engine only
-        when that no longer has what it had.
+        `on_error` is told on the event loop what went wrong in it; without one it is logged. The engine ends only when
+        it has lost something by it.
         """
 
         def guarded(role: R) -> None:
@@ -132,7 +133,7 @@ class EngineLoop(Generic[R]):
         self._inbox.put(command)
         await asyncio.wait((answer, self.stopped), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise _unavailable("the engine has ended")
+            raise unavailable("the engine has ended")
         return answer.result()
 
     async def stop(self) -> None:
@@ -242,13 +243,6 @@ class EngineLoop(Generic[R]):
         _settle(self._ready, None, error)
         self._progressed.set()
         _settle(self.stopped, None, error)
-
-
-def _unavailable(description: str, retry_after_seconds: float | None = None) -> Exception:
-    """UnavailableError: an engine can be used without the transport that it belongs to."""
-    from paceline.errors import UnavailableError
-
-    return UnavailableError(description, retry_after_seconds)
 
 
 def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:

@@ -14,3 +14,10 @@ class Failure(NamedTuple):
 
     sequence: Sequence
     error: Exception
+
+
+def unavailable(description: str, retry_after_seconds: float | None = None) -> Exception:
+    """UnavailableError: an engine can be used without the transport that it belongs to."""
+    from paceline.errors import UnavailableError
+
+    return UnavailableError(description, retry_after_seconds)
