@@ -5,7 +5,6 @@ there, and what is held for the request stands with it: so it is ended from the 
 """
 
 import asyncio
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
@@ -21,13 +20,17 @@ async def while_read(run: AbstractAsyncContextManager[AsyncIterator[T]], seconds
     """
     events = await run.__aenter__()
     patience = _Patience(run, seconds)
+    error: BaseException | None = None
     try:
         async for event in events:
             patience.begin()
             yield event
             patience.end()
+    except BaseException as raised:
+        error = raised
+        raise
     finally:
-        await patience.leave()
+        await patience.leave(error)
 
 
 class _Patience:
@@ -52,13 +55,13 @@ class _Patience:
         if self._error is not None:
             raise self._error
 
-    async def leave(self) -> None:
-        """Leaves the run, if it was not left."""
+    async def leave(self, error: BaseException | None) -> None:
+        """Leaves the run with an error or without one, if it was not left."""
         self._timer.cancel()
         if self._ending is not None:
             await asyncio.wait([self._ending])
         else:
-            await self._run.__aexit__(*sys.exc_info())
+            await self._run.__aexit__(None if error is None else type(error), error, None)
 
     def _look(self) -> None:
         now = self._loop.time()
