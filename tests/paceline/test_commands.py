@@ -156,6 +156,8 @@ async def test_a_conversation_outlives_errors_and_what_was_stopped(
         terminal.type(INTERRUPT)
         await terminal.shows("> ")
         await gateway.idle.wait()
+        terminal.type(b"half")
+        await terminal.shows("half")  # From here on it is the line's editor that is interrupted.
         terminal.type(INTERRUPT)
         await terminal.shows("/exit ends")
         terminal.type(b"again\n")
