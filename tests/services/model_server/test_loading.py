@@ -21,7 +21,7 @@ from services.verifier.settings import VerifierSettings
 @asynccontextmanager
 async def starting(model: str) -> AsyncIterator[tuple[ModelServerClient, Served]]:
     """A verifier from its start on, and a client of it."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(30.0)])
     settings = VerifierSettings(engine=EngineConfig(model=model, device="cpu", num_threads=1, num_blocks=16))
     async with verifier_lifespan(settings)(server) as served:
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
