@@ -10,12 +10,13 @@ from torch import nn
 
 from services.common.sampling_params import SamplingParams
 from services.engine.config import EngineConfig
-from services.engine.cpu import small_decoder
-from services.engine.cpu.decoder import FusedDecoder, fuse, fused_products
+from services.engine.cpu.decoder import FusedDecoder, fused_products
+from services.engine.cpu.decoder_shape import fits
 from services.engine.cpu.forward import CpuForward
+from services.engine.cpu.instructions import LANES, Kind
 from services.engine.cpu.linear import pack_linears
+from services.engine.cpu.product import kind_for
 from services.engine.cpu.row_lora import RowLora
-from services.engine.cpu.small_decoder import SmallDecoder
 from services.engine.forward import Batch, Forward
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, single_products, wrap_linears
@@ -28,8 +29,9 @@ from services.engine.torch_forward.stacked_lora import StackedLora
 
 _log = logging.getLogger(__name__)
 _PROBE_TOKENS = 24
-_TOLERANCE = 0.02
-_SMALL_TOLERANCE = 0.5
+_TOLERANCE = 0.002
+_TOLERANCE_OF_ROUNDED = {"BFLOAT16_AVX512": 0.03, "BFLOAT16_AMX": 0.03, "INT8": 0.15, "INT8_AVX512": 0.15, "INT8_AMX": 0.15}
+"""Logits may differ by such a share of their spread where a product rounds its rows to bfloat16 or 8 bits."""
 
 
 def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward:
@@ -54,34 +56,29 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
 
 def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward | None:
     """The CPU's own forward of a model, or None where it takes no such model or does not agree."""
-    decoder = _decoder(loaded)
-    if decoder is None:
+    if kv_cache.block_size % LANES or not _fits(loaded):
         return None
+    # Weights asked for in float32 are not rounded to 8 bits.
+    rounds = config.is_draft and loaded.weights != torch.float32
+    kind = kind_for(loaded.weights, round_to_int8=rounds)
     own = _probe(TorchForward(loaded, kv_cache), loaded, kv_cache)
-    if not _agree(own, _probe(CpuForward(loaded, kv_cache, decoder), loaded, kv_cache), _TOLERANCE):
+    decoder = FusedDecoder(loaded.model, kind, loaded.layers, kv_cache)
+    if not _agree(own, _probe(CpuForward(loaded, kv_cache, kind, decoder), loaded, kv_cache), _TOLERANCE_OF_ROUNDED.get(kind.name, _TOLERANCE)):
         _log.warning("the fused forward differs from the model's own, which is used")
         return None
-    small = None
-    # Weights asked for in float32 are not rounded to 8 bits.
-    may_round = config.is_draft and loaded.weights != torch.float32
-    if may_round and small_decoder.takes(loaded.model, loaded.layers):
-        small = SmallDecoder(loaded.model, decoder, loaded.layers[0].scaling, kv_cache)
-        if not _agree(own, _probe(CpuForward(loaded, kv_cache, decoder, small), loaded, kv_cache), _SMALL_TOLERANCE):
-            _log.warning("the forward for small models differs from the model's own and is not used")
-            small = None
     products = fused_products(loaded.targets, len(loaded.layers)) if config.max_adapters else []
-    return CpuForward(loaded, kv_cache, decoder, small, _adapters(loaded, products, config))
+    return CpuForward(loaded, kv_cache, kind, decoder, _adapters(loaded, products, config))
 
 
-def _decoder(loaded: LoadedModel) -> FusedDecoder | None:
-    """The fused decoder of a model; None for one that has other parts, whatever looking for them runs into."""
+def _fits(loaded: LoadedModel) -> bool:
+    """Whether the fused decoder takes a model: not one of other parts, whatever looking for them runs into."""
     if not all(layer.is_plain for layer in loaded.layers):
-        return None
+        return False
     try:
-        return fuse(loaded.model, loaded.weights, loaded.layers)
+        return fits(loaded.model, loaded.layers)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         _log.info("%s has parts that no fused forward knows: %s", type(loaded.model).__name__, error)
-        return None
+        return False
 
 
 def _adapters(loaded: LoadedModel, products: list[Product], config: EngineConfig) -> Lora | None:
@@ -106,5 +103,5 @@ def _probe(forward: Forward, loaded: LoadedModel, kv_cache: KVCache) -> torch.Te
 
 
 def _agree(expected: torch.Tensor, got: torch.Tensor, tolerance: float) -> bool:
-    """Whether logits differ by less than a share of their spread, at most; False for NaN."""
-    return bool((expected - got).abs().max() <= tolerance * expected.std())
+    """Whether logits differ by less than a share of their spread, as root mean squares; False for NaN."""
+    return bool((expected - got).square().mean().sqrt() <= tolerance * expected.std())

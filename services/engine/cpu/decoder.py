@@ -1,4 +1,4 @@
-"""A decoder step on the CPU as few large operations: four products and one attention a layer, kernels in between.
+"""A decoder step on the CPU as one compiled function over all layers.
 
 It computes what `transformers` computes for the commonest shape of model: embedding, layers of (RMSNorm, rotary
 attention, RMSNorm, gated SiLU MLP) with residuals, RMSNorm, output layer (Llama, Mistral, Qwen and their like).
@@ -8,104 +8,136 @@ tokens agree with those of its own forward. Every other model runs through its o
 
 import copy
 from collections import abc
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
-from torch.nn.functional import embedding, silu
 
 from services.engine.adapter import Target
-from services.engine.attention_layers import AttentionLayer
-from services.engine.cpu import kernels
+from services.engine.cpu import parallel
+from services.engine.cpu.decoder_shape import HEAD_NORMS, norm_eps
+from services.engine.cpu.instructions import Kind, tile_configuration
 from services.engine.cpu.kernels import Floats
-from services.engine.cpu.linear import pack
+from services.engine.cpu.layers import (
+    ARGUMENTS,
+    LAYER_FIELDS,
+    PHASES,
+    PRODUCT_FIELDS,
+    PRODUCT_PHASES,
+    PRODUCTS,
+    run_phases,
+)
 from services.engine.cpu.plan import RowPlan
-from services.engine.cpu.row_attention import RowAttention
+from services.engine.cpu.product import MOST_ROWS, ROOM_BYTES, Packed, aligned, pack, row_bytes
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, product_of
+from services.engine.attention_layers import AttentionLayer
 
-_STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
-_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS = {"q_norm", "k_norm"}
-_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-_PRODUCTS = 4
-"""A layer is computed as so many products."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Packed weights of a layer."""
-
-    input_norm: Floats
-    query_key_value: nn.Module
-    query_norm: Floats
-    key_norm: Floats
-    output: nn.Module
-    mlp_norm: Floats
-    gate_up: nn.Module
-    down: nn.Module
-    scaling: float
-    window: int | None
+_EVERYTHING = 1 << 40
 
 
 class FusedDecoder:
     """The forward of one model. Used by one thread."""
 
-    def __init__(self, model: Any, weights: torch.dtype, layers: list[AttentionLayer]) -> None:
+    def __init__(self, model: Any, kind: Kind, layers: list[AttentionLayer], kv_cache: KVCache) -> None:
         body = model.model
-        half = weights in (torch.bfloat16, torch.float16)
-        self._embedding = body.embed_tokens.weight.to(weights)
-        self._layers = [_fuse_layer(*pair, half=half) for pair in zip(body.layers, layers, strict=True)]
-        self.final_norm = body.norm.weight.numpy()
-        self._output = pack(model.lm_head.weight, model.lm_head.bias, half=half)
-        self.eps = np.float32(_eps(body.norm))
-        self.width = 2 * body.layers[0].mlp.down_proj.in_features
-        """Elements of the widest row that an element-wise operation sees."""
-        self._num_heads = model.config.num_attention_heads
+        half = kind not in (Kind.FLOAT32, Kind.FLOAT16)
+        # Gathered by rows: it is kept apart from an output layer that it is tied to.
+        embedding = body.embed_tokens.weight.to(torch.bfloat16 if half else torch.float32).contiguous()
+        packed = [weight for layer in body.layers for weight in _pack_layer(layer, kind)]
+        packed.append(pack(kind, model.lm_head.weight, model.lm_head.bias))
+        norms = [_norms(layer) for layer in body.layers]
+        self._final_norm = body.norm.weight.numpy()
+        self._products = np.array([_addresses(weight) for weight in packed], np.int64)
+        self._layers = np.zeros((len(layers), len(LAYER_FIELDS)), np.int64)
+        for index, layer in enumerate(layers):
+            stored = kv_cache.keys[index].data_ptr(), kv_cache.values[index].data_ptr()
+            self._layers[index] = *(_address(norm) for norm in norms[index]), layer.window or _EVERYTHING, *stored
+        self._scalings = np.array([layer.scaling for layer in layers], np.float64)
+        self._tiles = tile_configuration()
+        self._kept = packed, norms, embedding, kv_cache  # The tables hold addresses only.
+        shape = layers[0].kv_shape
+        self._num_layers = len(layers)
+        self._joint_width = packed[0].out_features
+        self._heads = self._joint_width // shape.key_dim - 2 * shape.num_kv_heads
+        self._dim, self._inner, self._vocab = shape.key_dim, packed[3].in_features, packed[-1].out_features
+        self._width = embedding.shape[1]
+        self._row_bytes = max(row_bytes(kind, weight.in_features) for weight in packed)
         self._rotary = copy.deepcopy(body.rotary_emb)  # The model is let go of; longer texts need more angles.
         self._cos, self._sin = self._angles(0, 1024)
+        self._arguments = np.zeros((), ARGUMENTS)
+        self._set(
+            kind=kind, layers=len(layers), width=self._width, inner=self._inner, vocab=self._vocab, heads=self._heads,
+            kv_heads=shape.num_kv_heads, dim=self._dim, rotated=self._cos.shape[1],
+            slots_in_all=kv_cache.keys[0].shape[0], block_size=kv_cache.block_size, half_embedding=half,
+            layer_table=self._layers, product_table=self._products, scalings=self._scalings,
+            final_norm=self._final_norm, embedding=embedding.data_ptr(), tiles=self._tiles, eps=norm_eps(body.norm),
+        )  # fmt: skip
+        self._capacity, self._rooms = 0, dict[str, NDArray[Any]]()
 
-    def forward(
-        self, plan: RowPlan, kv_cache: KVCache, token_ids: list[int], wanted: list[int], lora: Lora | None
-    ) -> torch.Tensor:
-        """Logits [wanted, vocab] for flat rows of tokens; their KV goes where the plan says.
+    def forward(self, plan: RowPlan, token_ids: list[int], wanted: list[int], lora: Lora | None) -> torch.Tensor:
+        """Logits [wanted, vocab] for rows of tokens, valid until the next call; KV goes where the plan says.
 
         `lora` adds what the adapters of rows add; None when no row has any.
         """
-        angles = self.angles(int(plan.positions.max()))
-        attention = RowAttention(plan, kv_cache, self._num_heads)
-        hidden = self.embed(token_ids)
-        normed = torch.empty_like(hidden)
-        rows = hidden.numpy(), normed.numpy()
-        for index, layer in enumerate(self._layers):
-            add = partial(_add, lora, _PRODUCTS * index)
-            kernels.rms_norm(rows[0], layer.input_norm, self.eps, rows[1])
-            kernels.rotate_and_store(
-                add(0, normed, layer.query_key_value(normed)).numpy(), layer.query_norm, layer.key_norm, self.eps,
-                *angles, plan.positions, plan.slots, attention.queries, kv_cache.keys[index].numpy(),
-                kv_cache.values[index].numpy(),
-            )  # fmt: skip
-            attended = attention.run(index, layer.scaling, layer.window)
-            hidden += add(1, attended, layer.output(attended))
-            kernels.rms_norm(rows[0], layer.mlp_norm, self.eps, rows[1])
-            gate, up = add(2, normed, layer.gate_up(normed)).chunk(2, dim=-1)
-            active = silu(gate).mul_(up)
-            hidden += add(3, active, layer.down(active))
-        last = hidden[wanted]
-        normed = torch.empty_like(last)
-        kernels.rms_norm(last.numpy(), self.final_norm, self.eps, normed.numpy())
-        logits: torch.Tensor = self._output(normed)
-        return logits
+        rows, threads = len(token_ids), torch.get_num_threads()
+        self._make_room(rows, threads)
+        cos, sin = self._reach(int(plan.positions.max()))
+        tokens, wanted_rows = np.array(token_ids, np.int64), np.array(wanted, np.int64)
+        self._set(
+            rows=rows, wanted_rows=len(wanted), sequences=plan.tables.shape[0], blocks=plan.tables.shape[1],
+            angles=len(cos), cos=cos, sin=sin, token_ids=tokens, positions=plan.positions, slots=plan.slots,
+            owners=plan.owners, tables=plan.tables, wanted=wanted_rows,
+        )  # fmt: skip
+        end = PHASES * self._num_layers + 2
+        if lora is None:
+            self._run(0, end, threads)
+        else:
+            self._run_with(lora, rows, threads, end)
+        return torch.from_numpy(self._rooms["logits"][: len(wanted)])
 
-    def embed(self, token_ids: list[int]) -> torch.Tensor:
-        """Embeddings [tokens, width] in float32."""
-        return embedding(torch.tensor(token_ids), self._embedding).float()
+    def _run(self, first: int, last: int, threads: int) -> None:
+        self._arguments["first"], self._arguments["last"] = first, last
+        parallel.run(run_phases, self._arguments.ctypes.data, threads)
 
-    def angles(self, position: int) -> tuple[Floats, Floats]:
+    def _run_with(self, lora: Lora, rows: int, threads: int, end: int) -> None:
+        """Stops behind each product of the layers for what adapters add to it."""
+        views = {name: torch.from_numpy(room[:rows]) for name, room in self._rooms.items() if name != "logits"}
+        ends = [("normed", "joint"), ("attended", "delta"), ("normed", "gates"), ("active", "delta")]
+        first = 0
+        for layer in range(self._num_layers):
+            for index, (phase, (x, y)) in enumerate(zip(PRODUCT_PHASES, ends, strict=True)):
+                last = PHASES * layer + phase + 1
+                self._run(first, last, threads)
+                lora.add(PRODUCTS * layer + index, views[x], views[y])
+                first = last
+        self._run(first, end, threads)
+
+    def _make_room(self, rows: int, threads: int) -> None:
+        """Has rooms for so many rows between phases; they are kept, because fresh memory costs more than the work."""
+        rows = -(-rows // MOST_ROWS) * MOST_ROWS
+        if rows <= self._capacity:
+            return
+        widths = {
+            "hidden": self._width, "normed": self._width, "joint": self._joint_width, "gates": 2 * self._inner,
+            "queries": self._heads * self._dim, "attended": self._heads * self._dim, "active": self._inner,
+            "delta": self._width, "logits": self._vocab,
+        }  # fmt: skip
+        self._rooms = {name: aligned((rows, width), np.float32) for name, width in widths.items()}
+        self._capacity = rows
+        self._fixed = {
+            "units": aligned((rows, self._row_bytes), np.uint8), "row_scales": np.zeros(rows, np.float32),
+            "room": aligned((threads, ROOM_BYTES), np.uint8),
+        }  # fmt: skip
+        self._set(**self._rooms, **self._fixed)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            self._arguments[name] = _address(value) if isinstance(value, np.ndarray) else value
+
+    def _reach(self, position: int) -> tuple[Floats, Floats]:
         """Cosines and sines [positions, rotated dimensions] of all positions up to this one, at least."""
         while position >= len(self._cos):
             cos, sin = self._angles(len(self._cos), 2 * len(self._cos))
@@ -116,6 +148,42 @@ class FusedDecoder:
         """Cosines and sines [end - start, rotated dimensions] of positions from `start` on."""
         cos, sin = self._rotary(torch.zeros(1), torch.arange(start, end).unsqueeze(0))
         return cos[0].float().contiguous().numpy(), sin[0].float().contiguous().numpy()
+
+
+def _pack_layer(layer: Any, kind: Kind) -> list[Packed]:
+    """A layer's products; layers that read the same input are one."""
+    attention, mlp = layer.self_attn, layer.mlp
+    joint = [attention.q_proj, attention.k_proj, attention.v_proj]
+    return [_join(parts, kind) for parts in (joint, [attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj])]
+
+
+def _join(parts: list[nn.Linear], kind: Kind) -> Packed:
+    bias = None
+    if any(part.bias is not None for part in parts):
+        bias = torch.cat([torch.zeros(p.out_features) if p.bias is None else p.bias for p in parts])
+    return pack(kind, torch.cat([part.weight for part in parts]), bias)
+
+
+def _norms(layer: Any) -> list[Floats]:
+    """Weights of input, MLP, query and key norms; empty where heads are not normalised."""
+    none = np.empty(0, np.float32)
+    attention = layer.self_attn
+    heads = [getattr(attention, name).weight.numpy() if hasattr(attention, name) else none for name in HEAD_NORMS]
+    return [layer.input_layernorm.weight.numpy(), layer.post_attention_layernorm.weight.numpy(), *heads]
+
+
+def _addresses(weight: Packed) -> list[int]:
+    """One row of the table of products."""
+    values = {
+        "weights": _address(weight.blocks), "units": weight.blocks.shape[1], "out": weight.out_features,
+        "scales": _address(weight.scales), "offsets": _address(weight.sums), "bias": _address(weight.bias),
+    }  # fmt: skip
+    return [values[name] for name in PRODUCT_FIELDS]
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Where an array begins; 0 for one without elements."""
+    return array.ctypes.data if array.size else 0
 
 
 def fused_products(targets: abc.Mapping[str, Target], num_layers: int) -> list[Product]:
@@ -130,72 +198,3 @@ def fused_products(targets: abc.Mapping[str, Target], num_layers: int) -> list[P
             product_of(targets[f"{mlp}.down_proj"]),
         ]
     return products
-
-
-def _add(lora: Lora | None, first: int, product: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    if lora is not None:
-        lora.add(first + product, x, y)
-    return y
-
-
-def fuse(model: Any, weights: torch.dtype, layers: list[AttentionLayer]) -> FusedDecoder | None:
-    """The fused forward of a float32 model on the CPU, or None when its modules are not what it takes."""
-    body: Any = getattr(model, "model", None)
-    head = getattr(model, "lm_head", None)
-    if type(head) is not nn.Linear or _children(body) != {"embed_tokens", "layers", "norm", "rotary_emb"}:
-        return None
-    if type(body.embed_tokens) is not nn.Embedding or getattr(body.rotary_emb, "rope_type", "") not in _STATIC_ROPE:
-        return None
-    norms = [body.norm]
-    for layer in body.layers:
-        attention: Any = getattr(layer, "self_attn", None)
-        mlp: Any = getattr(layer, "mlp", None)
-        if _children(layer) != _LAYER or _children(mlp) != _MLP or _children(attention) - _HEAD_NORMS != _ATTENTION:
-            return None
-        parts = [getattr(attention, name) for name in _ATTENTION]
-        parts += [getattr(mlp, name) for name in _MLP - {"act_fn"}]
-        if any(type(part) is not nn.Linear for part in parts) or not _is_silu(mlp.act_fn):
-            return None
-        norms += [layer.input_layernorm, layer.post_attention_layernorm]
-        norms += [getattr(attention, name) for name in _HEAD_NORMS & _children(attention)]
-    if len({_eps(norm) for norm in norms}) != 1:
-        return None
-    return FusedDecoder(model, weights, layers)
-
-
-def _fuse_layer(layer: Any, asked: AttentionLayer, *, half: bool) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    none = np.empty(0, np.float32)
-    return _Layer(
-        input_norm=layer.input_layernorm.weight.numpy(),
-        query_key_value=_join([attention.q_proj, attention.k_proj, attention.v_proj], half=half),
-        query_norm=attention.q_norm.weight.numpy() if hasattr(attention, "q_norm") else none,
-        key_norm=attention.k_norm.weight.numpy() if hasattr(attention, "k_norm") else none,
-        output=pack(attention.o_proj.weight, attention.o_proj.bias, half=half),
-        mlp_norm=layer.post_attention_layernorm.weight.numpy(),
-        gate_up=_join([mlp.gate_proj, mlp.up_proj], half=half),
-        down=pack(mlp.down_proj.weight, mlp.down_proj.bias, half=half),
-        scaling=asked.scaling,
-        window=asked.window,
-    )
-
-
-def _join(parts: list[nn.Linear], *, half: bool) -> nn.Module:
-    """Linear layers that read the same input, as one."""
-    bias = None
-    if any(part.bias is not None for part in parts):
-        bias = torch.cat([torch.zeros(p.out_features) if p.bias is None else p.bias for p in parts])
-    return pack(torch.cat([part.weight for part in parts]), bias, half=half)
-
-
-def _children(module: Any) -> set[str]:
-    return {name for name, _ in module.named_children()} if isinstance(module, nn.Module) else set()
-
-
-def _is_silu(activation: nn.Module) -> bool:
-    x = torch.linspace(-8, 8, 65)
-    return bool(torch.allclose(activation(x), silu(x)))
-
-
-def _eps(norm: Any) -> float:
-    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", -1.0)))

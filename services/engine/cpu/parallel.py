@@ -30,7 +30,9 @@ def _load_openmp() -> ctypes.CDLL | None:
 
 
 _openmp = _load_openmp()
-_counts: dict[str, Any] = {"omp_get_thread_num": _Count(lambda: 0), "omp_get_num_threads": _Count(lambda: 1)}
+_counts: dict[str, Any] = {
+    "omp_get_thread_num": _Count(lambda: 0), "omp_get_num_threads": _Count(lambda: 1), "GOMP_barrier": _Count(lambda: 0)
+}  # fmt: skip
 """Functions that kernels call, by symbol; kept here because compiled code holds their addresses only."""
 for _name, _alone in _counts.items():
     _function = getattr(_openmp, _name) if _openmp else _alone
@@ -40,6 +42,8 @@ thread_number: Any = types.ExternalFunction("paceline_omp_get_thread_num", types
 """A kernel calls this for the number of its thread among the region's."""
 number_of_threads: Any = types.ExternalFunction("paceline_omp_get_num_threads", types.int32())
 """A kernel calls this for how many threads the region has."""
+barrier: Any = types.ExternalFunction("paceline_GOMP_barrier", types.void())
+"""A kernel calls this to wait until all threads of the region have called it."""
 kernel_signature = types.void(types.voidptr)
 """The `cfunc`s that `run` takes are given the address of their arguments."""
 

@@ -1,0 +1,292 @@
+"""Products of rows with weights packed once: weights are read once for all rows, and rows do not touch each other.
+
+The bits of a row depend on the kind of the product and never on how many rows there are: its sums are made in one
+order, and sums of 8-bit products are exact in any. Weights [out, in] are packed in blocks of 16 outputs, see
+`instructions`; a row is put into the form that its kind multiplies by `to_units`.
+
+8 bits: weights are integers -127..127 times a scale of each output, rows integers -127..127 times a scale of each row.
+Rows are stored plus 128, because the instructions take one factor without a sign; an output's sum of weights, times
+128, is taken off again.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+from numba.np.numpy_support import carray
+from numpy.typing import NDArray
+
+from services.engine.cpu import parallel
+from services.engine.cpu.instructions import LANES, Kind, kinds, rows_times_blocks, tiles_times_blocks
+from services.engine.cpu.kernels import Floats
+
+BLOCKS_AT_ONCE = 4
+"""The outputs of a weight are filled up to a multiple of so many blocks, which one thread computes together."""
+OUTPUTS_AT_ONCE = LANES * BLOCKS_AT_ONCE
+MOST_ROWS = 32
+"""Rows are filled up to a multiple of this number in memory: two tiles."""
+_FEW_ROWS = 4
+"""Up to so many rows of 8 bits vectors are faster than tiles."""
+ROOM_BYTES = 4096
+"""What `multiply` needs for sums."""
+_FLOAT32, _FLOAT16, _BFLOAT16, _INT8 = (
+    int(kind) for kind in (Kind.FLOAT32, Kind.FLOAT16, Kind.BFLOAT16, Kind.INT8)
+)
+_BFLOAT16_AVX512, _INT8_AVX512 = int(Kind.BFLOAT16_AVX512), int(Kind.INT8_AVX512)
+_BFLOAT16_AMX, _INT8_AMX = int(Kind.BFLOAT16_AMX), int(Kind.INT8_AMX)
+_pointer: Any = parallel.pointer
+_ONE = np.float32(1.0)
+
+
+class Packed(NamedTuple):
+    """A weight [out, in] as the products read it."""
+
+    blocks: NDArray[np.int32]
+    """[outputs / 16, units, 16], filled up with zeros."""
+    scales: Floats
+    """What the integers of each output are to be multiplied by; empty for other kinds."""
+    sums: NDArray[np.int32]
+    """128 times the sum of each output's integers, where rows are stored plus 128."""
+    bias: Floats
+    """[out], or empty."""
+    out_features: int
+    in_features: int
+
+
+def kind_for(weights: torch.dtype, *, round_to_int8: bool) -> Kind:
+    """The fastest kind here for weights of a data type, or for weights that are rounded to 8 bits."""
+    if round_to_int8:
+        order = [Kind.INT8_AMX, Kind.INT8_AVX512, Kind.INT8]
+    elif weights == torch.bfloat16:
+        order = [Kind.BFLOAT16_AMX, Kind.BFLOAT16_AVX512, Kind.BFLOAT16]
+    else:
+        order = [Kind.FLOAT16 if weights == torch.float16 else Kind.FLOAT32]
+    return next(kind for kind in order if kind in kinds())
+
+
+def unit_inputs(kind: Kind) -> int:
+    """How many inputs make a unit."""
+    return {Kind.FLOAT32: 1, Kind.INT8: 4, Kind.INT8_AVX512: 4, Kind.INT8_AMX: 4}.get(kind, 2)
+
+
+def row_bytes(kind: Kind, in_features: int) -> int:
+    """Bytes of a row of so many inputs as `to_units` writes it."""
+    return num_units(kind, in_features) * (8 if kind in (Kind.BFLOAT16, Kind.FLOAT16, Kind.INT8) else 4)
+
+
+def num_units(kind: Kind, in_features: int) -> int:
+    """Units of a row, filled up to a multiple of what a tile takes."""
+    return -(-in_features // (LANES * unit_inputs(kind))) * LANES
+
+
+def pack(kind: Kind, weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+    """Lays out a weight [out, in]."""
+    out_features, in_features = weight.shape
+    per_unit, units = unit_inputs(kind), num_units(kind, in_features)
+    outputs = -(-out_features // OUTPUTS_AT_ONCE) * OUTPUTS_AT_ONCE
+    scales, sums = np.zeros(0, np.float32), np.zeros(0, np.int32)
+    weight = weight.float()
+    if per_unit == 4:
+        scale = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
+        weight = (weight / scale.unsqueeze(1)).round()
+        scales, sums = np.zeros(outputs, np.float32), np.zeros(outputs, np.int32)
+        scales[:out_features] = scale.numpy()
+        if kind is not Kind.INT8:
+            sums[:out_features] = 128 * weight.sum(dim=1).to(torch.int32).numpy()
+    narrow = torch.float16 if kind is Kind.FLOAT16 else {1: torch.float32, 2: torch.bfloat16, 4: torch.int8}[per_unit]
+    blocks = aligned((outputs // LANES, units, LANES), np.int32)
+    view = torch.from_numpy(blocks).view(narrow)
+    if kind is Kind.FLOAT16:
+        view = view.view(outputs // LANES, units, per_unit, LANES).transpose(2, 3)
+    else:
+        view = view.view(outputs // LANES, units, LANES, per_unit)
+    filled = torch.zeros(outputs, units * per_unit, dtype=narrow)
+    filled[:out_features, :in_features] = weight.to(narrow)
+    view.copy_(filled.view(outputs // LANES, LANES, units, per_unit).transpose(1, 2))
+    offset = np.zeros(0, np.float32) if bias is None else bias.float().numpy()
+    return Packed(blocks, scales, sums, offset, out_features, in_features)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros that begin where a line of the cache does. numpy asks the system for large pages, as torch does not."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+def _by_rows(kind: Kind) -> Any:
+    """A function that multiplies 1, 2, 4 or 8 rows by so many blocks as `_blocks_of` says."""
+    number = int(kind)
+    one, two, four, eight = (rows_times_blocks(kind, rows, _blocks_of.py_func(number, rows)) for rows in (1, 2, 4, 8))
+
+    @njit(nogil=True)
+    def multiply(rows: int, weights: int, units: int, x: int, stride: int, sums: int) -> None:
+        if rows == 8:
+            eight(weights, units, x, stride, sums, 4 * LANES * _blocks_of(number, 8))
+        elif rows == 4:
+            four(weights, units, x, stride, sums, 4 * LANES * _blocks_of(number, 4))
+        elif rows == 2:
+            two(weights, units, x, stride, sums, 4 * LANES * _blocks_of(number, 2))
+        else:
+            one(weights, units, x, stride, sums, 4 * LANES * _blocks_of(number, 1))
+
+    return multiply
+
+
+@njit(nogil=True)
+def _blocks_of(kind: int, rows: int) -> int:
+    """So many blocks at once leave the sums of so many rows in registers."""
+    if kind in (_FLOAT32, _FLOAT16, _BFLOAT16, _INT8):
+        return 2 if rows <= 2 else 1
+    return 4 if rows <= 4 else 2
+
+
+_float32, _float16 = _by_rows(Kind.FLOAT32), _by_rows(Kind.FLOAT16)
+_bfloat16, _int8 = _by_rows(Kind.BFLOAT16), _by_rows(Kind.INT8)
+_wide_bfloat16, _wide_int8 = _by_rows(Kind.BFLOAT16_AVX512), _by_rows(Kind.INT8_AVX512)
+_bfloat16_tile, _bfloat16_tiles = (tiles_times_blocks(Kind.BFLOAT16_AMX, tiles, 2) for tiles in (1, 2))
+_int8_tile, _int8_tiles = (tiles_times_blocks(Kind.INT8_AMX, tiles, 2) for tiles in (1, 2))
+
+
+@njit(nogil=True, cache=True)
+def to_units(kind: int, row: Floats, units: int, address: int) -> np.float32:
+    """Writes a row [in] as a product of this kind reads it, filled up with zeros, and returns the row's scale."""
+    width = row.shape[0]
+    if kind in (_FLOAT32, _FLOAT16, _BFLOAT16):
+        padded = units if kind == _FLOAT32 else 2 * units
+        floats = carray(_pointer(address), (padded,), np.float32)
+        floats[:width] = row
+        floats[width:] = np.float32(0.0)
+        return _ONE
+    if kind in (_BFLOAT16_AVX512, _BFLOAT16_AMX):
+        halves = carray(_pointer(address), (2 * units,), np.uint16)
+        halves[width:] = np.uint16(0)
+        all_bits = row.view(np.uint32)
+        for i in range(width):  # To nearest, ties to even.
+            bits = all_bits[i]
+            halves[i] = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+        return _ONE
+    most = np.float32(1e-12)
+    for i in range(width):
+        most = max(most, abs(row[i]))
+    to_integer = np.float32(127.0) / most
+    if kind == _INT8:
+        shorts = carray(_pointer(address), (units, 4), np.int16)
+        shorts[width >> 2 :] = np.int16(0)
+        for i in range(width):
+            at = i & 3
+            place = at if at in (0, 3) else 3 - at
+            shorts[i >> 2, place] = np.int16(np.rint(row[i] * to_integer))
+    else:
+        integers = carray(_pointer(address), (4 * units,), np.uint8)
+        integers[width:] = np.uint8(0)
+        for i in range(width):
+            integers[i] = np.uint8(np.int32(np.rint(row[i] * to_integer)) + np.int32(128))
+    return most / np.float32(127.0)
+
+
+@njit(nogil=True)
+def _vectors(kind: int, rows: int, weights: int, units: int, x: int, stride: int, sums: int) -> None:
+    if kind == _FLOAT32:
+        _float32(rows, weights, units, x, stride, sums)
+    elif kind == _FLOAT16:
+        _float16(rows, weights, units, x, stride, sums)
+    elif kind == _BFLOAT16:
+        _bfloat16(rows, weights, units, x, stride, sums)
+    elif kind == _INT8:
+        _int8(rows, weights, units, x, stride, sums)
+    elif kind == _BFLOAT16_AVX512:
+        _wide_bfloat16(rows, weights, units, x, stride, sums)
+    else:
+        _wide_int8(rows, weights, units, x, stride, sums)
+
+
+@njit(nogil=True)
+def _tiles(kind: int, tiles: int, weights: int, units: int, x: int, stride: int, sums: int) -> None:
+    if kind == _BFLOAT16_AMX:
+        if tiles == 1:
+            _bfloat16_tile(weights, units, x, stride, sums)
+        else:
+            _bfloat16_tiles(weights, units, x, stride, sums)
+    elif tiles == 1:
+        _int8_tile(weights, units, x, stride, sums)
+    else:
+        _int8_tiles(weights, units, x, stride, sums)
+
+
+@njit(nogil=True)
+def _store(
+    sums: int, rows: int, first: int, last: int, stride: int, row_scales: Floats, scales: Floats, offsets: Any,
+    bias: Floats, y: Floats,
+) -> None:  # fmt: skip
+    """Makes sums, of which a row's next begins `stride` further on, outputs [first, last) of y [rows, outputs]."""
+    count = last - first
+    if not scales.shape[0]:
+        floats = carray(_pointer(sums), (rows, stride), np.float32)
+        for row in range(rows):
+            for i in range(count):
+                y[row, first + i] = floats[row, i]
+    else:
+        integers = carray(_pointer(sums), (rows, stride), np.int32)
+        for row in range(rows):
+            scale = row_scales[row]
+            for i in range(count):
+                total = np.float32(integers[row, i] - offsets[first + i])
+                y[row, first + i] = total * (scales[first + i] * scale)
+    if bias.shape[0]:
+        for row in range(rows):
+            for i in range(first, last):
+                y[row, i] += bias[i]
+
+
+@njit(nogil=True)
+def multiply(
+    kind: int, weights: int, units: int, out_features: int, first: int, last: int, x: int, stride: int,
+    row_scales: Floats, scales: Floats, offsets: Any, bias: Floats, room: int, y: Floats,
+) -> None:  # fmt: skip
+    """y = x @ weight.T + bias for the groups of outputs [first, last), of OUTPUTS_AT_ONCE each.
+
+    weights is the address of the blocks; x that of rows as `to_units` writes them, `stride` bytes apart, with room for
+    a multiple of MOST_ROWS; row_scales [rows]; scales and offsets [outputs] or empty, bias [out] or empty; room is the
+    address of 4 KiB for sums; y [rows, out].
+    """
+    total = y.shape[0]
+    in_tiles = kind == _BFLOAT16_AMX or (kind == _INT8_AMX and total > _FEW_ROWS)
+    vectors = _INT8_AVX512 if kind == _INT8_AMX else kind
+    for group in range(first, last):
+        row = 0
+        while row < total:
+            left, here = total - row, x + row * stride
+            if in_tiles:
+                tiles = 1 if left <= MOST_ROWS // 2 else 2
+                rows, blocks, next_row = min(left, tiles * LANES), 2, LANES
+            else:
+                tiles = 1
+                rows = 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+                blocks = _blocks_of(vectors, rows)
+                next_row = blocks * LANES
+            for block in range(group * BLOCKS_AT_ONCE, (group + 1) * BLOCKS_AT_ONCE, blocks):
+                output = block * LANES
+                if output >= out_features:
+                    break
+                where = weights + block * units * 4 * LANES
+                if not in_tiles:
+                    _vectors(vectors, rows, where, units, here, stride, room)
+                    end = min(out_features, output + blocks * LANES)
+                    _store(
+                        room, rows, output, end, next_row, row_scales[row:], scales, offsets, bias, y[row : row + rows]
+                    )  # fmt: skip
+                    continue
+                _tiles(kind, tiles, where, units, here, stride, room)
+                for part in range(tiles * blocks):
+                    at, begin = row + part // blocks * LANES, output + part % blocks * LANES
+                    end, until = min(out_features, begin + LANES), min(row + rows, at + LANES)
+                    if begin < end and at < until:
+                        _store(
+                            room + part * 4 * LANES * LANES, until - at, begin, end, LANES, row_scales[at:], scales,
+                            offsets, bias, y[at:until],
+                        )  # fmt: skip
+            row += rows
