@@ -28,6 +28,14 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Weights(StrEnum):
+    """In how many bits a target's weights are kept and multiplied."""
+
+    AUTO = "auto"
+    DTYPE = "dtype"
+    INT8 = "int8"
+
+
 class LogLevel(StrEnum):
     """Least severe lines that are shown."""
 
@@ -50,6 +58,9 @@ def up(
     ] = None,
     device: Annotated[Device, typer.Option(help="Where models run.")] = Device.AUTO,
     dtype: Annotated[Dtype, typer.Option(help="Data type of the weights; auto takes the checkpoint's.")] = Dtype.AUTO,
+    weights: Annotated[
+        Weights, typer.Option(help="int8 rounds a target's weights to 8 bits, on a CPU; drafts are rounded anyway.")
+    ] = Weights.AUTO,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     gateway_port: Annotated[int, typer.Option(help="Port of the gateway.")] = 7100,
     draft_port: Annotated[int, typer.Option(help="Port of the draft; of each further model's 10 more.")] = 7101,
@@ -80,7 +91,12 @@ def up(
         if models is not None:
             if model or draft_model or no_draft:
                 fail("--models names all models: leave --model, --draft-model and --no-draft out")
-            defaults = {"device": device.value, "dtype": dtype.value, "generation_config": not no_generation_config}
+            defaults = {
+                "device": device.value,
+                "dtype": dtype.value,
+                "weights": weights.value,
+                "generation_config": not no_generation_config,
+            }
             pairs = read_models(models, **defaults)
         else:
             if draft_model is None and model is None and not no_draft:
@@ -90,6 +106,7 @@ def up(
                 draft=None if no_draft else draft_model,
                 device=device.value,
                 dtype=dtype.value,
+                weights=weights.value,
                 threads=threads_verifier,
                 draft_threads=threads_draft,
                 generation_config=not no_generation_config,

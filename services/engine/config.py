@@ -22,6 +22,22 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Weights(StrEnum):
+    """In how many bits a forward on the CPU keeps and multiplies weights."""
+
+    AUTO = "auto"
+    DTYPE = "dtype"
+    INT8 = "int8"
+
+
+class Instructions(StrEnum):
+    """What the CPU multiplies with; each includes those before it."""
+
+    PORTABLE = "portable"
+    AVX512 = "avx512"
+    AMX = "amx"
+
+
 class EngineConfig(BaseModel):
     """All that shapes an engine. Counts are tokens unless the name says otherwise."""
 
@@ -30,6 +46,14 @@ class EngineConfig(BaseModel):
     model: str = Field(description="Folder or hub id of a causal language model that transformers loads.")
     device: Device = Field(Device.AUTO, description="auto takes a GPU when there is one.")
     dtype: Dtype = Field(Dtype.AUTO, description="Data type of the weights; auto takes the checkpoint's.")
+    weights: Weights = Field(
+        Weights.AUTO,
+        description="int8 rounds weights and what they multiply to 8 bits; auto does so for drafts, not in float32.",
+    )
+    instructions: Instructions = Field(
+        Instructions.AMX,
+        description="Newest instructions that a CPU forward may use. All verifiers of a model must use the same.",
+    )
     num_threads: int | None = Field(None, ge=1, description="CPU threads of one forward; default: all cores.")
     max_context_tokens: int | None = Field(None, ge=2, description="Prompt and output together; default: the model's.")
     max_step_tokens: int = Field(512, ge=1, description="Most rows of one forward.")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from services.common.sampling_params import SamplingParams
-from services.engine.config import EngineConfig
+from services.engine.config import EngineConfig, Weights
 from services.engine.cpu.decoder import FusedDecoder, fused_products
 from services.engine.cpu.decoder_shape import fits
 from services.engine.cpu.forward import CpuForward
@@ -30,7 +30,9 @@ from services.engine.torch_forward.stacked_lora import StackedLora
 _log = logging.getLogger(__name__)
 _PROBE_TOKENS = 24
 _TOLERANCE = 0.002
-_TOLERANCE_OF_ROUNDED = {"BFLOAT16_AVX512": 0.03, "BFLOAT16_AMX": 0.03, "INT8": 0.15, "INT8_AVX512": 0.15, "INT8_AMX": 0.15}
+_TOLERANCE_OF_ROUNDED = {
+    Kind.BFLOAT16_AVX512: 0.03, Kind.BFLOAT16_AMX: 0.03, Kind.INT8: 0.15, Kind.INT8_AVX512: 0.15, Kind.INT8_AMX: 0.15
+}  # fmt: skip
 """Logits may differ by such a share of their spread where a product rounds its rows to bfloat16 or 8 bits."""
 
 
@@ -46,6 +48,9 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
         if fused is not None:
             nn.Module.to(loaded.model, "meta")
             return fused
+    if config.weights is Weights.INT8:
+        raise ValueError(f"{loaded.description.architecture} on {loaded.device}: weights cannot be int8, only dtype")
+    if packs:
         pack_linears(loaded.model, loaded.weights)
     products = single_products(loaded.targets)
     adapters = _adapters(loaded, products, config)
@@ -58,12 +63,11 @@ def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forw
     """The CPU's own forward of a model, or None where it takes no such model or does not agree."""
     if kv_cache.block_size % LANES or not _fits(loaded):
         return None
-    # Weights asked for in float32 are not rounded to 8 bits.
-    rounds = config.is_draft and loaded.weights != torch.float32
-    kind = kind_for(loaded.weights, round_to_int8=rounds)
+    kind = kind_for(loaded.weights, config.instructions, round_to_int8=_rounds(loaded, config))
     own = _probe(TorchForward(loaded, kv_cache), loaded, kv_cache)
     decoder = FusedDecoder(loaded.model, kind, loaded.layers, kv_cache)
-    if not _agree(own, _probe(CpuForward(loaded, kv_cache, kind, decoder), loaded, kv_cache), _TOLERANCE_OF_ROUNDED.get(kind.name, _TOLERANCE)):
+    got = _probe(CpuForward(loaded, kv_cache, kind, decoder), loaded, kv_cache)
+    if not _agree(own, got, _TOLERANCE_OF_ROUNDED.get(kind, _TOLERANCE)):
         _log.warning("the fused forward differs from the model's own, which is used")
         return None
     products = fused_products(loaded.targets, len(loaded.layers)) if config.max_adapters else []
@@ -79,6 +83,13 @@ def _fits(loaded: LoadedModel) -> bool:
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         _log.info("%s has parts that no fused forward knows: %s", type(loaded.model).__name__, error)
         return False
+
+
+def _rounds(loaded: LoadedModel, config: EngineConfig) -> bool:
+    """Whether weights are rounded to 8 bits. Those of a draft are, unless they are asked for in float32."""
+    if config.weights is Weights.AUTO:
+        return config.is_draft and loaded.weights != torch.float32
+    return config.weights is Weights.INT8
 
 
 def _adapters(loaded: LoadedModel, products: list[Product], config: EngineConfig) -> Lora | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.common.checkpoint import CheckpointError, check_model, check_tokenizer
-from services.engine.config import Device, Dtype
+from services.engine.config import Device, Dtype, Weights
 from services.local.errors import LaunchError
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -26,6 +26,7 @@ class Pair(BaseModel):
     draft: str | None = Field(None, description="Draft: folder or hub id; none: no speculation.")
     device: Device = Field(Device.AUTO, description="Where both run.")
     dtype: Dtype = Field(Dtype.AUTO, description="Data type of both models' weights.")
+    weights: Weights = Field(Weights.AUTO, description="int8 rounds the target's weights to 8 bits, on a CPU.")
     threads: int | None = Field(None, ge=1, description="CPU threads of the target; default: its share.")
     draft_threads: int | None = Field(None, ge=1, description="CPU threads of the draft; default: its share.")
     adapters: int | None = Field(None, ge=0, description="Adapters that one step may mix; default: 8.")
@@ -47,6 +48,8 @@ class Pair(BaseModel):
             "kv_bytes": self.kv_bytes,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
+        if model == self.model and self.weights is not Weights.AUTO:
+            chosen["weights"] = self.weights
         return {"model": model, "device": self.device, "dtype": self.dtype, "num_threads": num_threads, **chosen}
 
     def check(self) -> None:

@@ -1,8 +1,9 @@
 """The processor's own instructions for products of weights, as functions that compiled kernels call.
 
-Weights lie in blocks of 16 outputs. For each unit of inputs (one float32, two bfloat16 or four 8-bit integers) a block
-has 64 bytes: the unit's weights of each output side by side (of float16, those of the second input behind the first's). One instruction multiplies them by one unit of a row,
-broadcast to all outputs, and adds to 16 sums. A row's sums are made in the order of its units whatever is beside it.
+Weights lie in blocks of 16 outputs. For each unit of inputs (one float32, two of 16 bits or four of 8) a block has 64
+bytes: the unit's weights of each output side by side; of float16, those of the second input lie behind the
+first's. One instruction multiplies them by one unit of a row, broadcast to all outputs, and adds to 16 sums. A row's
+sums are made in the order of its units whatever is beside it.
 
 A function of a kind that this processor lacks compiles to nothing and must not be called. Instructions: Intel 64
 Software Developer's Manual, volume 2 (VDPBF16PS, VPDPBUSD, TDPBF16PS, TDPBUSD, LDTILECFG).

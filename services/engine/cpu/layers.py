@@ -139,7 +139,7 @@ def _run_phase(a: Any, phase: int, thread: int, threads: int) -> None:  # noqa: 
         wanted = carray(_pointer(a.wanted), (a.wanted_rows,), np.int64)
         if part == 0:
             for row in range(a.wanted_rows * thread // threads, a.wanted_rows * (thread + 1) // threads):
-                _norm(a, PRODUCTS * layer, row, wanted[row], a.final_norm, True)  # noqa: FBT003
+                _norm(a, PRODUCTS * layer, row, wanted[row], a.final_norm, True)
         else:
             _product(a, PRODUCTS * layer, _floats(a.logits, a.wanted_rows, a.vocab), thread, threads)
         return
@@ -164,7 +164,7 @@ def _run_phase(a: Any, phase: int, thread: int, threads: int) -> None:  # noqa: 
         _product(a, index + 1, _floats(a.delta, a.rows, a.width), thread, threads)
     elif part == _MLP_NORM:
         for row in range(first, last):
-            _norm(a, index + 2, row, row, fields[1], True)  # noqa: FBT003
+            _norm(a, index + 2, row, row, fields[1], True)
     elif part == _GATE_UP:
         _product(a, index + 2, _floats(a.gates, a.rows, 2 * a.inner), thread, threads)
     elif part == _ACTIVATE:

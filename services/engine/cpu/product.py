@@ -18,6 +18,7 @@ from numba import njit
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
+from services.engine.config import Instructions
 from services.engine.cpu import parallel
 from services.engine.cpu.instructions import LANES, Kind, kinds, rows_times_blocks, tiles_times_blocks
 from services.engine.cpu.kernels import Floats
@@ -31,9 +32,7 @@ _FEW_ROWS = 4
 """Up to so many rows of 8 bits vectors are faster than tiles."""
 ROOM_BYTES = 4096
 """What `multiply` needs for sums."""
-_FLOAT32, _FLOAT16, _BFLOAT16, _INT8 = (
-    int(kind) for kind in (Kind.FLOAT32, Kind.FLOAT16, Kind.BFLOAT16, Kind.INT8)
-)
+_FLOAT32, _FLOAT16, _BFLOAT16, _INT8 = (int(kind) for kind in (Kind.FLOAT32, Kind.FLOAT16, Kind.BFLOAT16, Kind.INT8))
 _BFLOAT16_AVX512, _INT8_AVX512 = int(Kind.BFLOAT16_AVX512), int(Kind.INT8_AVX512)
 _BFLOAT16_AMX, _INT8_AMX = int(Kind.BFLOAT16_AMX), int(Kind.INT8_AMX)
 _pointer: Any = parallel.pointer
@@ -55,15 +54,23 @@ class Packed(NamedTuple):
     in_features: int
 
 
-def kind_for(weights: torch.dtype, *, round_to_int8: bool) -> Kind:
+def kind_for(weights: torch.dtype, newest: Instructions, *, round_to_int8: bool) -> Kind:
     """The fastest kind here for weights of a data type, or for weights that are rounded to 8 bits."""
     if round_to_int8:
-        order = [Kind.INT8_AMX, Kind.INT8_AVX512, Kind.INT8]
+        order = {
+            Instructions.AMX: Kind.INT8_AMX,
+            Instructions.AVX512: Kind.INT8_AVX512,
+            Instructions.PORTABLE: Kind.INT8,
+        }
     elif weights == torch.bfloat16:
-        order = [Kind.BFLOAT16_AMX, Kind.BFLOAT16_AVX512, Kind.BFLOAT16]
+        order = {
+            Instructions.AMX: Kind.BFLOAT16_AMX, Instructions.AVX512: Kind.BFLOAT16_AVX512,
+            Instructions.PORTABLE: Kind.BFLOAT16,
+        }  # fmt: skip
     else:
-        order = [Kind.FLOAT16 if weights == torch.float16 else Kind.FLOAT32]
-    return next(kind for kind in order if kind in kinds())
+        return Kind.FLOAT16 if weights == torch.float16 else Kind.FLOAT32
+    allowed = list(Instructions)[: list(Instructions).index(newest) + 1]
+    return next(kind for instructions, kind in order.items() if instructions in allowed and kind in kinds())
 
 
 def unit_inputs(kind: Kind) -> int:

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from services.engine.config import Dtype
+from services.engine.config import Dtype, Instructions, Weights
 from services.engine.engine import Engine
 from services.engine.forward import Batch
 from services.engine.scheduler import Work
@@ -57,8 +57,8 @@ def forward(
             logits.append(engine.runner.forward.run(batch).clone())
         engine.scheduler.computed(works)
     cache = engine.runner.kv_cache
-    slots = torch.tensor([cache.slot(sequence.block_table, position) for position in range(len(tokens))])
-    kv = [tensor[slots].clone() for tensor in (*cache.keys, *cache.values)]
+    whole = sequence.block_table[: len(tokens) // cache.block_size]
+    kv = [torch.frombuffer(bytearray(block), dtype=torch.uint8) for block in cache.read_blocks(whole)]
     for each in everyone:
         each.num_settled = 0  # Nothing of it is to be found again.
         engine.remove(each)
@@ -74,9 +74,19 @@ def cut(length: int, longest: int, rng: random.Random) -> list[int]:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
-def test_equal_bits_alone_in_batches_and_in_any_chunking(model: str, dtype: Dtype, num_threads: int) -> None:
-    engine = make_engine(model, dtype, num_threads=num_threads, num_blocks=512)
+@pytest.mark.parametrize(
+    ("dtype", "more"),
+    [
+        (Dtype.FLOAT32, {}),
+        (Dtype.FLOAT16, {}),
+        *((Dtype.BFLOAT16, {"instructions": instructions}) for instructions in Instructions),
+        *((Dtype.BFLOAT16, {"weights": Weights.INT8, "instructions": instructions}) for instructions in Instructions),
+    ],
+)
+def test_equal_bits_alone_in_batches_and_in_any_chunking(
+    model: str, dtype: Dtype, more: dict[str, object], num_threads: int
+) -> None:
+    engine = make_engine(model, dtype, num_threads=num_threads, num_blocks=512, **more)
     try:
         rng = random.Random(int(dtype is Dtype.FLOAT32) + 2 * num_threads)
         tokens = [rng.randrange(VOCAB) for _ in range(LENGTH)]

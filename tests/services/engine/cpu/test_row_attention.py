@@ -1,21 +1,20 @@
-"""The compiled attention over blocks against the textbook's, and on one thread against several."""
-
-from collections.abc import Iterator
+"""The compiled attention over blocks against the textbook's, shared among threads in several ways."""
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
 from services.common.sampling_params import SamplingParams
 from services.engine.cpu.plan import RowPlan
-from services.engine.cpu.row_attention import RowAttention
+from services.engine.cpu.row_attention import attend
 from services.engine.kv_cache import KVCache, KVShape
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 
 BLOCK = 16
-DIM = 24
+DIM = 32
 KV_HEADS = 3
 CONTEXTS = (1, 200, 37, 16, 65)
 
@@ -29,12 +28,6 @@ def kv_cache() -> KVCache:
     return cache
 
 
-@pytest.fixture
-def num_threads() -> Iterator[None]:
-    yield
-    torch.set_num_threads(1)
-
-
 def _works(counts: tuple[int, ...]) -> list[Work]:
     """Sequences whose blocks lie anywhere, the last rows of each in the step."""
     blocks = iter(np.random.default_rng(1).permutation(np.arange(1, 64)).tolist())
@@ -46,11 +39,32 @@ def _works(counts: tuple[int, ...]) -> list[Work]:
     return works
 
 
-def _attend(works: list[Work], kv_cache: KVCache, group: int, window: int | None, padding: int = 2) -> torch.Tensor:
-    rows = sum(work.num_tokens for work in works)
-    attention = RowAttention(RowPlan(works, rows + padding, kv_cache), kv_cache, KV_HEADS * group)
-    attention.queries[:] = np.random.default_rng(2).standard_normal(attention.queries.shape, np.float32)[:]
-    return attention.run(0, 0.3, window).clone()
+def _queries(rows: int, heads: int) -> NDArray[np.float32]:
+    return np.random.default_rng(2).standard_normal((rows, heads, DIM), np.float32)
+
+
+def _attend(
+    works: list[Work], kv_cache: KVCache, queries: NDArray[np.float32], window: int | None, shares: int = 1
+) -> torch.Tensor:
+    plan = RowPlan(works, len(queries), kv_cache)
+    out = np.full_like(queries, np.nan)
+    for share in range(shares):
+        attend(
+            queries, KV_HEADS * share // shares, KV_HEADS * (share + 1) // shares, plan.tables, plan.owners,
+            plan.positions, BLOCK, KV_HEADS, kv_cache.keys[0].data_ptr(), kv_cache.values[0].data_ptr(),
+            np.float32(0.3), window or 1 << 40, out,
+        )  # fmt: skip
+    return torch.from_numpy(out).flatten(1)
+
+
+def _stored(kv_cache: KVCache, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [kv_heads, tokens, dim] from where the kernel reads them."""
+    groups = kv_cache.keys[0].shape[0] // 16
+    keys = kv_cache.keys[0][: groups * 16].view(groups, KV_HEADS, DIM, 16)
+    values = kv_cache.values[0][: groups * 16].view(groups, KV_HEADS, DIM // 16, 16, 16)
+    own_keys = torch.stack([keys[slot // 16, :, :, slot % 16] for slot in slots.tolist()], 1)
+    own_values = torch.stack([values[slot // 16, :, :, slot % 16].flatten(1) for slot in slots.tolist()], 1)
+    return own_keys.double(), own_values.double()
 
 
 @pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1), (1, 200, 5, 16, 9)])
@@ -58,16 +72,14 @@ def _attend(works: list[Work], kv_cache: KVCache, group: int, window: int | None
 @pytest.mark.parametrize("window", [None, 1, 20])
 def test_it_is_attention(kv_cache: KVCache, counts: tuple[int, ...], group: int, window: int | None) -> None:
     works = _works(counts)
-    got = _attend(works, kv_cache, group, window)
-    rows = sum(counts)
-    assert torch.equal(got[rows:], torch.zeros_like(got[rows:]))
-    shape = (rows + 2, KV_HEADS * group, DIM)
-    queries = torch.from_numpy(np.random.default_rng(2).standard_normal(shape, np.float32))
+    drawn = _queries(sum(counts), KV_HEADS * group)
+    got = _attend(works, kv_cache, drawn, window)
+    queries = torch.from_numpy(drawn)
     row = 0
     for work in works:
         length = len(work.sequence)
         slots = torch.tensor([kv_cache.slot(work.sequence.block_table, i) for i in range(length)])
-        keys, values = (x[0][slots].double().transpose(0, 1) for x in (kv_cache.keys, kv_cache.values))
+        keys, values = _stored(kv_cache, slots)
         position = torch.arange(work.start, length)[:, None]
         seen = torch.arange(length) <= position
         if window:
@@ -85,22 +97,31 @@ def test_it_is_attention(kv_cache: KVCache, counts: tuple[int, ...], group: int,
 
 
 @pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1), (1, 200, 5, 16, 9)])
-@pytest.mark.usefixtures("num_threads")
 def test_the_number_of_threads_changes_no_bit(kv_cache: KVCache, counts: tuple[int, ...]) -> None:
-    results = []
-    for threads in (1, 2, 3, 2, 5):
-        torch.set_num_threads(threads)
-        results.append(_attend(_works(counts), kv_cache, group=2, window=None))
+    queries = _queries(sum(counts), KV_HEADS * 2)
+    results = [_attend(_works(counts), kv_cache, queries, None, shares) for shares in (1, 2, 3)]
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-def test_one_row_has_the_bits_that_it_has_among_others(kv_cache: KVCache) -> None:
-    alone = _attend(_works((1, 1, 1, 1, 1)), kv_cache, group=2, window=None)
-    queries = np.random.default_rng(2).standard_normal((7, KV_HEADS * 2, DIM), np.float32)
+@pytest.mark.parametrize("group", [1, 3])
+def test_one_row_has_the_bits_that_it_has_among_others(kv_cache: KVCache, group: int) -> None:
+    queries = _queries(5, KV_HEADS * group)
+    alone = _attend(_works((1, 1, 1, 1, 1)), kv_cache, queries, None)
     for index, work in enumerate(_works((1, 1, 1, 1, 1))):
         # The same row as the last of a chunk of the same sequence.
         chunk = Work(work.sequence, max(0, len(work.sequence) - 11), min(11, len(work.sequence)))
-        attention = RowAttention(RowPlan([chunk], chunk.num_tokens, kv_cache), kv_cache, KV_HEADS * 2)
-        attention.queries[:] = 1.0
-        attention.queries[-1] = queries[index]
-        assert torch.equal(attention.run(0, 0.3, None)[-1], alone[index])
+        among = np.ones((chunk.num_tokens, KV_HEADS * group, DIM), np.float32)
+        among[-1] = queries[index]
+        assert torch.equal(_attend([chunk], kv_cache, among, None)[-1], alone[index])
+
+
+def test_what_lies_behind_a_text_in_its_last_block_is_not_seen(kv_cache: KVCache) -> None:
+    queries = _queries(5, KV_HEADS)
+    works = _works((1, 1, 1, 1, 1))
+    expected = _attend(works, kv_cache, queries, None)
+    for work in works:
+        block = work.sequence.block_table[-1]
+        for lane in range(len(work.sequence) % BLOCK or BLOCK, BLOCK):
+            kv_cache.keys[0][block * 16 : (block + 1) * 16].view(KV_HEADS, DIM, 16)[:, :, lane] = torch.nan
+            kv_cache.values[0][block * 16 : (block + 1) * 16].view(KV_HEADS, DIM // 16, 16, 16)[:, :, lane] = torch.inf
+    assert torch.equal(_attend(works, kv_cache, queries, None), expected)

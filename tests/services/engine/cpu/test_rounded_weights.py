@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from services.engine.config import Dtype
+from services.engine.config import Dtype, Weights
 from services.engine.engine import Engine
 from support.driver import generate, make_engine
 from support.tiny import save_tiny
@@ -20,8 +20,8 @@ def test_a_draft_says_nearly_what_the_same_model_says_exactly(
     rng = random.Random(2)
     prompts = [[rng.randrange(3, 256) for _ in range(length)] for length in (5, 70, 33, 16)]
     exact, guessing = make_engine(model), make_engine(model, is_draft=True, dtype=Dtype.BFLOAT16)
-    assert is_small(guessing)
-    assert not is_small(exact)
+    assert is_rounded(guessing)
+    assert not is_rounded(exact)
     expected = generate(exact, prompts, NUM_TOKENS)
     # Along the exact text, so that one different pick does not lead to a different text.
     agreed = 0
@@ -32,9 +32,9 @@ def test_a_draft_says_nearly_what_the_same_model_says_exactly(
     assert agreed >= 0.75 * len(prompts) * NUM_TOKENS / 6
 
 
-def is_small(engine: Engine) -> bool:
-    """Whether a few rows run as one compiled loop."""
-    return "small" in engine.runner.forward.identity
+def is_rounded(engine: Engine) -> bool:
+    """Whether weights are 8-bit integers."""
+    return "int8" in engine.runner.forward.identity
 
 
 def test_rows_of_several_sequences_do_not_touch_each_other(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -46,13 +46,27 @@ def test_rows_of_several_sequences_do_not_touch_each_other(tmp_path_factory: pyt
     assert generate(guessing, prompts, NUM_TOKENS) == alone
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "mistral"])
+@pytest.mark.parametrize("architecture", ["gpt2"])
 def test_other_models_draft_through_their_usual_forward(
     tmp_path_factory: pytest.TempPathFactory, architecture: str
 ) -> None:
     model = save_tiny(tmp_path_factory.mktemp("model"), architecture)
-    assert not is_small(make_engine(model, is_draft=True, dtype=Dtype.BFLOAT16))
+    assert not is_rounded(make_engine(model, is_draft=True, dtype=Dtype.BFLOAT16))
 
 
 def test_a_draft_in_float32_is_not_rounded(tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert not is_small(make_engine(save_tiny(tmp_path_factory.mktemp("model")), is_draft=True))
+    assert not is_rounded(make_engine(save_tiny(tmp_path_factory.mktemp("model")), is_draft=True))
+
+
+def test_a_target_is_rounded_where_that_is_asked_for(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = save_tiny(tmp_path_factory.mktemp("model"))
+    rounded = make_engine(model, dtype=Dtype.BFLOAT16, weights=Weights.INT8)
+    assert is_rounded(rounded)
+    assert not is_rounded(make_engine(model, dtype=Dtype.BFLOAT16))
+    assert not is_rounded(make_engine(model, dtype=Dtype.BFLOAT16, is_draft=True, weights=Weights.DTYPE))
+
+
+def test_what_cannot_be_rounded_is_refused_by_name(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = save_tiny(tmp_path_factory.mktemp("model"), "gpt2")
+    with pytest.raises(ValueError, match="GPT2LMHeadModel on cpu: weights cannot be int8"):
+        make_engine(model, weights=Weights.INT8)
