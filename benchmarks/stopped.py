@@ -4,6 +4,7 @@ import asyncio
 import signal
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 from paceline import Client
 from services.local.launcher import Launcher, running
@@ -50,7 +51,8 @@ async def seconds_until_elsewhere(model: str) -> float:
         streams = [_Stream() for _ in range(NUM_STREAMS)]
         reading = [asyncio.create_task(stream.read(client, seed)) for seed, stream in enumerate(streams)]
         begun = asyncio.gather(*(stream.has_begun.wait() for stream in streams))
-        await asyncio.wait([begun, *reading], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [begun, *reading]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         await _stopped(launcher, reading)
         if any(stream.num_tokens != _NUM_TOKENS for stream in streams):
             raise RuntimeError("a stream lost tokens")

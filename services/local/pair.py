@@ -47,7 +47,7 @@ class Pair(BaseModel):
             "max_context_tokens": self.max_context_tokens,
             "kv_bytes": self.kv_bytes,
         }
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if model == self.model and self.weights is not Weights.AUTO:
             chosen["weights"] = self.weights
         return {"model": model, "device": self.device, "dtype": self.dtype, "num_threads": num_threads, **chosen}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from services.engine.adapter import Target
+from services.engine.attention_layers import AttentionLayer
 from services.engine.cpu import parallel
 from services.engine.cpu.decoder_shape import HEAD_NORMS, norm_eps
 from services.engine.cpu.instructions import Kind, tile_configuration
@@ -33,7 +34,6 @@ from services.engine.cpu.plan import RowPlan
 from services.engine.cpu.product import MOST_ROWS, ROOM_BYTES, Packed, aligned, pack, row_bytes
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, product_of
-from services.engine.attention_layers import AttentionLayer
 
 _EVERYTHING = 1 << 40
 

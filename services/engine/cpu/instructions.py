@@ -50,7 +50,7 @@ class Kind(IntEnum):
     FLOAT16 = 7
 
 
-class _BFloat(ir.Type):
+class _BFloat(ir.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite has no class for."""
 
     def _to_string(self) -> str:
@@ -138,8 +138,7 @@ def tiles_times_blocks(kind: Kind, tiles: int, blocks: int) -> Any:
     return multiply
 
 
-@intrinsic
-def load_tiles(_typing: Any, _address: Any) -> Any:
+def _load_tiles(_typing: Any, _address: Any) -> Any:
     """Makes the tile registers of this thread what a configuration says, given by its address."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -150,8 +149,7 @@ def load_tiles(_typing: Any, _address: Any) -> Any:
     return types.void(types.intp), generate
 
 
-@intrinsic
-def release_tiles(_typing: Any) -> Any:
+def _release_tiles(_typing: Any) -> Any:
     """Lets the tile registers go, so that a change of threads need not save them."""
 
     def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
@@ -162,6 +160,10 @@ def release_tiles(_typing: Any) -> Any:
     return types.void(), generate
 
 
+load_tiles: Any = intrinsic(_load_tiles)
+release_tiles: Any = intrinsic(_release_tiles)
+
+
 def _generate_product(
     builder: Any, kind: Kind, shape: tuple[int, int], arguments: Any, *, ahead: bool, adds: bool
 ) -> None:  # fmt: skip
@@ -169,7 +171,7 @@ def _generate_product(
     weights, units, x, stride, sums, sums_stride = arguments
     vector = _ints if kind in (Kind.INT8, Kind.INT8_AVX512) else _floats
     unit_bytes = 8 if kind in (Kind.BFLOAT16, Kind.FLOAT16, Kind.INT8) else 4
-    totals = {(row, block): cgutils.alloca_once(builder, vector) for row in range(rows) for block in range(blocks)}
+    totals = {(row, block): _room(builder, vector) for row in range(rows) for block in range(blocks)}
     ends = {}
     for (row, block), total in totals.items():
         address = builder.add(builder.add(sums, builder.mul(sums_stride, _number(row))), _number(4 * LANES * block))
@@ -307,6 +309,11 @@ def _constant(value: int) -> Any:
 
 def _pointer(builder: Any, address: Any, to: Any) -> Any:
     return builder.inttoptr(address, to.as_pointer())
+
+
+def _room(builder: Any, kind: Any) -> Any:
+    """A variable, which LLVM keeps in a register."""
+    return cgutils.alloca_once(builder, kind)  # type: ignore[no-untyped-call]
 
 
 def _splat(builder: Any, vector: Any, value: Any) -> Any:

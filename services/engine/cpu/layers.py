@@ -60,7 +60,7 @@ def _embed(a: Any, hidden: Floats, first: int, last: int) -> None:
 
 @njit(nogil=True)
 def _floats(address: int, rows: int, width: int) -> Floats:
-    return carray(_pointer(address), (rows, width), np.float32)  # type: ignore[no-any-return]
+    return carray(_pointer(address), (rows, width), np.float32)
 
 
 @njit(nogil=True)

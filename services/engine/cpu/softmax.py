@@ -14,8 +14,7 @@ _ints, _floats = ir.VectorType(_i32, LANES), ir.VectorType(_float, LANES)
 _POLYNOMIAL = 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1
 
 
-@intrinsic
-def weigh(_typing: Any, _scores: Any, _count: Any, _scaling: Any, _start: Any, _end: Any, _state: Any) -> Any:
+def _weigh(_typing: Any, _scores: Any, _count: Any, _scaling: Any, _start: Any, _end: Any, _state: Any) -> Any:
     """Makes scores weights exp(score * scaling - highest), 0 outside of [start, end).
 
     scores is the address of `count` float32, a multiple of 16. state is the address of three: the highest score so far
@@ -30,7 +29,7 @@ def weigh(_typing: Any, _scores: Any, _count: Any, _scaling: Any, _start: Any, _
         places = [builder.gep(builder.inttoptr(state, _float.as_pointer()), [_i32(at)]) for at in range(3)]
         groups = builder.sdiv(count, ir.Constant(count.type, LANES))
         factor, first, last = (_splat(builder, _floats, scaling), *(_lanes(builder, limit) for limit in (start, end)))
-        most, total = (cgutils.alloca_once(builder, _floats) for _ in range(2))
+        most, total = (cgutils.alloca_once(builder, _floats) for _ in range(2))  # type: ignore[no-untyped-call]
         builder.store(_constant(float("-inf")), most)
         builder.store(_constant(0.0), total)
         with cgutils.for_range(builder, groups) as loop:
@@ -123,3 +122,6 @@ def _call(builder: Any, name: str, *arguments: Any) -> Any:
     if function is None:
         function = ir.Function(builder.module, ir.FunctionType(_floats, [a.type for a in arguments]), name)
     return builder.call(function, arguments)
+
+
+weigh: Any = intrinsic(_weigh)
