@@ -61,11 +61,13 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
 
 def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward | None:
     """The CPU's own forward of a model, or None where it takes no such model or does not agree."""
-    if kv_cache.block_size % LANES or not _fits(loaded):
+    if kv_cache.block_size % LANES or not all(layer.is_plain for layer in loaded.layers):
         return None
     kind = kind_for(loaded.weights, config.instructions, round_to_int8=_rounds(loaded, config))
+    decoder = _decoder(loaded, kind, kv_cache)
+    if decoder is None:
+        return None
     own = _probe(TorchForward(loaded, kv_cache), loaded, kv_cache)
-    decoder = FusedDecoder(loaded.model, kind, loaded.layers, kv_cache)
     got = _probe(CpuForward(loaded, kv_cache, kind, decoder), loaded, kv_cache)
     if not _agree(own, got, _TOLERANCE_OF_ROUNDED.get(kind, _TOLERANCE)):
         _log.warning("the fused forward differs from the model's own, which is used")
@@ -74,15 +76,13 @@ def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forw
     return CpuForward(loaded, kv_cache, kind, decoder, _adapters(loaded, products, config))
 
 
-def _fits(loaded: LoadedModel) -> bool:
-    """Whether the fused decoder takes a model: not one of other parts, whatever looking for them runs into."""
-    if not all(layer.is_plain for layer in loaded.layers):
-        return False
+def _decoder(loaded: LoadedModel, kind: Kind, kv_cache: KVCache) -> FusedDecoder | None:
+    """The fused decoder of a model; None for one that has other parts, whatever looking for them runs into."""
     try:
-        return fits(loaded.model, loaded.layers)
+        return FusedDecoder(loaded.model, kind, loaded.layers, kv_cache) if fits(loaded.model, loaded.layers) else None
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         _log.info("%s has parts that no fused forward knows: %s", type(loaded.model).__name__, error)
-        return False
+        return None
 
 
 def _rounds(loaded: LoadedModel, config: EngineConfig) -> bool:

@@ -37,7 +37,7 @@ def fits(model: Any, layers: list[AttentionLayer]) -> bool:
             return False
         norms += [layer.input_layernorm, layer.post_attention_layernorm]
         norms += [getattr(attention, name) for name in set(HEAD_NORMS) & _children(attention)]
-    if len({norm_eps(norm) for norm in norms}) != 1:
+    if len({norm_eps(norm) for norm in norms}) != 1 or any(getattr(norm, "weight", None) is None for norm in norms):
         return False
     shapes = {layer.kv_shape for layer in layers}
     return len(shapes) == 1 and all(shape.key_dim == shape.value_dim and not shape.key_dim % LANES for shape in shapes)
