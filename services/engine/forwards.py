@@ -13,9 +13,10 @@ from services.engine.config import EngineConfig, Weights
 from services.engine.cpu.decoder import FusedDecoder, fused_products
 from services.engine.cpu.decoder_shape import fits
 from services.engine.cpu.forward import CpuForward
-from services.engine.cpu.instructions import LANES, Kind
+from services.engine.cpu.kinds import Kind
 from services.engine.cpu.linear import pack_linears
-from services.engine.cpu.product import kind_for
+from services.engine.cpu.llvm import LANES
+from services.engine.cpu.packed import kind_for
 from services.engine.cpu.row_lora import RowLora
 from services.engine.forward import Batch, Forward
 from services.engine.kv_cache import KVCache

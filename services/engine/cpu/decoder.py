@@ -19,8 +19,8 @@ from services.engine.adapter import Target
 from services.engine.attention_layers import AttentionLayer
 from services.engine.cpu import parallel
 from services.engine.cpu.decoder_shape import HEAD_NORMS, norm_eps
-from services.engine.cpu.instructions import Kind, tile_configuration
 from services.engine.cpu.kernels import Floats
+from services.engine.cpu.kinds import Kind, tile_configuration
 from services.engine.cpu.layers import (
     ARGUMENTS,
     LAYER_FIELDS,
@@ -30,8 +30,9 @@ from services.engine.cpu.layers import (
     PRODUCTS,
     run_phases,
 )
+from services.engine.cpu.packed import Packed, aligned, pack, row_bytes
 from services.engine.cpu.plan import RowPlan
-from services.engine.cpu.product import MOST_ROWS, ROOM_BYTES, Packed, aligned, pack, row_bytes
+from services.engine.cpu.product import MOST_ROWS, ROOM_BYTES
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, product_of
 

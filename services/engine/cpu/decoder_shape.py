@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import silu
 
 from services.engine.attention_layers import AttentionLayer
-from services.engine.cpu.instructions import LANES
+from services.engine.cpu.llvm import LANES
 
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}

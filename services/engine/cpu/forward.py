@@ -3,7 +3,7 @@
 import torch
 
 from services.engine.cpu.decoder import FusedDecoder
-from services.engine.cpu.instructions import Kind
+from services.engine.cpu.kinds import Kind
 from services.engine.cpu.plan import RowPlan
 from services.engine.forward import Batch, identify
 from services.engine.kv_cache import KVCache

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from services.engine.cpu.instructions import LANES
+from services.engine.cpu.llvm import LANES
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

@@ -12,9 +12,12 @@ from numba import cfunc, njit
 from numba.np.numpy_support import carray
 
 from services.engine.cpu import parallel
-from services.engine.cpu.instructions import LANES, Kind, load_tiles, release_tiles
+from services.engine.cpu.instructions import load_tiles, release_tiles
 from services.engine.cpu.kernels import FAST, Floats, activate, rms_norm, rotate_and_store
-from services.engine.cpu.product import OUTPUTS_AT_ONCE, ROOM_BYTES, multiply, to_units
+from services.engine.cpu.kinds import Kind
+from services.engine.cpu.llvm import LANES
+from services.engine.cpu.packed import OUTPUTS_AT_ONCE
+from services.engine.cpu.product import ROOM_BYTES, multiply, to_units
 from services.engine.cpu.row_attention import attend
 
 PHASES = 10

@@ -1,31 +1,26 @@
 """Products of rows with weights packed once: weights are read once for all rows, and rows do not touch each other.
 
 The bits of a row depend on the kind of the product and never on how many rows there are: its sums are made in one
-order, and sums of 8-bit products are exact in any. Weights [out, in] are packed in blocks of 16 outputs, see
-`instructions`; a row is put into the form that its kind multiplies by `to_units`.
+order, and sums of 8-bit products are exact in any. Weights are `packed`; a row is put into the form that its kind
+multiplies by `to_units`.
 
-8 bits: weights are integers -127..127 times a scale of each output, rows integers -127..127 times a scale of each row.
-Rows are stored plus 128, because the instructions take one factor without a sign; an output's sum of weights, times
-128, is taken off again.
+8 bits: rows are stored plus 128, because the instructions take one factor without a sign; an output's sum of weights,
+times 128, is taken off again.
 """
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from numba import njit
 from numba.np.numpy_support import carray
-from numpy.typing import NDArray
 
-from services.engine.config import Instructions
 from services.engine.cpu import parallel
-from services.engine.cpu.instructions import LANES, Kind, kinds, rows_times_blocks, tiles_times_blocks
+from services.engine.cpu.instructions import rows_times_blocks, tiles_times_blocks
 from services.engine.cpu.kernels import Floats
+from services.engine.cpu.kinds import Kind
+from services.engine.cpu.llvm import LANES
+from services.engine.cpu.packed import BLOCKS_AT_ONCE
 
-BLOCKS_AT_ONCE = 4
-"""The outputs of a weight are filled up to a multiple of so many blocks, which one thread computes together."""
-OUTPUTS_AT_ONCE = LANES * BLOCKS_AT_ONCE
 MOST_ROWS = 32
 """Rows are filled up to a multiple of this number in memory: two tiles."""
 _FEW_ROWS = 4
@@ -37,92 +32,6 @@ _BFLOAT16_AVX512, _INT8_AVX512 = int(Kind.BFLOAT16_AVX512), int(Kind.INT8_AVX512
 _BFLOAT16_AMX, _INT8_AMX = int(Kind.BFLOAT16_AMX), int(Kind.INT8_AMX)
 _pointer: Any = parallel.pointer
 _ONE = np.float32(1.0)
-
-
-class Packed(NamedTuple):
-    """A weight [out, in] as the products read it."""
-
-    blocks: NDArray[np.int32]
-    """[outputs / 16, units, 16], filled up with zeros."""
-    scales: Floats
-    """What the integers of each output are to be multiplied by; empty for other kinds."""
-    sums: NDArray[np.int32]
-    """128 times the sum of each output's integers, where rows are stored plus 128."""
-    bias: Floats
-    """[out], or empty."""
-    out_features: int
-    in_features: int
-
-
-def kind_for(weights: torch.dtype, newest: Instructions, *, round_to_int8: bool) -> Kind:
-    """The fastest kind here for weights of a data type, or for weights that are rounded to 8 bits."""
-    if round_to_int8:
-        order = {
-            Instructions.AMX: Kind.INT8_AMX,
-            Instructions.AVX512: Kind.INT8_AVX512,
-            Instructions.PORTABLE: Kind.INT8,
-        }
-    elif weights == torch.bfloat16:
-        order = {
-            Instructions.AMX: Kind.BFLOAT16_AMX, Instructions.AVX512: Kind.BFLOAT16_AVX512,
-            Instructions.PORTABLE: Kind.BFLOAT16,
-        }  # fmt: skip
-    else:
-        return Kind.FLOAT16 if weights == torch.float16 else Kind.FLOAT32
-    allowed = list(Instructions)[: list(Instructions).index(newest) + 1]
-    return next(kind for instructions, kind in order.items() if instructions in allowed and kind in kinds())
-
-
-def unit_inputs(kind: Kind) -> int:
-    """How many inputs make a unit."""
-    return {Kind.FLOAT32: 1, Kind.INT8: 4, Kind.INT8_AVX512: 4, Kind.INT8_AMX: 4}.get(kind, 2)
-
-
-def row_bytes(kind: Kind, in_features: int) -> int:
-    """Bytes of a row of so many inputs as `to_units` writes it."""
-    return num_units(kind, in_features) * (8 if kind in (Kind.BFLOAT16, Kind.FLOAT16, Kind.INT8) else 4)
-
-
-def num_units(kind: Kind, in_features: int) -> int:
-    """Units of a row, filled up to a multiple of what a tile takes."""
-    return -(-in_features // (LANES * unit_inputs(kind))) * LANES
-
-
-def pack(kind: Kind, weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
-    """Lays out a weight [out, in]."""
-    out_features, in_features = weight.shape
-    per_unit, units = unit_inputs(kind), num_units(kind, in_features)
-    outputs = -(-out_features // OUTPUTS_AT_ONCE) * OUTPUTS_AT_ONCE
-    scales, sums = np.zeros(0, np.float32), np.zeros(0, np.int32)
-    weight = weight.float()
-    if per_unit == 4:
-        scale = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
-        weight = (weight / scale.unsqueeze(1)).round()
-        scales, sums = np.zeros(outputs, np.float32), np.zeros(outputs, np.int32)
-        scales[:out_features] = scale.numpy()
-        if kind is not Kind.INT8:
-            sums[:out_features] = 128 * weight.sum(dim=1).to(torch.int32).numpy()
-    narrow = torch.float16 if kind is Kind.FLOAT16 else {1: torch.float32, 2: torch.bfloat16, 4: torch.int8}[per_unit]
-    blocks = aligned((outputs // LANES, units, LANES), np.int32)
-    view = torch.from_numpy(blocks).view(narrow)
-    if kind is Kind.FLOAT16:
-        view = view.view(outputs // LANES, units, per_unit, LANES).transpose(2, 3)
-    else:
-        view = view.view(outputs // LANES, units, LANES, per_unit)
-    filled = torch.zeros(outputs, units * per_unit, dtype=narrow)
-    filled[:out_features, :in_features] = weight.to(narrow)
-    view.copy_(filled.view(outputs // LANES, LANES, units, per_unit).transpose(1, 2))
-    offset = np.zeros(0, np.float32) if bias is None else bias.float().numpy()
-    return Packed(blocks, scales, sums, offset, out_features, in_features)
-
-
-def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Zeros that begin where a line of the cache does. numpy asks the system for large pages, as torch does not."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    room = np.zeros(size + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    array: NDArray[Any] = room[start : start + size].view(dtype).reshape(shape)
-    return array
 
 
 def _by_rows(kind: Kind) -> Any:

@@ -12,8 +12,10 @@ from numba import njit
 from numba.np.numpy_support import carray
 
 from services.engine.cpu import parallel
-from services.engine.cpu.instructions import LANES, Kind, rows_times_blocks
+from services.engine.cpu.instructions import rows_times_blocks
 from services.engine.cpu.kernels import Floats, Ints
+from services.engine.cpu.kinds import Kind
+from services.engine.cpu.llvm import LANES
 from services.engine.cpu.softmax import weigh
 
 _ONE = np.float32(1.0)

@@ -7,18 +7,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from services.engine.config import Instructions
-from services.engine.cpu.instructions import Kind, kinds, load_tiles, release_tiles, tile_configuration
-from services.engine.cpu.product import (
-    OUTPUTS_AT_ONCE,
-    ROOM_BYTES,
-    Packed,
-    aligned,
-    kind_for,
-    multiply,
-    pack,
-    row_bytes,
-    to_units,
-)
+from services.engine.cpu.instructions import load_tiles, release_tiles
+from services.engine.cpu.kinds import Kind, kinds, tile_configuration
+from services.engine.cpu.packed import OUTPUTS_AT_ONCE, Packed, aligned, kind_for, pack, row_bytes
+from services.engine.cpu.product import ROOM_BYTES, multiply, to_units
 
 SHAPES = ((1000, 384), (384, 1056), (64, 64), (50, 40))
 COUNTS = (*range(1, 36), 64, 70)
