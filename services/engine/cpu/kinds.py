@@ -1,6 +1,7 @@
 """Kinds of products, and which of them this processor has."""
 
 import ctypes
+import platform
 import sys
 from enum import IntEnum
 from functools import cache
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 from llvmlite import binding
 
+HAS_32_REGISTERS = bool(binding.get_host_cpu_features().get("avx512f", platform.machine() not in ("x86_64", "AMD64")))
+"""Whether the sums of eight rows and 16 outputs fit into registers beside what is added to them."""
 TILE_ROWS = 16
 """Rows of a tile register, of 64 bytes each."""
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA, _SYS_ARCH_PRCTL = 0x1023, 18, 158

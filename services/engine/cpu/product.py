@@ -17,7 +17,7 @@ from numba.np.numpy_support import carray
 from services.engine.cpu import parallel
 from services.engine.cpu.instructions import rows_times_blocks, tiles_times_blocks
 from services.engine.cpu.kernels import Floats
-from services.engine.cpu.kinds import Kind
+from services.engine.cpu.kinds import HAS_32_REGISTERS, Kind
 from services.engine.cpu.llvm import LANES
 from services.engine.cpu.packed import BLOCKS_AT_ONCE
 
@@ -182,7 +182,7 @@ def multiply(
                 rows, blocks, next_row = min(left, tiles * LANES), 2, LANES
             else:
                 tiles = 1
-                rows = 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+                rows = 8 if left >= 8 and HAS_32_REGISTERS else 4 if left >= 4 else 2 if left >= 2 else 1
                 blocks = _blocks_of(vectors, rows)
                 next_row = blocks * LANES
             for block in range(group * BLOCKS_AT_ONCE, (group + 1) * BLOCKS_AT_ONCE, blocks):

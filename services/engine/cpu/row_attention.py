@@ -14,7 +14,7 @@ from numba.np.numpy_support import carray
 from services.engine.cpu import parallel
 from services.engine.cpu.instructions import rows_times_blocks
 from services.engine.cpu.kernels import Floats, Ints
-from services.engine.cpu.kinds import Kind
+from services.engine.cpu.kinds import HAS_32_REGISTERS, Kind
 from services.engine.cpu.llvm import LANES
 from services.engine.cpu.softmax import weigh
 
@@ -38,8 +38,11 @@ def _together(*, adds: bool) -> Any:
 
     @njit(nogil=True)
     def multiply(rows: int, block: int, units: int, x: int, stride: int, sums: int, sums_stride: int) -> None:
-        if rows & 8:
+        if rows & 8 and HAS_32_REGISTERS:
             eight(block, units, x, stride, sums, sums_stride)
+        elif rows & 8:
+            four(block, units, x, stride, sums, sums_stride)
+            four(block, units, x + 4 * stride, stride, sums + 4 * sums_stride, sums_stride)
         if rows & 4:
             four(block, units, x, stride, sums, sums_stride)
             x, sums = x + 4 * stride, sums + 4 * sums_stride
