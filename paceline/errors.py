@@ -2,7 +2,7 @@
 (https://google.aip.dev/193), and clients raise them again as they were.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import grpc
@@ -233,8 +233,8 @@ def _unpacked(detail: Any, message: Any) -> Any:
     return message
 
 
-def _as_many_as_fit(violations: Iterable[FieldViolation]) -> list[error_details_pb2.BadRequest.FieldViolation]:
-    """The first violations that fit together, the first of all in any case."""
+def _as_many_as_fit(violations: Sequence[FieldViolation]) -> list[error_details_pb2.BadRequest.FieldViolation]:
+    """The first violations that fit together, the first of all in any case, and how many do not."""
     found: list[error_details_pb2.BadRequest.FieldViolation] = []
     left = _VIOLATIONS_BYTES
     for violation in violations:
@@ -242,6 +242,8 @@ def _as_many_as_fit(violations: Iterable[FieldViolation]) -> list[error_details_
         message = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
         left -= message.ByteSize()
         if found and left < 0:
+            rest = f"and {len(violations) - len(found)} more"
+            found.append(error_details_pb2.BadRequest.FieldViolation(field=found[-1].field, description=rest))
             break
         found.append(message)
     return found

@@ -12,11 +12,13 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
+from rich.table import Table
 
 from paceline import PacelineError, SyncClient, UnauthenticatedError, UnavailableError
 
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+_WIDE = 1000
 DEFAULT_ADDRESS = "127.0.0.1:7100"
 
 
@@ -51,6 +53,11 @@ def connected(address: str) -> Iterator[SyncClient]:
         fail(in_words(error, address))
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+
+
+def print_table(table: Table) -> None:
+    """A table; where nobody looks at it, as wide as its cells, since a pipe has no edge."""
+    out.print(table, width=None if out.is_terminal else _WIDE)
 
 
 def print_json(found: Message | Sequence[Message]) -> None:
