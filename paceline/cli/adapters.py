@@ -7,7 +7,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, err, fail, out, print_json, print_table
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, err, fail, out, print_json
 from paceline.upload import CONFIG_NAME, WEIGHTS_NAME, adapter_files
 
 adapters = typer.Typer(no_args_is_help=True, help="Your LoRA adapters.")
@@ -68,7 +68,7 @@ def list_adapters(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -
             adapter.digest[:_SHORT_DIGEST],
             adapter.draft_digest[:_SHORT_DIGEST] or "base",
         )
-    print_table(table)
+    out.print(table)
 
 
 @adapters.command()

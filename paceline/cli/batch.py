@@ -11,19 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from paceline.batches import Lines
-from paceline.cli.terminal import (
-    DEFAULT_ADDRESS,
-    Address,
-    AsJson,
-    connected,
-    day,
-    err,
-    fail,
-    money,
-    out,
-    print_json,
-    print_table,
-)
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, day, err, fail, money, out, print_json
 from paceline.v1 import batch_pb2
 
 batch = typer.Typer(no_args_is_help=True, help="Batches of requests that need not be answered now.")
@@ -92,7 +80,7 @@ def status(batch_id: BatchId, address: Address = DEFAULT_ADDRESS, as_json: AsJso
             table.add_row(title.replace("_", " "), day(getattr(found, f"{title}_time")))
     for name, value in sorted(found.metadata.items()):
         table.add_row(name, value)
-    print_table(table)
+    out.print(table)
 
 
 @batch.command()
@@ -182,7 +170,7 @@ def list_batches(
     for each in found:
         counts = [f"{number:,}" for number in (each.counts.completed, each.counts.failed, each.counts.total)]
         table.add_row(each.id, _state(each), *counts, day(each.create_time))
-    print_table(table)
+    out.print(table)
 
 
 def _state(found: batch_pb2.Batch) -> str:

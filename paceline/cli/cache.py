@@ -3,7 +3,7 @@
 import typer
 from rich.table import Table
 
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, out, print_json, print_table
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, out, print_json
 
 cache = typer.Typer(no_args_is_help=True, help="Your share of the prefix cache.")
 
@@ -27,7 +27,7 @@ def stats(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
             str(tier.num_evictions),
             str(tier.num_corrupt),
         )
-    print_table(table)
+    out.print(table)
     asked = found.num_misses + sum(tier.num_hits for tier in found.tiers)
     rate = f"{1 - found.num_misses / asked:.0%}" if asked else "none asked for"
     out.print(f"hit rate {rate}, misses {found.num_misses}")

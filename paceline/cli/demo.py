@@ -15,7 +15,7 @@ from rich.table import Table
 
 from paceline import Client, PacelineError
 from paceline.cli.serve import ENGINE, reach
-from paceline.cli.terminal import fail, out, print_table
+from paceline.cli.terminal import fail, out
 from paceline.v1.inference_pb2 import Delta
 
 _STYLE_PROMPT = "class Counter:\n"
@@ -212,5 +212,5 @@ def report(runs: dict[bool, list[Run]]) -> int:
     table.add_row("on / off", f"{ratio:.2f}")
     table.add_row("accepted of proposed", f"{accepted / drafted:.0%}" if drafted else "nothing proposed")
     table.add_row("identical", "yes" if identical else "NO")
-    print_table(table)
+    out.print(table)
     return 0 if identical else 1

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from paceline.cli.serve import SERVE, reach
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, day, err, out, print_json, print_table
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, day, err, out, print_json
 from paceline.v1 import admin_pb2
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of tenants; takes a key of scope admin.")
@@ -98,7 +98,7 @@ def _show(found: Sequence[admin_pb2.ApiKey]) -> None:
             is_over = key.expire_time.ToDatetime(UTC) <= now
             state = f"{'expired' if is_over else 'holds until'} {day(key.expire_time)}"
         table.add_row(key.id, key.tenant, key.name, " ".join(key.scopes), day(key.create_time), state)
-    print_table(table)
+    out.print(table)
 
 
 def _show_secret(key: admin_pb2.ApiKey, secret: str) -> None:

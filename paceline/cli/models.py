@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, err, money, print_json, print_table
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, err, money, out, print_json
 
 
 def models(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
@@ -33,7 +33,7 @@ def models(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
                     info.device,
                     *([*known, " ".join(model.adapters)] if role == "target" else []),
                 )
-    print_table(table)
+    out.print(table)
     for model in found:
         if model.draft_problem:
             err.print(f"{model.target.id}: its draft is not used: {model.draft_problem}", style="yellow", markup=False)

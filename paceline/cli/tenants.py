@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, day, money, out, print_json, print_table
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, day, money, out, print_json
 from paceline.v1 import admin_pb2
 
 tenants = typer.Typer(no_args_is_help=True, help="Tenants and what they may use; takes a key of scope admin.")
@@ -79,7 +79,7 @@ def list_tenants(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) ->
             is_money = field.name.endswith("_nanos")
             limits.append(f"{field.name.removesuffix('_nanos')}={money(value) if is_money else format(value, 'g')}")
         table.add_row(tenant.id, day(tenant.create_time), ", ".join(limits) or "none")
-    print_table(table)
+    out.print(table)
 
 
 def _plan(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC
@@ -12,13 +13,12 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from rich.table import Table
 
 from paceline import PacelineError, SyncClient, UnauthenticatedError, UnavailableError
 
-out = Console(highlight=False, soft_wrap=True, markup=False)
+# A pipe has no edge: tables are as wide there as their cells.
+out = Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-_WIDE = 1000
 DEFAULT_ADDRESS = "127.0.0.1:7100"
 
 
@@ -53,11 +53,6 @@ def connected(address: str) -> Iterator[SyncClient]:
         fail(in_words(error, address))
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-
-
-def print_table(table: Table) -> None:
-    """A table; where nobody looks at it, as wide as its cells, since a pipe has no edge."""
-    out.print(table, width=None if out.is_terminal else _WIDE)
 
 
 def print_json(found: Message | Sequence[Message]) -> None:

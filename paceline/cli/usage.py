@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, money, out, print_json, print_table
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, money, out, print_json
 from paceline.v1 import usage_pb2
 
 _COUNTS = ("num_requests", "num_prompt_tokens", "num_cached_tokens", "num_completion_tokens")
@@ -53,7 +53,7 @@ def usage(
     for row in (*found.rows, found.total):
         told = [str(getattr(row, name)) for name in names]
         table.add_row(*told, *_numbers(row), money(row.cost_nanos))
-    print_table(table)
+    out.print(table)
 
 
 def _numbers(row: usage_pb2.UsageRow) -> list[str]:
