@@ -51,7 +51,10 @@ def run(role: TargetRole, propose: object = None) -> None:
         role.prepare(time.monotonic())
         for sequence in role.engine.scheduler:
             sequence.hold_until = 0.0
-        role.advance(role.engine.step())
+        results = role.engine.step()
+        for sequence, error in role.engine.take_failures():
+            role.end(sequence, error)
+        role.advance(results)
 
 
 def propose_from(
