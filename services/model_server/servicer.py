@@ -8,6 +8,7 @@ from paceline.internal.v1 import model_server_pb2 as pb
 from paceline.internal.v1 import model_server_pb2_grpc
 from paceline.v1 import model_pb2, sampling_pb2
 from services.common.access import CallContext
+from services.common.machine import machine_id
 from services.engine.engine import EngineFacts
 from services.engine.engine_loop import EngineLoop
 from services.engine.loading import Phase
@@ -37,7 +38,9 @@ class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: object) -> pb.GetModelResponse:
         """See model_server.proto."""
-        return pb.GetModelResponse(model_info=_to_model_info(self._engine_loop.facts, self._model_id))
+        facts = self._engine_loop.facts
+        place = f"{machine_id()}/{facts.description.device}"
+        return pb.GetModelResponse(model_info=_to_model_info(facts, self._model_id), place=place)
 
     async def ListAdapterModules(
         self, request: pb.ListAdapterModulesRequest, context: object

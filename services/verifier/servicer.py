@@ -1,6 +1,7 @@
 """VerifierService over gRPC: one stream is one sequence; its end, however it comes, frees everything."""
 
 import asyncio
+import math
 from collections import abc
 from contextlib import aclosing
 
@@ -13,9 +14,12 @@ from services.model_server.opening import Opener, first_open
 from services.model_server.streams import EventStream
 from services.verifier.accept import Finish
 from services.verifier.metrics import VerifierMetrics
+from services.verifier.speculation_state import to_state
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, TargetSequence
 
+_MAX_DIGEST = 64
+"""A draft's digest is known by so many of its digits, and nothing longer is kept."""
 _PARTING_SECONDS = 5.0
 """How long a finished stream waits for the other end to close it. To gRPC's asyncio client a stream that the server
 has ended is broken, unread commits and all, as soon as one more proposal is written to it."""
@@ -43,11 +47,26 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         async with self._opener.open(opening, context) as (sequence, end):
             stream = EventStream[Committed]()
             target = TargetSequence(
-                sequence, stream.emit, opening.max_draft_tokens, end, adapter=opening.adapter_digest
+                sequence,
+                stream.emit,
+                opening.max_draft_tokens,
+                end,
+                adapter=opening.adapter_digest,
+                draft=opening.draft_revision_digest[:_MAX_DIGEST],
+                draft_is_apart=opening.draft_is_apart,
             )
             async with aclosing(self._run(request_iterator, stream, target)) as commits:
                 async for committed in commits:
                     yield verifier_pb2.VerifyResponse(commit=_to_commit(committed))
+
+    async def GetSpeculation(
+        self, request: verifier_pb2.GetSpeculationRequest, context: object
+    ) -> verifier_pb2.GetSpeculationResponse:
+        """See verifier.proto."""
+        _ = self._engine_loop.facts
+        return verifier_pb2.GetSpeculationResponse(
+            state=await self._engine_loop.ask(lambda role: to_state(role.planner))
+        )
 
     async def _run(
         self,
@@ -78,8 +97,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
 
     def _hand_over(self, proposal: speculation_pb2.Proposal, target: TargetSequence) -> None:
         anchor, token_ids, confidences = proposal.anchor, list(proposal.token_ids), proposal.confidences
+        seconds = proposal.step_seconds if math.isfinite(proposal.step_seconds) else 0.0
         self._engine_loop.submit(
-            lambda role: role.propose(target, anchor.position, anchor.digest, token_ids, confidences)
+            lambda role: role.propose(target, anchor.position, anchor.digest, token_ids, confidences, max(0.0, seconds))
         )
 
 
