@@ -23,7 +23,7 @@ from services.engine.model import LoadedModel
 from services.engine.probe import check_model_agrees
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
-from services.engine.torch_forward.forward import TorchForward
+from services.engine.torch_forward.own import own_forward
 from services.engine.torch_forward.stacked_lora import StackedLora
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
     adapters = _adapters(loaded, products, config)
     if adapters is not None:
         wrap_linears(loaded.model, products, adapters)
-    return TorchForward(loaded, kv_cache, adapters)
+    return own_forward(loaded, kv_cache, adapters)
 
 
 def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward | None:
@@ -57,7 +57,7 @@ def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forw
     decoder = _decoder(loaded)
     if decoder is None:
         return None
-    own = _probe(TorchForward(loaded, kv_cache), loaded, kv_cache)
+    own = _probe(own_forward(loaded, kv_cache), loaded, kv_cache)
     if not _agree(own, _probe(CpuForward(loaded, kv_cache, decoder), loaded, kv_cache), _TOLERANCE):
         _log.warning("the fused forward differs from the model's own, which is used")
         return None
@@ -75,7 +75,7 @@ def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forw
 
 def _decoder(loaded: LoadedModel) -> FusedDecoder | None:
     """The fused decoder of a model; None for one that has other parts, whatever looking for them runs into."""
-    if not all(layer.is_plain for layer in loaded.layers):
+    if loaded.attends_itself or not all(layer.is_plain for layer in loaded.layers):
         return None
     try:
         return fuse(loaded.model, loaded.weights, loaded.layers)

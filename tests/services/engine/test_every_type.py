@@ -16,14 +16,13 @@ from support.tiny import save_tiny
 
 EQUAL = [
     "gpt_oss", "gemma2", "llama4_text", "olmo", "olmo3", "deepseek_v3", "qwen3_moe", "cohere2", "granite", "stablelm",
-    "starcoder2", "opt",
+    "starcoder2", "opt", "qwen2_moe", "gptj", "falcon", "bloom", "roberta", "diffllama",
 ]  # fmt: skip
 REFUSED = {
     "mamba": "attention interface of transformers in any layer",
-    "gptj": "attention interface",
-    "falcon": "attention interface",
-    "mpt": "attention interface|positions",
     "bamba": "attention",
+    "recurrent_gemma": "layers without attention",
+    "deepseek_v4": "attends to other tokens than its own",
 }
 
 
