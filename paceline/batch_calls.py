@@ -6,6 +6,7 @@ import grpc
 
 from paceline.batches import Lines, requests
 from paceline.calls import Metadata, answer, events
+from paceline.sent import response_to_stream
 from paceline.v1 import batch_pb2, batch_pb2_grpc
 
 
@@ -33,7 +34,7 @@ class BatchCalls:
             "dry_run": dry_run,
         }
         call = self._batches.CreateBatch(requests(options, lines), metadata=self._of_batches)
-        return await answer(call)
+        return await answer(response_to_stream(call))
 
     async def get_batch(self, batch_id: str) -> batch_pb2.Batch:
         """Returns a batch as it is now."""

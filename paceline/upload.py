@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from paceline.sent import response_to_stream
 from paceline.v1 import adapter_pb2
 
 CONFIG_NAME = "adapter_config.json"
@@ -50,10 +51,9 @@ async def file_pieces(
 async def upload(call: Any, announcement: Any, rest: AsyncIterable[Any]) -> Any:
     """The answer to a call that sends messages: an announcement and, once that was accepted, the rest.
 
-    Nothing is sent that will be refused in any case: a write that fails because the call is over takes the place of the
-    answer (gRPC calls it INTERNAL then), and nobody learns why. Whatever `rest` raises ends the call.
+    Nothing is sent that will be refused in any case. Whatever `rest` raises ends the call.
     """
-    answer = asyncio.ensure_future(_answer(call))
+    answer = asyncio.create_task(response_to_stream(call))
     writing = asyncio.create_task(_write(call, announcement, rest))
     try:
         await asyncio.wait((writing, answer), return_when=asyncio.FIRST_COMPLETED)
@@ -64,10 +64,6 @@ async def upload(call: Any, announcement: Any, rest: AsyncIterable[Any]) -> Any:
         call.cancel()
         writing.cancel()
         await asyncio.gather(writing, answer, return_exceptions=True)
-
-
-async def _answer(call: Any) -> Any:
-    return await call
 
 
 async def _write(call: Any, announcement: Any, rest: AsyncIterable[Any]) -> None:

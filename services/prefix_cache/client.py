@@ -8,6 +8,7 @@ import grpc
 from paceline.errors import InvalidArgumentError
 from paceline.internal.v1 import prefix_cache_pb2 as pb
 from paceline.internal.v1 import prefix_cache_pb2_grpc
+from paceline.sent import response_to_stream
 from services.common.access import credentials
 from services.common.health import check_serving
 from services.prefix_cache.block import Data, sealed
@@ -66,7 +67,8 @@ class PrefixCacheClient:
                 for piece in to_pieces(sealed(key, data)):
                     yield write_store_request(namespace, piece)
 
-        response = await self._store_blocks(requests(), timeout=timeout, metadata=credentials(token))
+        call = self._store_blocks(requests(), timeout=timeout, metadata=credentials(token))
+        response = await response_to_stream(call)
         num_stored: int = response.num_stored
         return num_stored
 
