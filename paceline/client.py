@@ -74,6 +74,11 @@ class Client(BatchCalls, AdminCalls):
         request = model_pb2.ListModelsRequest()
         return list((await answer(self._models.ListModels(request, metadata=self._metadata))).models)
 
+    async def get_speculation(self, model: str = "") -> model_pb2.GetSpeculationResponse:
+        """Says whether speculation pays for a model, by what its verifiers measured."""
+        request = model_pb2.GetSpeculationRequest(model=model)
+        return await answer(self._models.GetSpeculation(request, metadata=self._metadata))
+
     async def tokenize(self, text: str, model: str = "") -> list[int]:
         """Returns the token ids of a text."""
         request = inference_pb2.TokenizeRequest(model=model, text=text)

@@ -85,6 +85,7 @@ class SyncClient:
     generate = _streaming(Client.generate)
     chat = _streaming(Client.chat)
     list_models = _blocking(Client.list_models)
+    get_speculation = _blocking(Client.get_speculation)
     tokenize = _blocking(Client.tokenize)
     detokenize = _blocking(Client.detokenize)
     upload_adapter = _blocking(Client.upload_adapter)

@@ -1,5 +1,6 @@
 """Shared fixtures: tiny models with random weights, made once a run, and a whole system in one event loop."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,10 @@ __all__ = ["database", "database_url", "postgres"]
 # Machines that run tests are shared: how long an example takes says nothing.
 settings.register_profile("paceline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("paceline")
+# What one test's verifier measures says nothing to the next, nor to the user's own.
+os.environ["PACELINE_VERIFIER_VERDICT_FILE"] = ""
+# Tests of what speculation does need it, pay or not; whether it pays is measured where a test says so.
+os.environ["PACELINE_VERIFIER_SPECULATION"] = "always"
 
 
 @pytest.fixture(scope="session", autouse=True)

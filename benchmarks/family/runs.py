@@ -89,7 +89,7 @@ def measure_pair(target: str, draft: str, plan: Plan, agreement: float, seed: in
 async def _measure(target: str, draft: str, plan: Plan, seed: int) -> dict[tuple[float, int], _Runs]:
     pair = Pair(id="pair", model=target, draft=draft)
     # Proposals from the text itself need no draft: what they give stands on a page of its own.
-    overrides = {"verifier": {"suffix_drafting": False}}
+    overrides = {"verifier": {"suffix_drafting": False, "verdict_file": ""}}
     async with (
         running(SystemSettings((pair,), log_level="WARNING", overrides=overrides)) as launcher,
         Client(launcher.address()) as client,

@@ -13,6 +13,8 @@ class Backlog:
         self._due = asyncio.Event()
         self.num_due = 0
         """Commits since it became due."""
+        self.num_held = 0
+        """Commits since something was wanted."""
 
     def add(self, commit: speculation_pb2.Commit) -> None:
         """Takes the commit that follows those added before."""
@@ -20,6 +22,7 @@ class Backlog:
             self._commit = speculation_pb2.Commit(anchor=commit.anchor)
         self._commit.token_ids.extend(commit.token_ids)
         self._commit.num_wanted = commit.num_wanted
+        self.num_held = 0 if commit.num_wanted else self.num_held + 1
         if commit.num_wanted:
             self._due.set()
         if self._due.is_set():

@@ -23,6 +23,8 @@ from services.draft.client import DraftClient, ProposeStream
 _MAX_COMMITS_BEHIND = 64
 """A draft that is this far behind is given up and opened anew."""
 _MAX_CRASHES = 2
+_MAX_COMMITS_HELD = 64
+"""A draft from which nothing was wanted for as long is let go: it holds memory that others may use."""
 DraftUse: TypeAlias = Use[DraftClient, model_pb2.ModelInfo]
 DraftAttempts: TypeAlias = Attempts[DraftClient, model_pb2.ModelInfo]
 
@@ -73,9 +75,11 @@ class Drafting:
             self.want()
         else:
             self._wanted.clear()
+            if self._backlog is not None and self._backlog.num_held > _MAX_COMMITS_HELD:
+                self._give_up()
 
     def _give_up(self) -> None:
-        """Lets a draft go that cannot keep up."""
+        """Lets a draft go that cannot keep up, or is not wanted. Another is opened once proposals are wanted again."""
         if self._task is not None:
             self._task.cancel()
         self._task = self._backlog = None

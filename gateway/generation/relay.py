@@ -57,7 +57,7 @@ class Relay:
                 try:
                     await suspicion.begin()
                     async with attempts.another() as use, self._open(use) as stream:
-                        if use.replica.wants_proposals:
+                        if use.replica.wants_proposals and self._draft_is_apart(use):
                             drafting.want()
                         while (commit := await stream.next_commit()) is not None:
                             use.worked()
@@ -85,12 +85,20 @@ class Relay:
     async def _open(self, use: VerifierUse) -> AsyncIterator[VerifyStream]:
         """Opens the sequence at a verifier, and has proposals go there."""
         info = use.replica.info
-        message = self._transcript.open_message(info.revision_digest if info is not None else "")
+        draft = self._model.draft_beside(use.client) if self._transcript.opening.max_draft_tokens else None
+        message = self._transcript.open_message(info.revision_digest if info is not None else "", draft)
         async with use.client.verify(None, self._token()) as stream:
             with suppress(asyncio.InvalidStateError):  # The stream is over already; reading says why.
                 await stream.open(message)
             with self._transcript.verified_by(stream):
                 yield stream
+
+    def _draft_is_apart(self, use: VerifierUse) -> bool:
+        """Whether a draft may begin at once. Else it would take the cores that compute the prompt: it begins behind it,
+        when the first commit says that proposals are wanted.
+        """
+        draft = self._model.draft_beside(use.client)
+        return draft is not None and draft.is_apart
 
     def _suits(self, info: model_pb2.ModelInfo) -> bool:
         """Whether a verifier has the revision that the sequence was begun on, or for a new one the newest."""

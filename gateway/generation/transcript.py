@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import grpc
 
+from gateway.model.served_model import DraftBeside
 from paceline.internal.v1 import speculation_pb2
 from services.verifier.client import VerifyStream
 
@@ -18,6 +19,8 @@ class Transcript:
         self.opening = opening
         self.num_failovers = 0
         """How often it had to be opened again."""
+        self.num_wanted: int | None = None
+        """Proposed tokens that the verifier would take in its next round; None until it has said so."""
         self.num_dropped = 0
         """Proposals that came between two verifiers."""
         self._draft_adapter = draft_adapter
@@ -32,19 +35,24 @@ class Transcript:
     def add(self, commit: speculation_pb2.Commit) -> None:
         """Takes what the target decided."""
         self._produced.extend(commit.token_ids)
+        self.num_wanted = commit.num_wanted
 
-    def open_message(self, revision: str) -> speculation_pb2.Open:
-        """Opens the sequence at a verifier of this revision, with all tokens so far."""
+    def open_message(self, revision: str, draft: DraftBeside | None = None) -> speculation_pb2.Open:
+        """Opens the sequence at a verifier of this revision, with all tokens so far; this draft stands beside it."""
         message = speculation_pb2.Open()
         message.CopyFrom(self.opening)
         message.token_ids.extend(self._produced)
         message.revision_digest = self.opening.revision_digest = revision
+        if draft is not None:
+            message.draft_revision_digest, message.draft_is_apart = draft
         return message
 
     def draft_message(self, *, with_adapter: bool) -> speculation_pb2.Open:
         """Opens it at a draft, which has revisions and adapters of its own."""
         message = self.open_message(self.opening.revision_digest)
         message.revision_digest = ""
+        if self.num_wanted is not None:
+            message.num_wanted = self.num_wanted
         message.adapter_digest = self._draft_adapter if with_adapter else ""
         return message
 

@@ -59,3 +59,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         except (PacelineError, grpc.aio.AioRpcError) as error:
             _log.info("models are listed without adapters: %s", error)
             return ()
+
+    async def GetSpeculation(
+        self, request: model_pb2.GetSpeculationRequest, context: CallContext
+    ) -> model_pb2.GetSpeculationResponse:
+        """See model.proto."""
+        model = self._catalogue.get(request.model)
+        return model_pb2.GetSpeculationResponse(model=model.id, verifiers=await model.speculation())

@@ -66,8 +66,8 @@ class Replica(Generic[C, I]):
         self.state = State.AWAY
         self.num_uses = 0
         self.num_failures = 0
-        self.wants_proposals = True
-        """Whether a verifier's latest commit, of any sequence, wanted more; a full batch wants none."""
+        self.wants_proposals = False
+        """Whether a verifier's latest commit, of any sequence, wanted more; until one has come that is not known."""
         self._name = f"{kind} {client.target}"
         self._ask = ask
         self._backoff = backoff

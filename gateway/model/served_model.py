@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from gateway.model.attempts import NoneSuitsError
 from gateway.model.chat_template import Conversation
@@ -29,6 +29,14 @@ def _draft_pauses() -> Backoff:
     return Backoff(0.25, 2.0)
 
 
+class DraftBeside(NamedTuple):
+    """A draft, as seen from a verifier."""
+
+    revision_digest: str
+    is_apart: bool
+    """Whether it runs on another machine or device: else what it does takes from the verifier."""
+
+
 class ServedModel:
     """All that belongs to one model. Its verifiers run the same target; a draft knows the target's tokens."""
 
@@ -49,6 +57,8 @@ class ServedModel:
         self._uses_generation_config = settings.generation_config
         self._told: set[str] = set()
         """What was logged of drafts that do not suit."""
+        self._places: dict[str, str] = {}
+        """Where services run, by their gRPC target; empty where one does not say."""
         self._revisions: list[str] = []
         """Digests of all revisions that were met, in the order in which verifiers changed to them."""
 
@@ -91,6 +101,19 @@ class ServedModel:
     def sampling_defaults(self, info: model_pb2.ModelInfo) -> sampling_pb2.SamplingParams:
         """Sampling parameters of requests that do not say otherwise."""
         return info.sampling_defaults if self._uses_generation_config else sampling_pb2.SamplingParams()
+
+    def draft_beside(self, verifier: VerifierClient) -> DraftBeside | None:
+        """The draft that proposes for what a verifier has; None where there is none."""
+        known = [replica for replica in self.drafts if replica.is_there and replica.info is not None]
+        beside = next((replica for replica in known if replica.may_suit(self.suits)), None)
+        if beside is None or beside.info is None:
+            return None
+        places = [self._places.get(client.target, "") for client in (verifier, beside.client)]
+        return DraftBeside(beside.info.revision_digest, is_apart=all(places) and places[0] != places[1])
+
+    async def speculation(self) -> list[model_pb2.SpeculationState]:
+        """What its verifiers measured of speculation. Raises UnavailableError when none can be reached."""
+        return await self.verifiers.call_each(lambda verifier: verifier.get_speculation(_ASK_SECONDS))
 
     def num_public_tokens(self, prompt_ids: Sequence[int]) -> int:
         """Leading tokens of a prompt that all callers share: any part of a public prefix, from its beginning."""
@@ -140,7 +163,7 @@ class ServedModel:
 
     async def _ask_verifier(self, verifier: VerifierClient) -> model_pb2.ModelInfo:
         """What a verifier runs, under the name that clients know. What one changes to is the newest revision."""
-        info = await verifier.get_model(_ASK_SECONDS)
+        info = await self._describe(verifier)
         info.id = self.id
         before = next(replica.info for replica in self.verifiers if replica.client is verifier)
         digest = info.revision_digest
@@ -152,8 +175,13 @@ class ServedModel:
             self._revisions.append(digest)
         return info
 
+    async def _describe(self, client: VerifierClient | DraftClient) -> model_pb2.ModelInfo:
+        described = await client.describe(_ASK_SECONDS)
+        self._places[client.target] = described.place
+        return described.model_info
+
     async def _ask_draft(self, draft: DraftClient) -> model_pb2.ModelInfo:
-        return await draft.get_model(_ASK_SECONDS)
+        return await self._describe(draft)
 
     def _problem(self, draft: model_pb2.ModelInfo) -> str:
         """Why a draft is of no use to the target, in a sentence; empty while nothing is known against it.

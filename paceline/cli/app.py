@@ -15,6 +15,7 @@ from paceline.cli.generate import generate
 from paceline.cli.keys import keys
 from paceline.cli.models import models
 from paceline.cli.serve import serve
+from paceline.cli.stats import stats
 from paceline.cli.tenants import tenants
 from paceline.cli.terminal import out
 from paceline.cli.up import up
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, models, usage, up, demo, bench):
+for command in (generate, chat, models, usage, stats, up, demo, bench):
     app.command()(command)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}

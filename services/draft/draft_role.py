@@ -182,7 +182,8 @@ class DraftRole:
         if path is draft.path and draft.is_awaited:
             draft.verifying_since = time.monotonic()
         if len(path.sequence) > path.sent:
-            self._outbox.put(draft.emit, path.take_unsent())
+            step_seconds = self.engine.step_times.seconds(len(self._drafts))
+            self._outbox.put(draft.emit, path.take_unsent()._replace(step_seconds=step_seconds))
 
     def _pays(self, draft: DraftSequence) -> bool:
         """Whether one more token is likely enough to be worth its time.

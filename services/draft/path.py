@@ -17,6 +17,7 @@ class Proposed(NamedTuple):
     digest: int
     token_ids: list[int]
     confidences: bytes
+    step_seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)

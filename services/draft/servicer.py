@@ -47,6 +47,8 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             stream = EventStream[Proposed]()
             length = min(opening.max_draft_tokens, self._max_proposal_tokens)
             draft = DraftSequence(sequence, stream.emit, length, end, self._ahead, root_digest=digest)
+            if opening.HasField("num_wanted"):
+                draft.wanted = min(opening.num_wanted, length)
             async with aclosing(self._run(request_iterator, stream, draft)) as proposals:
                 async for proposal in proposals:
                     yield draft_pb2.ProposeResponse(proposal=proposal)
@@ -92,4 +94,5 @@ def _to_proposal(proposed: Proposed) -> speculation_pb2.Proposal:
         anchor=speculation_pb2.Anchor(position=proposed.position, digest=proposed.digest),
         token_ids=proposed.token_ids,
         confidences=proposed.confidences,
+        step_seconds=proposed.step_seconds,
     )

@@ -29,7 +29,11 @@ class ModelServerClient:
 
     async def get_model(self, timeout: float) -> model_pb2.ModelInfo:
         """The model that runs there."""
-        return (await self._server.GetModel(pb.GetModelRequest(), timeout=timeout)).model_info
+        return (await self.describe(timeout)).model_info
+
+    async def describe(self, timeout: float) -> pb.GetModelResponse:
+        """The model that runs there, and where that is."""
+        return await self._server.GetModel(pb.GetModelRequest(), timeout=timeout)
 
     async def list_adapter_modules(self, timeout: float) -> list[pb.AdapterModule]:
         """The layers that adapters may change."""

@@ -8,6 +8,7 @@ from paceline.internal.v1 import model_server_pb2 as pb
 from paceline.internal.v1 import model_server_pb2_grpc
 from paceline.v1 import model_pb2, sampling_pb2
 from services.common.access import CallContext
+from services.common.machine import machine_id
 from services.engine.engine import EngineFacts
 from services.engine.engine_loop import EngineLoop
 from services.engine.loading import Phase
@@ -43,7 +44,8 @@ class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
         model_info.step_times.extend(
             model_pb2.StepTime(num_rows=int(one.attributes["rows"]), seconds=one.value) for one in measured
         )
-        return pb.GetModelResponse(model_info=model_info, max_kv_tokens=facts.max_kv_tokens)
+        place = f"{machine_id()}/{facts.description.device}"
+        return pb.GetModelResponse(model_info=model_info, max_kv_tokens=facts.max_kv_tokens, place=place)
 
     async def ListAdapterModules(
         self, request: pb.ListAdapterModulesRequest, context: object

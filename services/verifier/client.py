@@ -3,6 +3,7 @@
 import grpc
 
 from paceline.internal.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
+from paceline.v1 import model_pb2
 from services.common.access import credentials
 from services.model_server.client import ModelServerClient, SequenceStream
 
@@ -17,6 +18,10 @@ class VerifierClient(ModelServerClient):
     def verify(self, timeout: float | None, token: str = "") -> "VerifyStream":
         """A stream for one sequence; `timeout` in seconds, `token` is its tenant's."""
         return VerifyStream(self._verifier.Verify(timeout=timeout, metadata=credentials(token)))
+
+    async def get_speculation(self, timeout: float) -> model_pb2.SpeculationState:
+        """Says whether speculation pays there. Raises grpc.aio.AioRpcError."""
+        return (await self._verifier.GetSpeculation(verifier_pb2.GetSpeculationRequest(), timeout=timeout)).state
 
 
 class VerifyStream(SequenceStream[verifier_pb2.VerifyRequest, verifier_pb2.VerifyResponse]):

@@ -39,11 +39,30 @@ class Pending(NamedTuple):
     """Rows of a round with it."""
 
 
-def allocate(offers: abc.Sequence[abc.Sequence[float]], step_curve: StepCurve, other_rows: int = 0) -> Allocation:
+class Drafting(NamedTuple):
+    """What proposed tokens cost beside rows of the verifier, in seconds."""
+
+    first: float = 0.0
+    """Of a round that has any: hops, waits, and what else was learned."""
+    each: float = 0.0
+    """Of each of them: the draft's own time, as far as the verifier waits for it."""
+
+
+NO_DRAFTING = Drafting()
+
+
+def allocate(
+    offers: abc.Sequence[abc.Sequence[float]],
+    step_curve: StepCurve,
+    other_rows: int = 0,
+    drafting: Drafting = NO_DRAFTING,
+    least: int = 0,
+) -> Allocation:
     """Takes the likeliest proposed tokens of all sequences as long as that raises expected tokens a second.
 
     `offers[i][j]` is the probability that the first j + 1 proposed tokens of sequence i are all accepted: it never
-    rises with j. Every sequence gives one token beside. `other_rows` are in the step anyway.
+    rises with j. Every sequence gives one token beside. `other_rows` are in the step anyway. At least `least` tokens
+    are taken where there are as many. `seconds` of what is returned are the step's alone.
     """
     sizes = [len(offer) for offer in offers]
     values = np.fromiter(chain.from_iterable(offers), float, sum(sizes))
@@ -51,7 +70,10 @@ def allocate(offers: abc.Sequence[abc.Sequence[float]], step_curve: StepCurve, o
     tokens = len(offers) + np.concatenate(([0.0], np.cumsum(values[ranked])))
     rows = len(offers) + other_rows
     seconds = step_curve(rows, rows + len(values))
-    best = int(np.argmax(tokens / seconds)) if seconds[0] > 0 else 0
+    costs = seconds + drafting.each * np.arange(len(seconds))
+    costs[1:] += drafting.first
+    least = min(least, len(values))
+    best = least + int(np.argmax((tokens / costs)[least:])) if seconds[0] > 0 else least
     owners = np.repeat(np.arange(len(offers)), sizes)[ranked[:best]]
     num_tokens = np.bincount(owners, minlength=len(offers))
     return Allocation(num_tokens.tolist(), float(tokens[best]), float(seconds[best]))
@@ -83,3 +105,10 @@ def worth_waiting(tokens: float, acceptance: float, seconds: float) -> float:
     accepted, so that it gains `1 - acceptance` tokens over both rounds, for one more step.
     """
     return max(0.0, seconds * (1 - (1 - acceptance) / max(tokens, 1.0)))
+
+
+def affordable_wait(tokens: float, seconds: float, plain: float) -> float:
+    """The same where the draft takes its time from the verifier: as long as the round is no slower than plain steps,
+    of `plain` seconds for one token each, would be. A plain step meanwhile would keep the draft from its work.
+    """
+    return max(0.0, tokens * plain - seconds)

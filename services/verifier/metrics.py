@@ -9,6 +9,13 @@ from services.verifier.target_sequence import Committed
 
 _SHOWN_DIGITS = 12
 """An adapter's digest is shown by so many of its first digits."""
+_GAUGES = (
+    ("speculation_on", "1", "Whether speculation is on, by load."),
+    ("speculation_ratio", "1", "Measured tokens a second relative to off, by load and way: the 95 % interval."),
+    ("speculation_seconds", "s", "Wall time that was measured, and what of it trials lost."),
+    ("speculation_account", "s", "Wall time that trials may still lose."),
+    ("speculation_off_tax", "1", "Share of the time of rounds without speculation that deciding about it took."),
+)
 _WANTED_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
@@ -27,24 +34,9 @@ class VerifierMetrics:
             explicit_bucket_boundaries_advisory=_WANTED_BUCKETS,
         )
         self._committed = instruments.create_counter("paceline.committed_tokens", "{token}", "Tokens decided.")
-        instruments.create_observable_counter(
-            "paceline.governor_decisions",
-            [readings(engine_loop, "governor_decisions")],
-            "{step}",
-            "Steps by whether the next round speculates, and why.",
-        )
-        instruments.create_observable_gauge(
-            "paceline.governor_gain",
-            [readings(engine_loop, "governor_gain")],
-            "1",
-            "Estimated tokens a second with speculation, relative to without.",
-        )
-        instruments.create_observable_gauge(
-            "paceline.governor_rate",
-            [readings(engine_loop, "governor_rate")],
-            "{token}/s",
-            "Measured tokens a second of the batch by load, with and without speculation.",
-        )
+        for name, unit, description in _GAUGES:
+            gauge = [readings(engine_loop, name)]
+            instruments.create_observable_gauge(f"paceline.{name}", gauge, unit, description)
         observe_engine(instruments, engine_loop, open_streams)
 
     def record(self, committed: Committed) -> None:

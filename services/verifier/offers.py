@@ -2,6 +2,7 @@
 
 from cachetools import LRUCache
 
+from services.verifier.load import Way
 from services.verifier.suffix_index import NO_MATCH, History, Match
 from services.verifier.target_sequence import NO_OFFER, Offer, Origin, TargetSequence
 
@@ -17,12 +18,12 @@ class Offers:
         self._suffix_drafting = suffix_drafting
         self._histories: LRUCache[bytes, History] = LRUCache(_MAX_HISTORIES)
 
-    def best(self, target: TargetSequence) -> Offer:
-        """The offer with the most expected tokens; NO_OFFER when there is none."""
+    def best(self, target: TargetSequence, way: Way) -> Offer:
+        """The offer with the most expected tokens, of the sources that this way has; NO_OFFER when there is none."""
         limit = target.room
-        if not limit:
+        if not limit or way is Way.OFF:
             return NO_OFFER
-        found = target.proposals.following(target.committed, target.digest, limit)
+        found = target.proposals.following(target.committed, target.digest, limit) if way is Way.DRAFT else []
         token_ids = [token_id for token_id, _ in found]
         confidences = [confidence for _, confidence in found]
         drafted = Offer(Origin.DRAFT, token_ids, target.acceptance.of_confidences(confidences), confidences, 0)

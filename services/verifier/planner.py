@@ -1,28 +1,53 @@
-"""What the next rounds of the whole batch should take, and whether speculation pays: decided after every step.
-
-Counts its decisions by reason, for metrics.
-"""
+"""How the next rounds of the whole batch go on, and what they should take: decided after every step."""
 
 import time
-from collections import Counter, abc
+from collections import abc
 
-from services.engine.readings import Reading, Readings
+from services.engine.readings import Attribute, Reading, Readings
 from services.engine.step_times import StepTimes
-from services.verifier.governor import Allocation, allocate, worth_waiting
-from services.verifier.payoff import Decision, Payoff
-from services.verifier.target_sequence import TargetSequence
+from services.verifier.decision import Decider
+from services.verifier.governor import Allocation, Drafting, affordable_wait, allocate, worth_waiting
+from services.verifier.load import Load, Way
+from services.verifier.settings import Speculation
+from services.verifier.target_sequence import Origin, TargetSequence
+
+_SMOOTHING = 0.1
+_SHOWN_DIGITS = 12
+"""A draft's digest is shown by so many of its first digits."""
+_PROMPT_ROWS = 512
+"""The time of a prompt's token is that of a step of so many rows, by each."""
+_DRAFT_SHARE = 0.25
+"""A draft is taken to compute prompts in this share of the target's time until it says how long its steps take."""
 
 
 class Planner:
-    """Decides for all sequences at once. It belongs to the engine's thread."""
+    """Decides for all sequences at once. It belongs to the engine's thread. Times are in seconds."""
 
-    def __init__(self) -> None:
-        self.speculates = True
-        self.payoff = Payoff()
-        self.decisions: Counter[Decision] = Counter()
-        """Steps by what was decided after them."""
-        self.gain = 1.0
-        """Estimated tokens a second with speculation, relative to without, at the latest step."""
+    def __init__(
+        self,
+        speculation: Speculation = Speculation.MEASURED,
+        known: abc.Iterable[Load] = (),
+        *,
+        suffix_drafting: bool = True,
+    ) -> None:
+        """`known` is what an earlier process found."""
+        self.decider = Decider(known)
+        self.way = Way.DRAFT if speculation is Speculation.ALWAYS else Way.OFF
+        """How the next round goes on."""
+        self.opening_seconds = 0.0
+        """Smoothed time from wanting a sequence's first proposal to having it."""
+        self.off_seconds = self.off_planning = 0.0
+        """Of rounds without speculation, and what of them deciding took."""
+        self._speculation = speculation
+        self._suffix_drafting = suffix_drafting
+        self._step_seconds = 0.0
+        """Of the draft, as it said last."""
+        self._rest = 0.0
+        """Smoothed time of a round that neither the verifier's step nor the draft's steps explain."""
+        self._ready = 0.0
+        """Smoothed share of rounds whose proposals were there in time."""
+        self._rows = 0
+        """Sequences that decode; 0 when the round will not say anything about speculation."""
         self._advanced_at = 0.0
         self._mixed = True
         """Whether prompts were computed, or nothing at all, since the last round: its time says nothing."""
@@ -31,46 +56,115 @@ class Planner:
         """The round's time is not to count."""
         self._mixed = True
 
-    def plan(self, targets: abc.Collection[TargetSequence], step_times: StepTimes) -> Allocation:
-        """What a step would take if every sequence had as many proposed tokens as it may; notes it as wanted."""
+    def plan(self, targets: abc.Collection[TargetSequence], step_times: StepTimes) -> Allocation | None:
+        """Decides how the next round goes on, and notes what each sequence wants of its draft.
+
+        Returns what a step would take if every sequence had as many proposed tokens as it may; None without a draft.
+        """
+        started = time.perf_counter()
         decoding = [target for target in targets if target.num_due <= 1]
-        offers = [target.acceptance.of_next(target.room) for target in decoding]
-        allocation = allocate(offers, step_times.curve)
-        if any(offers):
-            plain = len(decoding) / max(step_times.seconds(len(decoding)), 1e-9)
-            self.gain = allocation.tokens / max(allocation.seconds, 1e-9) / plain
-            decision = self.payoff.decide(len(decoding), self.gain)
-            self.decisions[decision] += 1
-            self.speculates = decision.speculate
+        self.way = self._decide(decoding, step_times)
+        allocation = None
+        if self.way is Way.DRAFT:
+            allocation = self._allocate(decoding, step_times, computes=len(decoding) < len(targets))
         else:
-            self.speculates = True
-        for target, count in zip(decoding, allocation.num_tokens, strict=True):
-            target.wanted = count if self.speculates else 0
+            for target in decoding:
+                target.wanted = 0
+        if self.way is Way.OFF:
+            self.off_planning += time.perf_counter() - started
         return allocation
 
-    def wait(self, target: TargetSequence, allocation: Allocation, now: float) -> None:
-        """Lets a sequence wait for its proposal as long as that may pay."""
+    def wait(self, target: TargetSequence, allocation: Allocation | None, plain: float, now: float) -> None:
+        """Lets a sequence wait for its proposal as long as that may pay; `plain` is the time of a step without any."""
         worth = 0.0
-        if target.wanted:
-            worth = worth_waiting(target.expected_tokens, target.acceptance.typical, allocation.seconds)
+        if target.wanted and allocation is not None:
+            tokens = target.expected_tokens
+            worth = worth_waiting(tokens, target.acceptance.typical, allocation.seconds)
+            if not target.draft_is_apart:
+                worth = max(worth, affordable_wait(tokens, allocation.seconds, plain))
         target.waiting_until = target.pacing.wait_until(now, worth)
 
-    def record(self, num_sequences: int, num_committed: int) -> None:
-        """A step of so many sequences committed so many tokens."""
+    def arrived(self, target: TargetSequence, step_seconds: float, now: float) -> None:
+        """A proposal came that continues a sequence; the draft says how long its steps take, or 0."""
+        self._step_seconds = step_seconds or self._step_seconds
+        if target.pacing.asked_at is not None:
+            self.opening_seconds += _SMOOTHING * (now - target.pacing.asked_at - self.opening_seconds)
+
+    def record(self, num_tokens: int, taken: abc.Sequence[TargetSequence], rows: int, step_times: StepTimes) -> None:
+        """A step of so many rows is over. It committed so many tokens, of sequences that had `taken` something."""
         now = time.monotonic()
-        if not self._mixed:
-            self.payoff.record(num_sequences, num_committed, now - self._advanced_at)
-        self._advanced_at, self._mixed = now, False
+        seconds, self._advanced_at = now - self._advanced_at, now
+        mixed, self._mixed = self._mixed, False
+        if mixed:
+            return
+        drafted = [target for target in taken if target.taken.origin is Origin.DRAFT]
+        if self._rows:
+            most = 2 * len(drafted) >= len(taken)
+            self.decider.record(self._rows, num_tokens, seconds, step_times.seconds, drafted=most)
+        if self.way is Way.OFF:
+            self.off_seconds += seconds
+        if drafted:
+            self._ready += _SMOOTHING * (sum(t.was_ready for t in drafted) / len(drafted) - self._ready)
+            steps = max(len(target.taken.token_ids) for target in drafted)
+            rest = seconds - step_times.seconds(rows) - (1 - self._ready) * self._step_seconds * steps
+            self._rest += _SMOOTHING * (min(max(rest, 0.0), seconds) - self._rest)
 
     def readings(self) -> Readings:
-        """What was decided how often, and the estimated and measured tokens a second behind it."""
+        """What was decided, and what was measured to decide it."""
+        decider = self.decider
+        loads = [(load, _attributes(load)) for load in decider.loads.values()]
+        ratios = [(ratio, {**of, "way": way.value}) for load, of in loads for way, ratio in load.ratios.items()]
         return {
-            "governor_decisions": tuple(
-                Reading(count, {"speculates": decision.speculate, "reason": decision.reason.value})
-                for decision, count in self.decisions.items()
+            "speculation_on": tuple(Reading(load.way is not Way.OFF, of) for load, of in loads),
+            "speculation_ratio": tuple(
+                Reading(value, {**of, "bound": bound})
+                for ratio, of in ratios
+                for bound, value in zip(("low", "mean", "high"), ratio.bounds, strict=True)
             ),
-            "governor_gain": (Reading(self.gain),),
-            "governor_rate": tuple(
-                Reading(rate, {"sequences": at, "speculates": way}) for (at, way), rate in self.payoff.rates().items()
+            "speculation_seconds": (
+                Reading(decider.seconds, {"of": "rounds"}),
+                Reading(decider.lost, {"of": "lost_by_trials"}),
             ),
+            "speculation_account": (Reading(decider.account),),
+            "speculation_off_tax": (Reading(self.off_tax),),
         }
+
+    @property
+    def off_tax(self) -> float:
+        """Share of the time of rounds without speculation that deciding about it took."""
+        return self.off_planning / self.off_seconds if self.off_seconds else 0.0
+
+    def _decide(self, decoding: abc.Sequence[TargetSequence], step_times: StepTimes) -> Way:
+        self._rows = 0
+        if self._speculation is not Speculation.MEASURED:
+            return Way.DRAFT if self._speculation is Speculation.ALWAYS else Way.OFF
+        drafts = {target.draft for target in decoding if target.room}
+        if not drafts:
+            return Way.OFF
+        draft = max(drafts)  # Any, but always the same; empty where there is none.
+        ways = [way for way, is_there in ((Way.DRAFT, draft), (Way.TEXT, self._suffix_drafting)) if is_there]
+        if not ways:
+            return Way.OFF
+        self._rows = len(decoding)
+        return self.decider.decide(self._rows, draft, ways, lambda: self._opening(decoding, step_times))
+
+    def _allocate(self, decoding: abc.Sequence[TargetSequence], step_times: StepTimes, *, computes: bool) -> Allocation:
+        """What each sequence wants. A draft on the same cores stands still while prompts are computed."""
+        offers = [target.acceptance.of_next(target.room) for target in decoding]
+        each = (1 - self._ready) * self._step_seconds / max(1, len(decoding))
+        least = len(decoding) if self.decider.is_trying else 0
+        allocation = allocate(offers, step_times.curve, 0, Drafting(self._rest, each), least)
+        for target, count in zip(decoding, allocation.num_tokens, strict=True):
+            target.wanted = count if target.draft_is_apart or not computes else 0
+        return allocation
+
+    def _opening(self, decoding: abc.Iterable[TargetSequence], step_times: StepTimes) -> float:
+        """What the draft takes from the verifier for the texts that it does not know yet."""
+        unknown = sum(t.committed for t in decoding if not (t.pacing.has_arrived or t.draft_is_apart))
+        step = step_times.seconds(1)
+        share = min(1.0, self._step_seconds / step) if self._step_seconds and step else _DRAFT_SHARE
+        return unknown * share * step_times.seconds(_PROMPT_ROWS) / _PROMPT_ROWS
+
+
+def _attributes(load: Load) -> dict[str, Attribute]:
+    return {"rows": load.rows, "draft": load.draft[:_SHOWN_DIGITS]}

@@ -1,6 +1,7 @@
 """VerifierService over gRPC: one stream is one sequence; its end, however it comes, frees everything."""
 
 import asyncio
+import math
 from collections import abc
 from contextlib import aclosing
 
@@ -15,9 +16,12 @@ from services.model_server.streams import EventStream
 from services.verifier.accept import Finish
 from services.verifier.metrics import VerifierMetrics
 from services.verifier.proposals import MAX_AHEAD
+from services.verifier.speculation_state import to_state
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, TargetSequence
 
+_MAX_DIGEST = 64
+"""A draft's digest is known by so many of its digits, and nothing longer is kept."""
 _PARTING_SECONDS = 5.0
 """How long a finished stream waits for the other end to close it. To gRPC's asyncio client a stream that the server
 has ended is broken, unread commits and all, as soon as one more proposal is written to it."""
@@ -48,11 +52,27 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             await context.send_initial_metadata(TAKEN)
             stream = EventStream[Committed]()
             target = TargetSequence(
-                sequence, stream.emit, opening.max_draft_tokens, end, adapter=opening.adapter_digest, digest=digest
+                sequence,
+                stream.emit,
+                opening.max_draft_tokens,
+                end,
+                adapter=opening.adapter_digest,
+                digest=digest,
+                draft=opening.draft_revision_digest[:_MAX_DIGEST],
+                draft_is_apart=opening.draft_is_apart,
             )
             async with aclosing(self._run(request_iterator, stream, target)) as commits:
                 async for committed in commits:
                     yield verifier_pb2.VerifyResponse(commit=_to_commit(committed))
+
+    async def GetSpeculation(
+        self, request: verifier_pb2.GetSpeculationRequest, context: object
+    ) -> verifier_pb2.GetSpeculationResponse:
+        """See verifier.proto."""
+        _ = self._engine_loop.facts
+        return verifier_pb2.GetSpeculationResponse(
+            state=await self._engine_loop.ask(lambda role: to_state(role.planner))
+        )
 
     async def _run(
         self,
@@ -93,8 +113,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         token_ids = list(proposal.token_ids[:_MAX_PROPOSED])
         if len(proposal.token_ids) > _MAX_PROPOSED:
             confidences = confidences[:_MAX_PROPOSED] if len(confidences) == len(proposal.token_ids) else b""
+        seconds = max(0.0, proposal.step_seconds) if math.isfinite(proposal.step_seconds) else 0.0
         self._engine_loop.submit(
-            lambda role: role.propose(target, anchor.position, anchor.digest, token_ids, confidences), stream.fail
+            lambda role: role.propose(target, anchor.position, anchor.digest, token_ids, confidences, seconds),
+            stream.fail,
         )
 
 

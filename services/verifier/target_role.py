@@ -15,11 +15,13 @@ from services.engine.outbox import Outbox
 from services.engine.readings import Readings
 from services.engine.sequence import Sequence
 from services.model_server.failures import to_error
-from services.verifier.accept import Finish, accept
+from services.verifier.accept import Accepted, Finish, accept
 from services.verifier.acceptance import Acceptance, TypicalAcceptance
 from services.verifier.governor import Pending, allocate, best_start
+from services.verifier.load import Way
 from services.verifier.offers import Offers
 from services.verifier.planner import Planner
+from services.verifier.settings import Speculation
 from services.verifier.target_sequence import NO_OFFER, Committed, Event, Offer, Origin, TargetSequence
 
 _GOOD_ENOUGH = 0.8
@@ -29,12 +31,15 @@ _GOOD_ENOUGH = 0.8
 class TargetRole:
     """Turns picks into commits. Runs on the engine's thread."""
 
-    def __init__(self, engine: Engine, outbox: Outbox[Event], *, suffix_drafting: bool = True) -> None:
+    def __init__(
+        self, engine: Engine, outbox: Outbox[Event], planner: Planner | None = None, *, suffix_drafting: bool = True
+    ) -> None:
+        """Without a planner it always speculates."""
         self.engine = engine
         self._outbox = outbox
         self._by_sequence: dict[Sequence, TargetSequence] = {}
         self._offers = Offers(suffix_drafting=suffix_drafting)
-        self.planner = Planner()
+        self.planner = planner or Planner(Speculation.ALWAYS)
         self._typical = TypicalAcceptance()
         self._eos = engine.facts.description.eos_token_ids
         self._vocab_size = engine.facts.description.vocab_size
@@ -49,6 +54,7 @@ class TargetRole:
         if not sequence.params.ignore_eos:
             target.ends |= dict.fromkeys(self._eos, Finish.EOS)
         target.acceptance = Acceptance(self._typical.of(target.adapter))
+        target.pacing.arrival_seconds = self.planner.opening_seconds
         if not self._by_sequence:
             self.planner.mix()
         self.engine.add(sequence)
@@ -61,15 +67,18 @@ class TargetRole:
         digest: int,
         token_ids: abc.Sequence[int],
         confidences: abc.Sequence[int] = (),
+        step_seconds: float = 0.0,
     ) -> None:
-        """Takes a proposal; whatever does not fit is dropped in silence."""
+        """Takes a proposal; whatever does not fit is dropped in silence. `step_seconds` is what the draft's take."""
         if target.done or not target.max_draft_tokens:
             return
         if any(token_id >= self._vocab_size for token_id in token_ids):
             return
         target.proposals.add(position, digest, token_ids, target.committed, confidences)
         if target.proposals.following(target.committed, target.digest, 1):
-            target.pacing.proposal_arrived(time.monotonic())
+            now = time.monotonic()
+            self.planner.arrived(target, step_seconds, now)
+            target.pacing.proposal_arrived(now)
             target.waiting_until = 0.0
 
     def close(self, target: TargetSequence) -> None:
@@ -81,6 +90,9 @@ class TargetRole:
 
     def prepare(self, now: float) -> None:
         """Chooses how many proposed tokens each sequence puts into the next step, and when that starts."""
+        if self.planner.way is Way.OFF:
+            self._prepare_plain()
+            return
         ready: list[tuple[TargetSequence, Offer]] = []
         waiting: list[TargetSequence] = []
         other_rows = 0
@@ -91,7 +103,7 @@ class TargetRole:
                 target.take(NO_OFFER)
                 target.sequence.hold_until = 0.0
                 continue
-            offer = self._offers.best(target) if self.planner.speculates else NO_OFFER
+            offer = self._offers.best(target, self.planner.way)
             if target.undecided:
                 target.undecided, target.was_ready = False, bool(offer.token_ids)
                 if offer.origin is Origin.DRAFT:
@@ -121,18 +133,26 @@ class TargetRole:
         """Commits what the step decided and lets each sequence wait for its proposal as long as that may pay."""
         if not results:
             return
-        allocation = self.planner.plan(self._by_sequence.values(), self.engine.step_times)
-        now = time.monotonic()
-        num_committed = 0
+        rounds: list[tuple[TargetSequence, Result, Accepted]] = []
         for result in results:
             target = self._by_sequence[result.sequence]
-            num_committed += self._commit(target, result)
+            rounds.append((target, result, self._accept(target, result)))
+        step_times = self.engine.step_times
+        self.planner.record(
+            sum(len(accepted.token_ids) for _, _, accepted in rounds),
+            [target for target, _, _ in rounds],
+            sum(len(result.token_ids) for _, result, _ in rounds),
+            step_times,
+        )
+        allocation = self.planner.plan(self._by_sequence.values(), step_times)
+        now, plain = time.monotonic(), step_times.seconds(len(self._by_sequence))
+        for target, result, accepted in rounds:
+            self._commit(target, result, accepted)
             if target.done:
                 self.close(target)
                 continue
             target.undecided = True
-            self.planner.wait(target, allocation, now)
-        self.planner.record(len(results), num_committed)
+            self.planner.wait(target, allocation, plain, now)
 
     def end(self, sequence: Sequence, error: Exception) -> None:
         """Ends a sequence that cannot be computed."""
@@ -149,6 +169,16 @@ class TargetRole:
         """What it decided, and what it measured to decide it."""
         return self.planner.readings()
 
+    def _prepare_plain(self) -> None:
+        """Has every sequence go on at once with its own next token: nothing is looked up, and nothing is waited for."""
+        for target in self._by_sequence.values():
+            if target.taken.token_ids:
+                target.take(NO_OFFER)
+            if target.num_due > 1:
+                self.planner.mix()
+            target.undecided, target.was_ready = False, False
+            target.sequence.hold_until = 0.0
+
     def _waits(self, target: TargetSequence, offer: Offer, now: float) -> bool:
         """Whether a sequence waits for its draft rather than going on with what is on offer."""
         if target.waiting_until <= now or offer.origin is Origin.DRAFT:
@@ -159,11 +189,13 @@ class TargetRole:
         since = target.pacing.waiting_since or 0.0
         return Pending(since + target.pacing.arrival_seconds, target.expected_tokens, 1 + target.wanted)
 
-    def _commit(self, target: TargetSequence, result: Result) -> int:
-        """Returns the number of committed tokens."""
+    def _accept(self, target: TargetSequence, result: Result) -> Accepted:
+        sequence, start = target.sequence, target.committed
+        return accept(sequence.token_ids[start:], result.token_ids, target.ends, target.end - start)
+
+    def _commit(self, target: TargetSequence, result: Result, accepted: Accepted) -> None:
         sequence, start, taken = target.sequence, target.committed, target.taken
-        room = target.end - start
-        token_ids, num_accepted, finish = accept(sequence.token_ids[start:], result.token_ids, target.ends, room)
+        token_ids, num_accepted, finish = accepted
         num_drafted = len(result.token_ids) - 1
         committed = Committed(
             start,
@@ -190,7 +222,6 @@ class TargetRole:
         target.done = finish is not None
         self._learn(target, num_drafted, num_accepted)
         self._outbox.put(target.emit, committed)
-        return len(token_ids)
 
     def _learn(self, target: TargetSequence, num_drafted: int, num_accepted: int) -> None:
         taken = target.taken

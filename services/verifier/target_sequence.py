@@ -85,6 +85,10 @@ class TargetSequence:
     """Digest of the adapter that it is computed with; empty for the base model."""
     ends: dict[int, Finish] = field(default_factory=dict)
     """Tokens behind which it ends, and why it then does."""
+    draft: str = ""
+    """Digest of the revision of the draft that may propose; empty: none is there."""
+    draft_is_apart: bool = False
+    """Whether that draft takes nothing from the target: it runs on another machine or device."""
     digest: int = EMPTY_DIGEST
     """Digest of the committed tokens. What is known when the sequence is opened, the engine's thread is spared."""
     committed: int = 0

@@ -40,13 +40,14 @@ class FakeModelServer(model_server_pb2_grpc.ModelServerServiceServicer):
 
     info: model_pb2.ModelInfo = field(default_factory=lambda: INFO)
     is_loading: bool = False
+    place: str = ""
     prefetches: list[model_server_pb2.PrefetchAdapterRequest] = field(default_factory=list)
     prefetched: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def GetModel(self, request: object, context: object) -> model_server_pb2.GetModelResponse:
         if self.is_loading:
             raise UnavailableError("the model is being loaded", retry_after_seconds=1.0)
-        return model_server_pb2.GetModelResponse(model_info=self.info)
+        return model_server_pb2.GetModelResponse(model_info=self.info, place=self.place)
 
     async def ListAdapterModules(self, request: object, context: object) -> model_server_pb2.ListAdapterModulesResponse:
         module = model_server_pb2.AdapterModule(name="model.layers.0.self_attn.q_proj", in_features=8, out_features=8)
@@ -83,6 +84,9 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
     all_closed: asyncio.Event = field(default_factory=asyncio.Event)
     commit_when: asyncio.Event | None = None
     """When set, nothing is committed before it."""
+    num_wanted: int = 4
+    commits_first: bool = False
+    """Whether one commit comes before that."""
 
     async def Verify(
         self, request_iterator: AsyncIterator[verifier_pb2.VerifyRequest], context: grpc.aio.ServicerContext
@@ -104,7 +108,7 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
             await self._check_alive(context)
             if self.hang:
                 await asyncio.Event().wait()
-            if self.commit_when is not None:
+            if self.commit_when is not None and not self.commits_first:
                 waits = [asyncio.create_task(event.wait()) for event in (self.commit_when, self.crashed)]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 for wait in waits:
@@ -148,13 +152,15 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
                 token_ids=tokens,
                 num_accepted=size - 1,
                 num_drafted=size - 1,
-                num_wanted=4,
+                num_wanted=self.num_wanted,
             )
             text += tokens
             count += 1
             if len(text) == end:
                 commit.finish_reason = sampling_pb2.FINISH_REASON_LENGTH
             yield verifier_pb2.VerifyResponse(commit=commit)
+            if self.commits_first and self.commit_when is not None:
+                await self.commit_when.wait()
 
     async def _read(self, requests: AsyncIterator[verifier_pb2.VerifyRequest]) -> None:
         async for request in requests:

@@ -120,13 +120,14 @@ async def start_system(
     drafts: Sequence[str] = (),
     engine: dict[str, Any] | None = None,
     gateway: dict[str, Any] | None = None,
+    verifier: dict[str, Any] | None = None,
 ) -> AsyncIterator[System]:
     """A system of one verifier and as many drafts as folders are given."""
     engine = {"dtype": "float32", "num_threads": 1, "kv_bytes": 16 << 20, "device": "cpu", **(engine or {})}
     async with AsyncExitStack() as stack:
         config, more = engine_config(target, engine)
-        verifier = VerifierSettings(engine=config, model_id="tiny", server=SERVER, **more)
-        verifier_address = await stack.enter_async_context(served(verifier_lifespan(verifier)))
+        own = VerifierSettings(engine=config, model_id="tiny", server=SERVER, **more, **(verifier or {}))
+        verifier_address = await stack.enter_async_context(served(verifier_lifespan(own)))
         draft_addresses = [
             await stack.enter_async_context(
                 served(

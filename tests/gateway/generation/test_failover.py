@@ -124,7 +124,7 @@ async def test_of_the_drafts_the_living_are_used_and_the_dead_tried_once_in_all(
 ) -> None:
     """Whether they were never there, or answer and then break."""
     go = asyncio.Event()
-    verifier = FakeVerifier(piece=1, commit_when=go)
+    verifier = FakeVerifier(piece=1, commit_when=go, commits_first=True)
     drafts = [FakeDraft(break_after=0 if is_dead else None) for is_dead in dead if breaks or not is_dead]
     async with each_at_its_address(drafts) as living, dead_servers(0 if breaks else sum(dead)) as gone:
         addresses = living if breaks else mixed(dead, living, gone)
@@ -147,7 +147,8 @@ async def test_dead_drafts_are_asked_once_a_pause_over_all_sequences(
     monkeypatch.setattr(
         "gateway.model.served_model._draft_pauses", lambda: Backoff(pause, pause, lambda longest: longest)
     )
-    async with dead_servers(2) as gone, serve_fakes(FakeVerifier(hang=True)) as target:
+    waiting = FakeVerifier(commit_when=asyncio.Event(), commits_first=True)
+    async with dead_servers(2) as gone, serve_fakes(waiting) as target:
         began = time.monotonic()
         async with start_gateway([target], [server.address for server in gone]) as system:
             requests = [asyncio.create_task(system.generate(PROMPT, max_tokens=60, timeout=1.0)) for _ in range(20)]

@@ -123,7 +123,8 @@ async def test_an_error_of_who_reads_is_no_end_of_its_own(start_core: StartCore)
 
 
 async def test_a_cancelled_task_ends_its_streams_before_its_place_is_given_on(start_core: StartCore) -> None:
-    verifier, draft = FakeVerifier(hang=True), FakeDraft()
+    go = asyncio.Event()
+    verifier, draft = FakeVerifier(commit_when=go, commits_first=True), FakeDraft()
     async with serve_fakes(verifier, draft) as address:
         async with start_core([address], [address], max_active_requests=1) as core:
             first = asyncio.create_task(run(core, asked()))
@@ -132,7 +133,7 @@ async def test_a_cancelled_task_ends_its_streams_before_its_place_is_given_on(st
             second = asyncio.create_task(run(core, asked()))
             while not core.admission.queued:
                 await asyncio.sleep(0)
-            verifier.hang = False
+            go.set()
             first.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await first

@@ -15,7 +15,7 @@ PROMPT = [70, 71, 72]
 
 async def test_commits_go_to_the_draft_and_proposals_to_the_verifier_unopened(start_gateway: StartGateway) -> None:
     go = asyncio.Event()
-    verifier, draft = FakeVerifier(commit_when=go), FakeDraft()
+    verifier, draft = FakeVerifier(commit_when=go, commits_first=True), FakeDraft()
     async with serve_fakes(verifier, draft) as address, start_gateway([address], [address]) as system:
         request = asyncio.create_task(system.generate(PROMPT, max_tokens=12, seed=1))
         await verifier.proposed.wait()
@@ -25,10 +25,11 @@ async def test_commits_go_to_the_draft_and_proposals_to_the_verifier_unopened(st
         await verifier.all_closed.wait()
     assert reply.token_ids == continue_from(PROMPT, 12)
     assert verifier.proposals[0].anchor.position == 1
-    assert list(draft.opens[0].token_ids) == list(verifier.opens[0].token_ids) == PROMPT
+    assert list(verifier.opens[0].token_ids) == PROMPT
+    assert list(draft.opens[0].token_ids) == PROMPT + reply.token_ids[: verifier.piece]
     assert draft.opens[0].sampling.seed == 1
     told = [token_id for commit in draft.commits for token_id in commit.token_ids]
-    assert told == reply.token_ids[: len(told)]
+    assert told == reply.token_ids[verifier.piece :][: len(told)]
 
 
 async def test_with_speculation_off_no_draft_is_opened(start_gateway: StartGateway) -> None:
@@ -99,7 +100,7 @@ async def test_what_a_verifier_refuses_is_refused_at_once(start_gateway: StartGa
 
 @pytest.mark.parametrize("end", ["cancel", "deadline", "connection"])
 async def test_a_client_that_is_gone_frees_everything(start_gateway: StartGateway, end: str) -> None:
-    verifier, draft = FakeVerifier(hang=True), FakeDraft()
+    verifier, draft = FakeVerifier(commit_when=asyncio.Event(), commits_first=True), FakeDraft()
     async with serve_fakes(verifier, draft) as address, start_gateway([address], [address]) as system:
         stream = system.client.generate(PROMPT, timeout=0.5 if end == "deadline" else None)
         request = asyncio.create_task(collect(stream))
@@ -146,3 +147,32 @@ async def test_a_slow_client_holds_up_nobody_else(start_gateway: StartGateway) -
             assert len((await system.generate(PROMPT, max_tokens=100)).token_ids) == 100
         await slow.aclose()
         await verifier.all_closed.wait()
+
+
+async def test_where_nothing_is_wanted_no_draft_is_opened_from_the_first_request_on(
+    start_gateway: StartGateway,
+) -> None:
+    verifier, draft = FakeVerifier(num_wanted=0), FakeDraft()
+    async with serve_fakes(verifier, draft) as address, start_gateway([address], [address]) as system:
+        await system.client.list_models()  # The draft has said by then what it is.
+        for _ in range(3):
+            await system.generate(PROMPT, max_tokens=30)
+    assert draft.opens == []
+    assert {opening.draft_revision_digest for opening in verifier.opens} == {draft.info.revision_digest}
+
+
+async def test_a_draft_elsewhere_begins_with_the_prompt_and_one_beside_behind_it(start_gateway: StartGateway) -> None:
+    for place, lengths in (("another machine", [1, 0]), ("one machine", [1, 1])):
+        verifier, draft = FakeVerifier(place="one machine"), FakeDraft(place=place)
+        async with serve_fakes(verifier) as target, serve_fakes(draft) as beside:
+            async with start_gateway([target], [beside]) as system:
+                await system.client.list_models()
+                for _ in lengths:
+                    draft.opened.clear()
+                    verifier.commit_when, verifier.commits_first = draft.opened, lengths[len(draft.opens)] == 1
+                    await system.generate(PROMPT, max_tokens=12)
+                    await draft.all_closed.wait()
+        produced = [len(opening.token_ids) > len(PROMPT) for opening in draft.opens]
+        assert produced == [bool(length) for length in lengths]
+        assert all(opening.draft_is_apart == (place != "one machine") for opening in verifier.opens)
+        assert draft.opens[0].num_wanted == 4

@@ -90,7 +90,7 @@ def test_where_cores_are_shared_it_stops_at_the_end_of_a_proposal(engine: Engine
     role.commit(draft, len(PROMPT), answer[:5], 4)
     run(role)
     digest = extend_digest(EMPTY_DIGEST, [*PROMPT, *answer[:5]])
-    assert proposals[1:] == [Proposed(len(PROMPT) + 5, digest, answer[5:9], bytes([255] * 4))]
+    assert proposals[1:] == [Proposed(len(PROMPT) + 5, digest, answer[5:9], bytes([255] * 4), 0.25)]
     role.close(draft)
 
 

@@ -6,6 +6,7 @@ from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.roots import Roots
 from services.engine.sequence import Sequence
+from services.verifier.load import Way
 from services.verifier.offers import Offers
 from services.verifier.target_sequence import NO_OFFER, Origin, TargetSequence
 
@@ -25,24 +26,24 @@ def propose(made: TargetSequence, token_ids: list[int], confidence: int) -> None
 
 
 def test_without_any_source_nothing_is_offered() -> None:
-    assert Offers(suffix_drafting=True).best(target(TEXT)) == NO_OFFER
+    assert Offers(suffix_drafting=True).best(target(TEXT), Way.DRAFT) == NO_OFFER
 
 
 def test_a_proposal_is_offered_as_far_as_there_is_room() -> None:
     made = target(TEXT[:20])
     propose(made, TEXT[20:40], 255)
-    offer = Offers(suffix_drafting=True).best(made)
+    offer = Offers(suffix_drafting=True).best(made, Way.DRAFT)
     assert (offer.origin, offer.token_ids) == (Origin.DRAFT, TEXT[20:24])
     assert offer.confidences == [1.0] * 4
     assert offer.survival == sorted(offer.survival, reverse=True)
     made.max_draft_tokens = 0
-    assert Offers(suffix_drafting=True).best(made) == NO_OFFER
+    assert Offers(suffix_drafting=True).best(made, Way.DRAFT) == NO_OFFER
 
 
 def test_a_text_that_repeats_itself_is_continued_as_before() -> None:
     made = target(TEXT + TEXT[:30])
-    assert Offers(suffix_drafting=True).best(made).token_ids == TEXT[30:34]
-    assert Offers(suffix_drafting=False).best(made) == NO_OFFER
+    assert Offers(suffix_drafting=True).best(made, Way.DRAFT).token_ids == TEXT[30:34]
+    assert Offers(suffix_drafting=False).best(made, Way.DRAFT) == NO_OFFER
 
 
 def test_the_surer_source_is_taken() -> None:
@@ -50,15 +51,15 @@ def test_the_surer_source_is_taken() -> None:
     propose(doubtful, [1, 2, 3, 4], 0)
     propose(sure, [1, 2, 3, 4], 255)
     offers = Offers(suffix_drafting=True)
-    assert offers.best(doubtful).origin is Origin.SUFFIX
-    assert offers.best(sure).origin is Origin.DRAFT
+    assert offers.best(doubtful, Way.DRAFT).origin is Origin.SUFFIX
+    assert offers.best(sure, Way.DRAFT).origin is Origin.DRAFT
 
 
 def test_what_was_said_is_remembered_for_the_same_root_alone() -> None:
     offers = Offers(suffix_drafting=True)
     offers.remember(target(TEXT))
-    assert offers.best(target(TEXT[20:40])).token_ids == TEXT[40:44]
-    assert offers.best(target(TEXT[20:40], Roots(b"b"))) == NO_OFFER
+    assert offers.best(target(TEXT[20:40]), Way.DRAFT).token_ids == TEXT[40:44]
+    assert offers.best(target(TEXT[20:40], Roots(b"b")), Way.DRAFT) == NO_OFFER
 
 
 def test_only_so_many_roots_are_remembered_the_last_used_ones() -> None:
@@ -66,12 +67,25 @@ def test_only_so_many_roots_are_remembered_the_last_used_ones() -> None:
     roots = [Roots(bytes([number])) for number in range(65)]
     for one in roots:
         offers.remember(target(TEXT, one))
-        assert offers.best(target(TEXT[20:40], roots[0])) != NO_OFFER
-    assert offers.best(target(TEXT[20:40], roots[1])) == NO_OFFER
-    assert offers.best(target(TEXT[20:40], roots[64])) != NO_OFFER
+        assert offers.best(target(TEXT[20:40], roots[0]), Way.DRAFT) != NO_OFFER
+    assert offers.best(target(TEXT[20:40], roots[1]), Way.DRAFT) == NO_OFFER
+    assert offers.best(target(TEXT[20:40], roots[64]), Way.DRAFT) != NO_OFFER
 
 
 def test_sequences_without_speculation_leave_nothing_behind() -> None:
     offers = Offers(suffix_drafting=True)
     offers.remember(target(TEXT, max_draft_tokens=0))
-    assert offers.best(target(TEXT[20:40])) == NO_OFFER
+    assert offers.best(target(TEXT[20:40]), Way.DRAFT) == NO_OFFER
+
+
+def test_each_way_looks_at_its_own_sources_alone() -> None:
+    made = target(TEXT + TEXT[:30])
+    propose(made, [1, 2, 3, 4], 255)
+    offers = Offers(suffix_drafting=True)
+    assert offers.best(made, Way.DRAFT).origin is Origin.DRAFT
+    assert offers.best(made, Way.TEXT).origin is Origin.SUFFIX
+    indexed = len(made.suffixes)
+    made.committed += 1
+    made.sequence.token_ids.append(5)
+    assert offers.best(made, Way.OFF) == NO_OFFER
+    assert len(made.suffixes) == indexed

@@ -7,7 +7,10 @@ from numpy.typing import NDArray
 from services.common.sampling_params import SamplingParams
 from services.engine.sequence import Sequence
 from services.engine.step_times import StepTimes
+from services.verifier.decision import WINDOW
+from services.verifier.load import Way
 from services.verifier.planner import Planner
+from services.verifier.settings import Speculation
 from services.verifier.target_sequence import TargetSequence
 
 MAX_DRAFT_TOKENS = 5
@@ -38,50 +41,100 @@ def target(acceptance: float = 0.9, num_due: int = 1, max_draft_tokens: int = MA
     return made
 
 
+def always() -> Planner:
+    return Planner(Speculation.ALWAYS)
+
+
 def test_cheap_rows_are_all_wanted_and_dear_ones_are_not() -> None:
     cheap, dear = target(), target()
-    planner = Planner()
-    planner.plan([cheap], RowSeconds(0.0))
+    always().plan([cheap], RowSeconds(0.0))
     assert cheap.wanted == MAX_DRAFT_TOKENS
-    assert planner.gain > 2
-    planner = Planner()
-    planner.plan([dear], RowSeconds(10.0))
+    always().plan([dear], RowSeconds(10.0))
     assert dear.wanted == 0
-    assert planner.gain == pytest.approx(1.0)
 
 
 def test_rows_go_to_the_sequences_whose_proposals_are_accepted() -> None:
     good, bad = target(0.95), target(0.0)
-    Planner().plan([bad, good], RowSeconds(0.03))
+    always().plan([bad, good], RowSeconds(0.03))
     assert good.wanted > bad.wanted
 
 
 def test_prompts_and_sequences_without_speculation_take_no_part() -> None:
     prompt, plain = target(num_due=7), target(max_draft_tokens=0)
-    planner = Planner()
-    allocation = planner.plan([prompt, plain], RowSeconds(0.0))
+    allocation = always().plan([prompt, plain], RowSeconds(0.0))
+    assert allocation is not None
     assert allocation.num_tokens == [0]
     assert (prompt.wanted, plain.wanted) == (0, 0)
-    assert not planner.decisions
-    assert planner.speculates
 
 
-def test_every_step_is_decided_once_and_the_decisions_can_be_read() -> None:
-    planner = Planner()
-    for _ in range(7):
-        planner.plan([target()], RowSeconds(0.0))
-    readings = planner.readings()
-    assert [(r.value, dict(r.attributes)) for r in readings["governor_decisions"]] == [
-        (7, {"speculates": True, "reason": "estimated"})
-    ]
-    assert readings["governor_gain"][0].value == planner.gain
+def test_a_draft_stands_still_while_a_prompt_is_computed_on_its_cores_alone() -> None:
+    beside, apart, prompt = target(), target(), target(num_due=7)
+    apart.draft_is_apart = True
+    always().plan([beside, apart, prompt], RowSeconds(0.0))
+    assert beside.wanted == 0
+    assert apart.wanted == MAX_DRAFT_TOKENS
+
+
+def test_fewer_tokens_are_wanted_of_a_draft_whose_steps_take_long() -> None:
+    wanted = []
+    for step_seconds in (0.0, 0.02, 0.2):
+        one, planner = target(0.8), always()
+        planner.arrived(one, step_seconds, now=1.0)
+        planner.plan([one], RowSeconds(0.0))
+        wanted.append(one.wanted)
+    assert wanted == sorted(wanted, reverse=True)
+    assert wanted[0] == MAX_DRAFT_TOKENS
+    assert wanted[-1] == 0
+
+
+def test_it_begins_off_and_nothing_is_wanted_until_off_was_measured() -> None:
+    one, planner = target(), Planner()
+    one.draft, one.pacing.has_arrived = "a draft", True
+    for _ in range(WINDOW):
+        assert planner.plan([one], RowSeconds(0.0)) is None
+        assert (planner.way, one.wanted) == (Way.OFF, 0)
+        planner.record(1, [one], 1, RowSeconds(0.0))
+    planner.plan([one], RowSeconds(0.0))
+    planner.record(1, [one], 1, RowSeconds(0.0))
+    planner.plan([one], RowSeconds(0.0))
+    assert (planner.way, one.wanted) == (Way.DRAFT, MAX_DRAFT_TOKENS)
+
+
+def test_rounds_in_which_prompts_were_computed_do_not_count() -> None:
+    one, planner = target(), Planner()
+    one.draft = "a draft"
+    for _ in range(5 * WINDOW):
+        planner.mix()
+        planner.plan([one], RowSeconds(0.0))
+        planner.record(1, [one], 1, RowSeconds(0.0))
+    assert planner.decider.seconds == 0.0
+    assert planner.way is Way.OFF
+
+
+def test_without_a_draft_there_is_text_alone() -> None:
+    one, planner = target(), Planner()
+    for _ in range(WINDOW + 1):
+        planner.plan([one], RowSeconds(0.0))
+        planner.record(1, [one], 1, RowSeconds(0.0))
+    planner.plan([one], RowSeconds(0.0))
+    assert (planner.way, one.wanted) == (Way.TEXT, 0)
 
 
 def test_a_sequence_waits_only_for_what_it_wants() -> None:
-    planner = Planner()
+    planner = always()
     eager, idle = target(), target(max_draft_tokens=0)
     for each in (eager, idle):
         each.pacing.has_arrived = True
-        planner.wait(each, planner.plan([each], RowSeconds(0.0)), now=50.0)
+        planner.wait(each, planner.plan([each], RowSeconds(0.0)), plain=0.1, now=50.0)
     assert eager.waiting_until > 50.0
     assert idle.waiting_until == 50.0
+
+
+def test_where_cores_are_shared_it_waits_as_long_as_plain_steps_would_take() -> None:
+    beside, apart = target(), target()
+    apart.draft_is_apart = True
+    for each in (beside, apart):
+        planner = always()
+        planner.wait(each, planner.plan([each], RowSeconds(0.0)), plain=0.1, now=50.0)
+    assert beside.waiting_until - 50.0 == pytest.approx(beside.expected_tokens * 0.1 - 0.1)
+    assert apart.waiting_until < beside.waiting_until

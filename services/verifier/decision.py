@@ -1,0 +1,250 @@
+"""Whether to speculate, and how: by measurement alone, so that it is never slower than off.
+
+What is measured is committed tokens a wall second, commit to commit: the draft's time, its cores, messages and waits
+are inside. It is measured by load: a bucket of running rows, and a draft. In a load one way is followed. Another
+is tried between two stretches of it, so that drift cancels: on, off, off, on, or the reverse. What is lost by ways that
+are not proven comes out of an account, which bounds the loss whatever is tried.
+"""
+
+import math
+import time
+from bisect import bisect_left
+from collections import abc, deque
+from typing import NamedTuple
+
+from services.verifier.load import STRETCH, Load, Trial, Way
+from services.verifier.rate import Rate, Ratio
+
+TOPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Most rows of each bucket: narrow enough that the shape of a plain step's curve corrects what differs within one."""
+CREDIT, FEED = 30, 0.005
+"""Trials may lose so many rounds before anything was earned, enough for three of a draft that costs two target steps,
+and this share of wall time: half of the one percent that all may cost together."""
+WINDOW, LOOK = 8, 4
+"""Rounds of a window: a tenth of noise a round becomes 4 %. A trial is two windows, looked at every four rounds. Up to
+four windows of the followed way before it, and one after it, are what it is compared with."""
+EARLY = 2.6
+"""Standard errors, 99 %, beyond which a trial ends early: it is looked at four times."""
+UNCLEAR, FIRST, SELDOM, LONGEST = 16, 64, 256, 4096
+"""Rounds from one trial to the next, doubled whenever the same was found. From the first to the third while nothing is
+proven: a load settles within a hundred rounds, and a close one costs less than the account earns. From the second,
+a few streams, to the last once something is."""
+SETTLING, MAX_SETTLING = 2, 12
+"""Rounds after a change of way that do not count: what was begun is still about. A draft has the second number to come
+with its proposals; then it is measured as it is."""
+STAY = 3
+"""Rounds in a row in another bucket until it counts: streams come and go one by one."""
+FOLLOW = 0.1
+"""Weight of the latest window in the rate from which changes are told: the last ten say most."""
+MAX_DECISIONS = 50
+
+
+class Decision(NamedTuple):
+    """What was decided, and when by the clock of `time.time`."""
+
+    at: float
+    words: str
+
+
+class Decider:
+    """Decides before every step and learns after it. Rounds in which prompts are computed it is not told of."""
+
+    def __init__(self, known: abc.Iterable[Load] = ()) -> None:
+        """`known` is what an earlier process found."""
+        self.loads = {(load.rows, load.draft): load for load in known}
+        self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
+        self.account = self.seconds = self.lost = 0.0
+        """Seconds that trials may lose, of all that were told, and that trials lost."""
+        self._round_seconds = 0.0
+        self._load: Load | None = None
+        self._settling: int | None = None
+        """Rounds since the latest change of way; None when enough."""
+        self._elsewhere = 0
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether the next round is one of a trial."""
+        return self._load is not None and self._load.present is not self._load.way
+
+    def decide(
+        self, rows: int, draft: str, ways: abc.Collection[Way], opening: abc.Callable[[], float] = lambda: 0.0
+    ) -> Way:
+        """How the next round goes on with so many rows, where there is this draft and these ways beside off.
+
+        `opening` gives what a draft's beginning is expected to cost, in seconds: no more than trials may lose is tried.
+        """
+        top = TOPS[min(bisect_left(TOPS, rows), len(TOPS) - 1)]
+        load = self._load
+        if load is None or (load.rows, load.draft) != (top, draft):
+            self._elsewhere += 1
+            if load is None or load.draft != draft or self._elsewhere >= STAY:
+                before = Way.OFF if load is None else load.present
+                load = self._load = self.loads.get((top, draft)) or self._begin(top, draft, ways)
+                self._elsewhere = 0
+                self._settle(before)
+        else:
+            self._elsewhere = 0
+        if load.trial is None and len(load.recent) >= WINDOW and not self._elsewhere:
+            self._try(load, ways, opening)
+        return load.present
+
+    def record(
+        self, rows: int, tokens: int, seconds: float, plain: abc.Callable[[int], float], *, drafted: bool
+    ) -> None:
+        """A round committed so many tokens, so long after the round before it.
+
+        `plain` is the expected time of a step of so many rows; `drafted` says whether most sequences had proposals.
+        """
+        load = self._load
+        if load is None or self._elsewhere:
+            return
+        seconds *= plain(load.rows) / plain(rows) if plain(rows) else 1.0
+        self._earn(seconds)
+        load.rounds += 1
+        this, trial = (tokens / rows, seconds), load.trial
+        if trial is not None and not trial.is_over:
+            trial.lost += seconds - this[0] / trial.rate
+            if self._settles(load, drafted=drafted):
+                if trial.lost > self.account:
+                    self._conclude(load, trial)
+            else:
+                trial.tried.append(this)
+                self._look(load, trial)
+        elif self._settles(load, drafted=drafted):
+            return
+        elif trial is not None:
+            trial.after.append(this)
+            if len(trial.after) >= WINDOW:
+                self._conclude(load, trial)
+        else:
+            load.recent.append(this)
+            if load.rounds % WINDOW == 0 and len(load.recent) >= WINDOW:
+                self._watch(load)
+
+    def _begin(self, top: int, draft: str, ways: abc.Collection[Way]) -> Load:
+        """A load not met before goes the way of the one next to it, and is tried at once."""
+        known = [load for load in self.loads.values() if load.draft == draft]
+        near = min(known, key=lambda load: abs(math.log(load.rows / top)), default=None)
+        load = self.loads[top, draft] = Load(top, draft)
+        if near is not None and near.is_proven and near.way in ways:
+            load.way = near.way
+        return load
+
+    def _earn(self, seconds: float) -> None:
+        if not self.seconds:
+            self._round_seconds, self.account = seconds, CREDIT * seconds
+        self._round_seconds += FOLLOW * (min(seconds, 2 * self._round_seconds) - self._round_seconds)
+        self.seconds += seconds
+        self.account = max(self.account, min(CREDIT * self._round_seconds, self.account + FEED * seconds))
+
+    def _settle(self, before: Way) -> None:
+        """A round's way may change: the next rounds do not count then."""
+        if self._load is not None and self._load.present is not before:
+            self._settling = 0
+
+    def _settles(self, load: Load, *, drafted: bool) -> bool:
+        """Whether a round does not count."""
+        if self._settling is None:
+            return False
+        self._settling += 1
+        waits = load.present is Way.DRAFT and not drafted and self._settling < MAX_SETTLING
+        if self._settling >= SETTLING and not waits:
+            self._settling = None
+        return True
+
+    def _try(self, load: Load, ways: abc.Collection[Way], opening: abc.Callable[[], float]) -> None:
+        """Begins a trial if one is due and can be afforded."""
+        if load.way not in (Way.OFF, *ways):
+            load.follow(Way.OFF)
+            return
+        others = [way for way in (Way.OFF, *ways) if way is not load.way]
+        due = [way for way in others if load.due.get(way, 0) <= load.rounds]
+        if due and self.account > LOOK * self._round_seconds:
+            if Way.DRAFT in due and opening() > self.account:
+                load.due[Way.DRAFT] = load.rounds + FIRST
+                return
+            before, rounds = load.present, list(load.recent)
+            way = min(due, key=lambda way: (load.due.get(way, 0), way != Way.DRAFT))
+            load.trial = Trial(way, rounds, Rate.of(rounds).value)
+            self._settle(before)
+
+    def _look(self, load: Load, trial: Trial) -> None:
+        """Ends a trial that is clear, long enough, or more than can be afforded."""
+        if len(trial.tried) % LOOK and trial.lost <= self.account:
+            return
+        if abs(_errors(Rate.of(trial.tried), Rate.of(trial.before))) > EARLY:
+            self._conclude(load, trial)
+        elif len(trial.tried) >= 2 * WINDOW or trial.lost > self.account:
+            trial.is_over = True
+            self._settle(trial.way)
+
+    def _conclude(self, load: Load, trial: Trial) -> None:
+        """Learns from a trial, and goes the way that gives most."""
+        before, followed, tried = load.present, Rate.of([*trial.before, *trial.after]), trial.way
+        lost = max(0.0, trial.lost)
+        self.account, self.lost = self.account - lost, self.lost + lost
+        way = load.way if tried is Way.OFF else tried
+        ratio = load.ratios.setdefault(way, Ratio())
+        if trial.tried:
+            rate = Rate.of(trial.tried)
+            mean, variance = math.log(rate.value / followed.value), followed.variance + rate.variance
+            if tried is Way.OFF:
+                mean, load.off = -mean, rate
+            elif load.way is Way.OFF:
+                load.off = followed
+            else:
+                base = load.ratios.get(load.way, Ratio())
+                mean, variance = mean + base.mean, variance + (1 / base.weight if base.weight else 0.0)
+            ratio.add(mean, variance, -(-(len(trial.before) + len(trial.tried) + len(trial.after)) // WINDOW))
+        else:
+            ratio.add(math.log(0.5), 1.0, 0)  # Nothing came before all was lost that may be.
+        taken = {way: ratio.mean for way, ratio in load.ratios.items() if ratio.is_taken}
+        best = max(taken, key=lambda way: taken[way], default=Way.OFF)
+        interval = UNCLEAR if best is not load.way else 2 * load.interval.get(tried, UNCLEAR // 2)
+        few, many = (UNCLEAR, SELDOM) if ratio.pays is None else (FIRST, LONGEST)
+        load.interval[tried] = max(few, min(many, interval))
+        load.due[tried] = load.due[load.way] = load.rounds + load.interval[tried]
+        self._say(load, best, f"{way} {ratio}")
+        if best is not load.way:
+            load.follow(best, trial.tried if best is tried else ())
+        else:
+            load.recent.extend(trial.after)
+            load.trial = None
+        self._settle(before)
+
+    def _watch(self, load: Load) -> None:
+        """Looks at the latest window of the followed way: what it loses, and whether it changed."""
+        window = list(load.recent)[-WINDOW:]
+        rate = Rate.of(load.recent)
+        if load.way is Way.OFF:
+            load.off = rate
+        elif load.off is not None and _errors(rate, load.off) < -EARLY:
+            load.due[Way.OFF] = load.rounds
+            if self.account < LOOK * self._round_seconds:
+                before = load.present
+                self._say(load, Way.OFF, f"{load.way} looks slower, and trials have spent what they may")
+                load.follow(Way.OFF)
+                self._settle(before)
+                return
+        if load.level is None:
+            load.level = math.log(rate.value) if len(load.recent) >= STRETCH else None
+            return
+        deviation = math.log(Rate.of(window).value) - load.level
+        if load.changed(deviation, deviation / math.sqrt(rate.variance * len(load.recent) / WINDOW)):
+            self._say(load, load.way, f"the rate changed by {math.expm1(deviation):+.0%}")
+            load.follow(load.way)
+            for other in self.loads.values():
+                if other.draft == load.draft:
+                    other.doubt(0 if other is load else FIRST)
+        else:
+            load.level += FOLLOW * deviation
+
+    def _say(self, load: Load, way: Way, why: str) -> None:
+        of = f" with {way}" if way is Way.TEXT else ""
+        words = f"{'off' if way is Way.OFF else 'on'}{of} at {load.rows} rows: {why}"
+        self.decisions.append(Decision(time.time(), words))
+
+
+def _errors(one: Rate, other: Rate) -> float:
+    """How much faster one is than another, in standard errors."""
+    return math.log(one.value / other.value) / math.sqrt(one.variance + other.variance)

@@ -1,0 +1,125 @@
+"""Whether to speculate: never slower than off, with any draft, by simulated rounds; and what is said and kept of it."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.controller import Change, Pair, grid, simulate
+from services.verifier.decision import CREDIT, Decider
+from services.verifier.load import Load, Way
+from services.verifier.rate import Rate, Ratio
+from services.verifier.verdicts import Verdicts
+
+CELLS = random.Random(7).sample(list(grid()), 16)
+
+
+@pytest.mark.parametrize(("pair", "streams"), CELLS)
+def test_whatever_the_draft_the_better_way_is_soon_gone_and_little_is_lost(pair: Pair, streams: int) -> None:
+    outcome = simulate(pair, streams, seed=3)
+    assert outcome.settled >= 0.98
+    assert outcome.loss <= 0.01
+
+
+def test_a_change_for_the_worse_is_noticed() -> None:
+    good, bad = Pair(0.1, 0.9), Pair(1.5, 0.3)
+    outcome = simulate(good, 4, seed=1, rounds=4000, changes=[Change(2000, bad, 4)])
+    assert outcome.way is Way.OFF
+    assert outcome.settled >= 0.98
+    assert outcome.loss <= 0.02
+
+
+def test_another_number_of_streams_is_another_load() -> None:
+    pair = Pair(0.3, 0.78, row=0.2)
+    outcome = simulate(pair, 1, seed=2, rounds=3000, changes=[Change(1000, pair, 16), Change(2000, pair, 1)])
+    assert outcome.settled >= 0.98
+
+
+def run(decider: Decider, rounds: int, on_seconds: float, ways: tuple[Way, ...] = (Way.DRAFT,), rows: int = 8) -> None:
+    """Rounds without noise: one token a row and second when off, and what `on_seconds` make of it when on."""
+    for _ in range(rounds):
+        way = decider.decide(rows, "draft", ways)
+        seconds = 1.0 if way is Way.OFF else on_seconds
+        decider.record(rows, rows, seconds, lambda _: 1.0, drafted=way is Way.DRAFT)
+
+
+def test_a_clear_loss_ends_a_trial_after_a_few_rounds_and_says_why() -> None:
+    decider = Decider()
+    run(decider, 30, on_seconds=1 / 0.7)
+    assert decider.lost < 4
+    assert "off at 8 rows: draft 0.70 +- " in decider.decisions[-1].words
+
+
+def test_all_that_trials_lose_comes_out_of_the_account() -> None:
+    decider = Decider()
+    run(decider, 10_000, on_seconds=20.0)
+    assert decider.lost <= CREDIT + 0.005 * decider.seconds + 20.0
+    assert decider.lost < 0.01 * decider.seconds
+
+
+def test_text_alone_is_a_way_of_its_own() -> None:
+    decider = Decider()
+    for _ in range(400):
+        way = decider.decide(4, "draft", (Way.DRAFT, Way.TEXT))
+        seconds = {Way.OFF: 1.0, Way.TEXT: 0.7, Way.DRAFT: 1.2}[way]
+        decider.record(4, 4, seconds, lambda _: 1.0, drafted=way is Way.DRAFT)
+    load = decider.loads[4, "draft"]
+    assert load.way is Way.TEXT
+    assert load.ratios[Way.DRAFT].mean < 0
+
+
+def test_a_draft_whose_beginning_costs_more_than_may_be_lost_is_not_tried() -> None:
+    decider = Decider()
+    for _ in range(200):
+        assert decider.decide(8, "draft", (Way.DRAFT,), lambda: 1000.0) is Way.OFF
+        decider.record(8, 8, 1.0, lambda _: 1.0, drafted=False)
+
+
+def test_a_stall_is_not_what_a_way_costs_but_what_comes_often_is() -> None:
+    even = [(1.0, 1.0)] * 31
+    assert Rate.of([*even, (1.0, 5.0)]).value == pytest.approx(1.0)
+    assert Rate.of([(1.0, 1.0), (1.0, 5.0)] * 16).value == pytest.approx(1 / 3, rel=0.05)
+
+
+def known(way: Way = Way.DRAFT) -> Load:
+    load = Load(8, "draft", way)
+    load.ratios[Way.DRAFT] = Ratio(0.4, 900.0, 12)
+    return load
+
+
+def test_what_was_measured_is_where_the_next_start_begins(tmp_path: Path) -> None:
+    path = str(tmp_path / "deep" / "speculation.json")
+    Verdicts(path, "one").save([known()])
+    Verdicts(path, "other").save([known(Way.OFF)])
+    assert Decider(Verdicts(path, "one").load()).decide(8, "draft", (Way.DRAFT,)) is Way.DRAFT
+    assert Decider(Verdicts(path, "other").load()).decide(8, "draft", (Way.DRAFT,)) is Way.OFF
+    assert Decider(Verdicts(path, "third").load()).decide(8, "draft", (Way.DRAFT,)) is Way.OFF
+
+
+def test_a_verdict_that_holds_no_more_is_soon_found_out(tmp_path: Path) -> None:
+    path = str(tmp_path / "speculation.json")
+    Verdicts(path, "one").save([known()])
+    decider = Decider(Verdicts(path, "one").load())
+    run(decider, 100, on_seconds=1 / 0.7)
+    assert decider.loads[8, "draft"].way is Way.OFF
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"version": 2, "setups": {}}', '{"version": 1, "setups": {"one": 5}}',
+     '{"version": 1, "setups": {"one": {"at": 1, "loads": [{"rows": "x"}]}}}',
+     '{"version": 1, "setups": {"one": {"at": 1, "loads": [{"rows": 1, "draft": "", "way": "no", "ratios": {}}]}}}'],
+)  # fmt: skip
+def test_a_damaged_file_is_as_good_as_none_and_is_replaced(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "speculation.json"
+    path.write_text(content)
+    verdicts = Verdicts(str(path), "one")
+    assert verdicts.load() == []
+    verdicts.save([known()])
+    assert [load.way for load in verdicts.load()] == [Way.DRAFT]
+
+
+def test_without_a_path_nothing_is_kept() -> None:
+    verdicts = Verdicts("", "one")
+    verdicts.save([known()])
+    assert verdicts.load() == []
