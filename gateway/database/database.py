@@ -6,6 +6,7 @@ it; writers of one process wait for each other in order, and those of others in 
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 _LOCK_SECONDS = 30.0
 """How long another process may keep SQLite's lock."""
+_LOG_TRIES = 100
 _CONNECTIONS = 5
 _CONNECT_SECONDS = 5.0
 _COMMAND_SECONDS = 60.0
@@ -145,10 +147,24 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # Transactions begin where we say so, changes of tables included.
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {int(_LOCK_SECONDS * 1000)}")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _keep_a_log(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _keep_a_log(cursor: Any) -> None:
+    """Has SQLite write ahead to a log. The change to it, of a new file, fails at once where others are at the file."""
+    for tries_left in range(_LOG_TRIES, -1, -1):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if not tries_left:
+                raise
+            cursor.execute("BEGIN IMMEDIATE")  # This waits for them.
+            cursor.execute("COMMIT")
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

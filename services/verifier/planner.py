@@ -16,6 +16,8 @@ _SHOWN_DIGITS = 12
 """A draft's digest is shown by so many of its first digits."""
 _PROMPT_ROWS = 512
 """The time of a prompt's token is that of a step of so many rows, by each."""
+_ALWAYS_SECONDS = 0.25
+"""A proposal is waited for so long where it is to be used whether that pays or not."""
 _DRAFT_SHARE = 0.25
 """A draft is taken to compute prompts in this share of the target's time until it says how long its steps take."""
 
@@ -82,6 +84,8 @@ class Planner:
             worth = worth_waiting(tokens, target.acceptance.typical, allocation.seconds)
             if not target.draft_is_apart:
                 worth = max(worth, affordable_wait(tokens, allocation.seconds, plain))
+            if self._speculation is Speculation.ALWAYS:
+                worth = max(worth, _ALWAYS_SECONDS)
         target.waiting_until = target.pacing.wait_until(now, worth)
 
     def arrived(self, target: TargetSequence, step_seconds: float, now: float) -> None:
@@ -152,8 +156,8 @@ class Planner:
         """What each sequence wants. A draft on the same cores stands still while prompts are computed."""
         offers = [target.acceptance.of_next(target.room) for target in decoding]
         each = (1 - self._ready) * self._step_seconds / max(1, len(decoding))
-        least = len(decoding) if self.decider.is_trying else 0
-        allocation = allocate(offers, step_times.curve, 0, Drafting(self._rest, each), least)
+        must = self._speculation is Speculation.ALWAYS or self.decider.is_trying
+        allocation = allocate(offers, step_times.curve, 0, Drafting(self._rest, each), must * len(decoding))
         for target, count in zip(decoding, allocation.num_tokens, strict=True):
             target.wanted = count if target.draft_is_apart or not computes else 0
         return allocation

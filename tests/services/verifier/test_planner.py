@@ -45,12 +45,12 @@ def always() -> Planner:
     return Planner(Speculation.ALWAYS)
 
 
-def test_cheap_rows_are_all_wanted_and_dear_ones_are_not() -> None:
+def test_cheap_rows_are_all_wanted_and_of_dear_ones_the_fewest() -> None:
     cheap, dear = target(), target()
     always().plan([cheap], RowSeconds(0.0))
     assert cheap.wanted == MAX_DRAFT_TOKENS
     always().plan([dear], RowSeconds(10.0))
-    assert dear.wanted == 0
+    assert dear.wanted == 1
 
 
 def test_rows_go_to_the_sequences_whose_proposals_are_accepted() -> None:
@@ -84,7 +84,7 @@ def test_fewer_tokens_are_wanted_of_a_draft_whose_steps_take_long() -> None:
         wanted.append(one.wanted)
     assert wanted == sorted(wanted, reverse=True)
     assert wanted[0] == MAX_DRAFT_TOKENS
-    assert wanted[-1] == 0
+    assert wanted[-1] == 1
 
 
 def test_it_begins_off_and_nothing_is_wanted_until_off_was_measured() -> None:
