@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -123,10 +124,48 @@ def record_layers(model: PreTrainedModel, recorder: Recorder, num_layers: int) -
         )
 
 
+def use_own_attention(model: PreTrainedModel) -> None:
+    """Has a model attend by its own eager code, whether or not it says that its attention can be chosen."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation"):
+            config._attn_implementation = "eager"
+
+
+def ignores_positions(model: PreTrainedModel) -> bool:
+    """Whether a model counts tokens by itself, whatever positions it is given. It attends by its own code then."""
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        return False
+    use_own_attention(model)
+    ids = torch.arange(_NUM_TOKENS, device=model.device)[None]
+    with torch.inference_mode():
+        one, other = (model(input_ids=ids, position_ids=at, use_cache=False).logits for at in (ids, ids.flip(1)))
+    return torch.equal(one, other)
+
+
+def record_cached_layers(model: PreTrainedModel) -> list[AttentionLayer] | None:
+    """What each layer keeps of a token, learnt from the model's own cache; None where it keeps anything else."""
+    cache = DynamicCache()
+    use_own_attention(model)
+    try:
+        ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=model.device)
+        with torch.inference_mode():
+            model(input_ids=ids, past_key_values=cache, use_cache=True)
+    except Exception:  # It is the model's own code, which may take no such cache.
+        return None
+    layers: list[Any] = list(cache.layers)
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return None
+    if any(layer.keys is None or layer.keys.shape[-2] != _NUM_TOKENS for layer in layers):
+        return None
+    shapes = [KVShape(layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1]) for layer in layers]
+    return [AttentionLayer(shape, 1.0) for shape in shapes]
+
+
 def find_first_position(model: PreTrainedModel) -> int:
     """The position by which a model means a text's first token: 0, or what RoBERTa's like count from.
 
-    Attention must give zeros (see Recorder), so that only learnt positions tell one from another.
+    Positions that only turn keys and queries do not tell one from another, and then 0 is as good as any.
     """
     # No token is the padding, whose positions are not counted by some.
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)

@@ -25,7 +25,7 @@ from services.engine.model import LoadedModel
 from services.engine.probe import check_model_agrees
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
-from services.engine.torch_forward.forward import TorchForward
+from services.engine.torch_forward.own import own_forward
 from services.engine.torch_forward.stacked_lora import StackedLora
 
 _log = logging.getLogger(__name__)
@@ -57,18 +57,19 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
     adapters = _adapters(loaded, products, config)
     if adapters is not None:
         wrap_linears(loaded.model, products, adapters)
-    return TorchForward(loaded, kv_cache, adapters)
+    return own_forward(loaded, kv_cache, adapters)
 
 
 def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward | None:
     """The CPU's own forward of a model, or None where it takes no such model or does not agree."""
-    if kv_cache.block_size % LANES or not all(layer.is_plain for layer in loaded.layers):
+    is_plain = not loaded.attends_itself and all(layer.is_plain for layer in loaded.layers)
+    if kv_cache.block_size % LANES or not is_plain:
         return None
     kind = kind_for(loaded.weights, config.instructions, round_to_int8=_rounds(loaded, config))
     decoder = _decoder(loaded, kind, kv_cache)
     if decoder is None:
         return None
-    own = _probe(TorchForward(loaded, kv_cache), loaded, kv_cache)
+    own = _probe(own_forward(loaded, kv_cache), loaded, kv_cache)
     got = _probe(CpuForward(loaded, kv_cache, kind, decoder), loaded, kv_cache)
     if not _agree(own, got, _TOLERANCE_OF_ROUNDED.get(kind, _TOLERANCE)):
         _log.warning("the fused forward differs from the model's own, which is used")

@@ -68,12 +68,12 @@ def _compare(folder: str, expected: list[list[int]]) -> Found:
         "in chunks, batched": lambda: generate(engine, prompts(), NUM_TOKENS),
         "beside a long neighbour": lambda: _beside(engine),
     }
-    engine = make_engine(folder, max_step_tokens=512)
+    engine = make_engine(folder, max_step_tokens=512, max_context_tokens=400)
     for name, way in ways.items():
         if name == "in chunks, batched":
-            engine = make_engine(folder, max_step_tokens=16)
+            engine = make_engine(folder, max_step_tokens=16, max_context_tokens=400)
         elif name == "beside a long neighbour":
-            engine = make_engine(folder, max_step_tokens=512)
+            engine = make_engine(folder, max_step_tokens=512, max_context_tokens=400)
         if way() != expected:
             return Found("differs", name)
     return Found("equal")
