@@ -77,22 +77,26 @@ class LoadedModel:
 
 def load_model(config: EngineConfig, report: Report) -> LoadedModel:
     """Loads folder or hub id `config.model`. Raises CheckpointError, in a sentence, when it cannot be served."""
-    quiet_transformers()
-    device = _pick_device(config.device)
-    recorder = Recorder()
-    recorder.register()
     try:
-        hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
-        text_config = hf_config.get_text_config()
-        weights = _pick_dtype(config.dtype, hf_config)
-        quantized = getattr(hf_config, "quantization_config", None) is not None
-        with reporting_weights(report):
-            model = _read(config, weights)
+        return _load(config, report)
     except CheckpointError:
         raise
     except Exception as error:  # Files and code of others: whatever they raise, the model cannot be loaded.
         problem = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise CheckpointError(f"{config.model} cannot be loaded: {problem}") from error
+
+
+def _load(config: EngineConfig, report: Report) -> LoadedModel:
+    quiet_transformers()
+    device = _pick_device(config.device)
+    recorder = Recorder()
+    recorder.register()
+    hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    text_config = hf_config.get_text_config()
+    weights = _pick_dtype(config.dtype, hf_config)
+    quantized = getattr(hf_config, "quantization_config", None) is not None
+    with reporting_weights(report):
+        model = _read(config, weights)
     num_parameters = model.num_parameters()
     model.eval().requires_grad_(False)
     # On the CPU activations are float32 whatever the weights are: few CPUs compute in bfloat16, and packed layers read

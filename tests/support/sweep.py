@@ -46,11 +46,17 @@ def try_type(model_type: str) -> Found:
             reference = load(folder)
             expected = [greedy(reference, prompt) for prompt in prompts()]
         except Exception as error:  # It is the type's own code that does not take these sizes, or takes more than text.
-            return Found("not tiny", f"{type(error).__name__}: {error}".splitlines()[0])
+            return Found("not tiny", _in_a_line(error))
         try:
             return _compare(folder, expected)
         except CheckpointError as error:
             return Found("refused", str(error).replace(folder, "it"))
+        except Exception as error:  # A model may be refused, but in no other way.
+            return Found("differs", _in_a_line(error))
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def greedy(model: Any, prompt: list[int]) -> list[int]:
