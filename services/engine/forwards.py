@@ -8,6 +8,7 @@ import logging
 import torch
 from torch import nn
 
+from services.common.checkpoint import CheckpointError
 from services.common.sampling_params import SamplingParams
 from services.engine.config import EngineConfig, Weights
 from services.engine.cpu.decoder import FusedDecoder, fused_products
@@ -35,6 +36,8 @@ _TOLERANCE_OF_ROUNDED = {
     Kind.BFLOAT16_AVX512: 0.03, Kind.BFLOAT16_AMX: 0.03, Kind.INT8: 0.15, Kind.INT8_AVX512: 0.15, Kind.INT8_AMX: 0.15
 }  # fmt: skip
 """Logits may differ by such a share of their spread where a product rounds its rows to bfloat16 or 8 bits."""
+_TOLERANCE_OF_PACKED = 0.05
+"""The same where weights were packed: an expert may be chosen otherwise."""
 
 
 def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward:
@@ -52,12 +55,22 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
     if config.weights is Weights.INT8:
         raise ValueError(f"{loaded.description.architecture} on {loaded.device}: weights cannot be int8, only dtype")
     if packs:
-        pack_linears(loaded.model, loaded.weights)
+        _pack(loaded, kv_cache)
     products = single_products(loaded.targets)
     adapters = _adapters(loaded, products, config)
     if adapters is not None:
         wrap_linears(loaded.model, products, adapters)
     return own_forward(loaded, kv_cache, adapters)
+
+
+def _pack(loaded: LoadedModel, kv_cache: KVCache) -> None:
+    """Packs linear layers. Raises CheckpointError where the model computes something else with them."""
+    probes: list[torch.Tensor] = []
+    forward = own_forward(loaded, kv_cache)
+    pack_linears(loaded.model, loaded.weights, lambda: probes.append(_probe(forward, loaded, kv_cache)))
+    if not _agree(probes[0], _probe(forward, loaded, kv_cache), _TOLERANCE_OF_PACKED):
+        name = type(loaded.model).__name__
+        raise CheckpointError(f"{name} reads weights in a way that packed layers do not have, so it cannot be served")
 
 
 def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward | None:
