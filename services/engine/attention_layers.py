@@ -1,5 +1,6 @@
 """What the layers of a model ask of their attention, found out by running a few tokens past one that only notes it."""
 
+import contextlib
 import inspect
 from collections import abc
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -100,7 +101,7 @@ class Recorder:
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
 
-def record_layers(model: PreTrainedModel, recorder: Recorder, num_layers: int) -> None:
+def record_layers(model: PreTrainedModel, recorder: Recorder) -> None:
     """Fills a recorder. Raises CheckpointError, in a sentence, for a model whose attention is of no known kind."""
     name = type(model).__name__
     parameters = inspect.signature(model.forward).parameters
@@ -118,10 +119,6 @@ def record_layers(model: PreTrainedModel, recorder: Recorder, num_layers: int) -
         raise CheckpointError(f"{name} does not use the attention interface of transformers ({problem})") from error
     if not recorder.layers:
         raise CheckpointError(f"{name} does not use the attention interface of transformers in any layer")
-    if len(recorder.layers) < num_layers:
-        raise CheckpointError(
-            f"{name} has layers without attention (a recurrent state, or a convolution), which are not served"
-        )
 
 
 def use_own_attention(model: PreTrainedModel) -> None:
@@ -143,21 +140,33 @@ def ignores_positions(model: PreTrainedModel) -> bool:
     return torch.equal(one, other)
 
 
-def record_cached_layers(model: PreTrainedModel) -> list[AttentionLayer] | None:
-    """What each layer keeps of a token, learnt from the model's own cache; None where it keeps anything else."""
+def keeps_a_state(model: PreTrainedModel) -> bool:
+    """Whether some of what a model keeps of a text is a state that runs along it: recurrent, or of a convolution."""
+    kinds: list[type] = []
+    with contextlib.suppress(Exception):  # A configuration may lack what a cache is made by.
+        kinds = [type(layer) for layer in DynamicCache(config=model.config.get_text_config(decoder=True)).layers]
+    if any(issubclass(kind, LinearAttentionCacheLayerMixin) for kind in kinds):
+        return True
+    # Such a model does not keep its state in that cache, unless it brings a kind of cache of its own.
+    return model._is_stateful and all(kind.__module__ == LinearAttentionCacheLayerMixin.__module__ for kind in kinds)
+
+
+def record_cached_layers(model: PreTrainedModel, num_layers: int) -> list[AttentionLayer]:
+    """What each layer keeps of a token, learnt from the model's own cache; none where it keeps anything else."""
     cache = DynamicCache()
     use_own_attention(model)
     try:
         ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=model.device)
         with torch.inference_mode():
-            model(input_ids=ids, past_key_values=cache, use_cache=True)
+            for piece in ids.split(_NUM_TOKENS // 2, dim=1):
+                model(input_ids=piece, past_key_values=cache, use_cache=True)
     except Exception:  # It is the model's own code, which may take no such cache.
-        return None
+        return []
     layers: list[Any] = list(cache.layers)
-    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
-        return None
+    if len(layers) != num_layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return []
     if any(layer.keys is None or layer.keys.shape[-2] != _NUM_TOKENS for layer in layers):
-        return None
+        return []
     shapes = [KVShape(layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1]) for layer in layers]
     return [AttentionLayer(shape, 1.0) for shape in shapes]
 

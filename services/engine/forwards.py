@@ -46,6 +46,13 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
     Raises CheckpointError when none computes what the model does by itself.
     """
     check_model_agrees(loaded)
+    if loaded.attends_itself:
+        how = (
+            "each by itself"
+            if loaded.layers
+            else "each from its beginning in every step, for it keeps no keys and values"
+        )
+        _log.warning("%s attends in its own way: texts are computed %s", type(loaded.model).__name__, how)
     packs = loaded.device.type == "cpu" and not loaded.is_quantized
     if packs:
         fused = _fused(loaded, kv_cache, config)

@@ -1,5 +1,6 @@
 """Loads a causal language model through `transformers` and finds out what a forward has to know of it."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -21,10 +22,12 @@ from services.engine.attention_layers import (
     Recorder,
     find_first_position,
     ignores_positions,
+    keeps_a_state,
     record_cached_layers,
     record_layers,
 )
 from services.engine.config import Device, Dtype, EngineConfig
+from services.engine.kv_cache import KVShape
 from services.engine.loading import Report, reporting_weights
 from services.engine.rope import fix_frequencies
 from services.engine.sampling_defaults import sampling_defaults
@@ -32,6 +35,7 @@ from services.engine.vocabulary import vocabulary_digest
 
 _CONTEXTS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "max_target_positions")
 """What configurations call the most tokens of a text."""
+_STORED_IN_VAIN = KVShape(1, 32, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class LoadedModel:
     model: PreTrainedModel
     description: ModelDescription
     layers: list[AttentionLayer]
+    """None where every step computes a text from its beginning, because the model keeps no keys and values."""
     attention: list[nn.Module]
     """The module of each layer that calls attention."""
     targets: dict[str, Target]
@@ -73,6 +78,11 @@ class LoadedModel:
     """The position of a text's first token."""
     attends_itself: bool = False
     """Whether its own attention computes it, text by text, because it does not use the attention interface."""
+
+    @property
+    def kv_shapes(self) -> list[KVShape]:
+        """What is stored of a token, layer by layer. A model that stores nothing has blocks all the same."""
+        return [layer.kv_shape for layer in self.layers] or [_STORED_IN_VAIN]
 
 
 def load_model(config: EngineConfig, report: Report) -> LoadedModel:
@@ -103,7 +113,7 @@ def _load(config: EngineConfig, report: Report) -> LoadedModel:
     # half-precision weights all the same.
     widens = device.type == "cpu" and not quantized
     model.to(torch.float32 if widens else device)
-    layers, attention = _attention_of(model, recorder, text_config.num_hidden_layers)
+    layers, attention = _attention_of(model, recorder, getattr(text_config, "num_hidden_layers", 0))
     first_position = find_first_position(model)
     max_context_tokens = _max_context(text_config, config.max_context_tokens, first_position)
     fix_frequencies(model, max_context_tokens)
@@ -151,16 +161,16 @@ def _read(config: EngineConfig, weights: torch.dtype) -> Any:
 
 def _attention_of(model: Any, recorder: Recorder, num_layers: int) -> tuple[list[AttentionLayer], list[nn.Module]]:
     """What layers ask of attention and the modules that call it; no modules where the model attends by itself."""
-    try:
-        record_layers(model, recorder, num_layers)
-        if ignores_positions(model):
-            raise CheckpointError(f"{type(model).__name__} is not told positions, so texts cannot stand side by side")
-        return list(recorder.layers), list(recorder.modules)
-    except CheckpointError:
-        layers = record_cached_layers(model)
-        if layers is None:
-            raise
-        return layers, []
+    if keeps_a_state(model):
+        name = type(model).__name__
+        raise CheckpointError(
+            f"{name} keeps a state along a text (recurrent, or of a convolution): such are not served"
+        )
+    with contextlib.suppress(CheckpointError):
+        record_layers(model, recorder)
+        if len(recorder.layers) >= num_layers and not ignores_positions(model):
+            return list(recorder.layers), list(recorder.modules)
+    return record_cached_layers(model, num_layers), []
 
 
 def revision_digest(model: str, hf_config: Any) -> str:

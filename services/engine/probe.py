@@ -95,7 +95,7 @@ def _own_logits(loaded: LoadedModel, token_ids: list[int]) -> torch.Tensor:
 
 def _paged_logits(loaded: LoadedModel, text: list[int], other: list[int], neighbour: list[int]) -> torch.Tensor:
     """Logits of all rows of the text and of the other one, computed step by step beside a neighbour."""
-    shapes = [layer.kv_shape for layer in loaded.layers]
+    shapes = loaded.kv_shapes
     lengths = [len(text), len(other), len(neighbour)]
     num_blocks = 1 + sum(-(-length // _BLOCK_SIZE) for length in lengths)
     dtype = next(p.dtype for p in loaded.model.parameters() if p.is_floating_point())
@@ -145,7 +145,7 @@ def _first_layers(loaded: LoadedModel) -> AbstractContextManager[LoadedModel] | 
         for name, part in parent.named_children()
         if isinstance(part, nn.ModuleList) and len(part) == total
     ]
-    if len(lists) != 1:
+    if not total or len(lists) != 1:
         return None
     kinds = [_kind(layer, asked) for layer, asked in zip(lists[0][2], loaded.layers, strict=True)]
     count = next(n for n in range(1, total + 1) if set(kinds[:n]) == set(kinds))

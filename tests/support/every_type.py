@@ -41,7 +41,8 @@ _SMALL: dict[str, Any] = {
     "mamba_d_ssm": 128, "expand": 1, "n_groups": 1, "mamba_n_groups": 1, "mamba_ngroups": 1, "n_mamba_heads": 1,
     "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 2048,
     "indexer_compress_ratio": 4, "axial_pos_embds": False, "encoder_hash_byte_group_vocab": VOCAB_SIZE,
-    "hidden_size_global": _WIDTH, "emb_dim": _WIDTH, "default_language": "en_XX", "causal": True,
+    "hidden_size_global": _WIDTH, "adapter_in_dim": _WIDTH, "adapter_input_size": _WIDTH,
+    "adapter_out_dim": _WIDTH, "emb_dim": _WIDTH, "default_language": "en_XX", "causal": True,
     "dim_model": _WIDTH, "dim_head": _HEAD, "dim_ff": _INNER,
     "is_decoder": True, "add_cross_attention": False, "use_cache": True,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1,
@@ -77,7 +78,7 @@ def tiny_config(model_type: str) -> Any:
     sizes = {**_SMALL, **_BESIDE.get(model_type, {})}
     text = default.get_text_config(decoder=True)
     given = _parts(default, sizes)
-    if text is default:
+    if not any(part is text for part in vars(default).values()):
         given |= _taken(default, sizes)
     elif "tie_word_embeddings" in _parameters(kind):
         given["tie_word_embeddings"] = sizes["tie_word_embeddings"]
@@ -86,11 +87,16 @@ def tiny_config(model_type: str) -> Any:
 
 def _parts(config: Any, sizes: dict[str, Any]) -> dict[str, Any]:
     """What the configurations within one are told, by their names."""
-    return {
-        name: {"model_type": part.model_type, **_parts(part, sizes), **_taken(part, sizes)}
-        for name, part in vars(config).items()
-        if isinstance(part, PreTrainedConfig)
-    }
+    parts = {}
+    for name, part in vars(config).items():
+        if isinstance(part, PreTrainedConfig):
+            given = {**_parts(part, sizes), **_taken(part, sizes)}
+            try:
+                type(part)(**given)
+            except Exception:  # Some say by layer what they want of each.
+                given.pop("num_hidden_layers", None)
+            parts[name] = {"model_type": part.model_type, **given}
+    return parts
 
 
 def save_tiny_of(model_type: str, folder: str, seed: int = 0) -> str:

@@ -1,9 +1,10 @@
 """The forward of models that attend by themselves: text by text, with their own attention over our KV blocks.
 
 Some models do not use the attention interface of `transformers` (GPT-J, Falcon, Bloom, MPT and their like), and some
-take no positions. All of them use its cache, so here a cache stands between them and the blocks: what a layer stores
-goes into its text's slots, and what it is given back are the keys and values of all of the text. Slower where many
-texts are computed at once, and rows may round otherwise in a step of many than in one of few.
+take no positions. Those that use its cache have one here that stands between them and the blocks: what a layer stores
+goes into its text's slots, and what it is given back are the keys and values of all of the text. The others, which
+have no layers here (GPT, DeepSeek V3.2), compute a text from its beginning in every step. Slower where many texts are
+computed at once, and rows may round otherwise in a step of many than in one of few.
 """
 
 import inspect
@@ -42,25 +43,28 @@ class AloneForward:
         row = 0
         for work in batch.works:
             end = row + work.num_tokens
-            wanted = [at - row for at in batch.wanted if row <= at < end]
-            found.append(self._run_one(work, batch.token_ids[row:end], torch.tensor(wanted, dtype=torch.long)))
+            wanted = [work.start + at - row for at in batch.wanted if row <= at < end]
+            if wanted or self._num_layers:
+                found.append(self._run_one(work, wanted))
             row = end
         return torch.cat(found)
 
-    def _run_one(self, work: Work, token_ids: list[int], wanted: torch.Tensor) -> torch.Tensor:
-        """Logits [wanted, vocab] of one text's part of a step."""
+    def _run_one(self, work: Work, wanted: list[int]) -> torch.Tensor:
+        """Logits [wanted, vocab] behind tokens of a text at these positions."""
+        first, end = work.start if self._num_layers else 0, work.start + work.num_tokens
         if self.adapters is not None:
-            self.adapters.select([work], work.num_tokens)
-        more: dict[str, Any] = {}
+            self.adapters.select([Work(work.sequence, first, end - first)], end - first)
+        rows = torch.tensor([at - first for at in wanted], dtype=torch.long, device=self._device)
+        more: dict[str, Any] = {"use_cache": False}
+        if self._num_layers:
+            more = {"use_cache": True, "past_key_values": BlockCache(self._kv_cache, work, self._num_layers)}
         if self._takes_positions:
-            first = self._first_position + work.start
-            more["position_ids"] = torch.arange(first, first + work.num_tokens, device=self._device)[None]
+            more["position_ids"] = torch.arange(first, end, device=self._device)[None] + self._first_position
         if self._picks_rows:
-            more["logits_to_keep"] = wanted.to(self._device)
-        cache = BlockCache(self._kv_cache, work, self._num_layers)
-        ids = torch.tensor([token_ids], device=self._device)
-        logits: torch.Tensor = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **more).logits[0]
-        return logits if self._picks_rows else logits[wanted]
+            more["logits_to_keep"] = rows
+        ids = torch.tensor([work.sequence.token_ids[first:end]], device=self._device)
+        logits: torch.Tensor = self._model(input_ids=ids, **more).logits[0]
+        return logits if self._picks_rows else logits[rows]
 
 
 class BlockCache(DynamicCache):

@@ -16,13 +16,15 @@ from support.tiny import save_tiny
 
 EQUAL = [
     "gpt_oss", "gemma2", "llama4_text", "olmo", "olmo3", "deepseek_v3", "qwen3_moe", "cohere2", "granite", "stablelm",
-    "starcoder2", "opt", "longcat_flash", "gptj", "falcon", "bloom", "roberta", "diffllama",
+    "starcoder2", "opt", "longcat_flash", "gptj", "falcon", "bloom", "roberta", "diffllama", "bart", "mllama",
 ]  # fmt: skip
 REFUSED = {
-    "mamba": "attention interface of transformers in any layer",
-    "bamba": "attention",
-    "recurrent_gemma": "layers without attention",
-    "deepseek_v4": "attends to other tokens than its own",
+    "mamba": "keeps a state along a text",
+    "bamba": "keeps a state along a text",
+    "lfm2": "keeps a state along a text",
+    "rwkv": "keeps a state along a text",
+    "xlnet": "cannot be computed in pieces",
+    "musicgen": "has an encoder and a decoder",
 }
 
 
