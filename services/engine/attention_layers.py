@@ -141,14 +141,22 @@ def ignores_positions(model: PreTrainedModel) -> bool:
 
 
 def keeps_a_state(model: PreTrainedModel) -> bool:
-    """Whether some of what a model keeps of a text is a state that runs along it: recurrent, or of a convolution."""
-    kinds: list[type] = []
+    """Whether a model keeps a recurrent state of a text. The few last rows of a convolution are none."""
+    layers: list[Any] = []
     with contextlib.suppress(Exception):  # A configuration may lack what a cache is made by.
-        kinds = [type(layer) for layer in DynamicCache(config=model.config.get_text_config(decoder=True)).layers]
-    if any(issubclass(kind, LinearAttentionCacheLayerMixin) for kind in kinds):
-        return True
-    # Such a model does not keep its state in that cache, unless it brings a kind of cache of its own.
-    return model._is_stateful and all(kind.__module__ == LinearAttentionCacheLayerMixin.__module__ for kind in kinds)
+        layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    if not states:
+        # Such a model does not keep its state in that cache, unless it brings a kind of cache of its own.
+        known = LinearAttentionCacheLayerMixin.__module__
+        return model._is_stateful and all(type(layer).__module__ == known for layer in layers)
+    use_own_attention(model)
+    cache = DynamicCache()
+    cache.layers = layers
+    with contextlib.suppress(Exception), torch.inference_mode():  # Then nothing is known, and a state is assumed.
+        ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=model.device)
+        model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return not all(layer.is_croppable for layer in states)
 
 
 def record_cached_layers(model: PreTrainedModel, num_layers: int) -> list[AttentionLayer]:

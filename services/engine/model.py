@@ -163,9 +163,7 @@ def _attention_of(model: Any, recorder: Recorder, num_layers: int) -> tuple[list
     """What layers ask of attention and the modules that call it; no modules where the model attends by itself."""
     if keeps_a_state(model):
         name = type(model).__name__
-        raise CheckpointError(
-            f"{name} keeps a state along a text (recurrent, or of a convolution): such are not served"
-        )
+        raise CheckpointError(f"{name} keeps a recurrent state, and such models are not served")
     with contextlib.suppress(CheckpointError):
         record_layers(model, recorder)
         if len(recorder.layers) >= num_layers and not ignores_positions(model):

@@ -16,13 +16,13 @@ from support.tiny import save_tiny
 
 EQUAL = [
     "gpt_oss", "gemma2", "llama4_text", "olmo", "olmo3", "deepseek_v3", "qwen3_moe", "cohere2", "granite", "stablelm",
-    "starcoder2", "opt", "longcat_flash", "gptj", "falcon", "bloom", "roberta", "diffllama", "bart", "mllama",
+    "starcoder2", "opt", "longcat_flash", "gptj", "falcon", "bloom", "roberta", "diffllama", "bart", "mllama", "lfm2",
 ]  # fmt: skip
 REFUSED = {
-    "mamba": "keeps a state along a text",
-    "bamba": "keeps a state along a text",
-    "lfm2": "keeps a state along a text",
-    "rwkv": "keeps a state along a text",
+    "mamba": "keeps a recurrent state",
+    "bamba": "keeps a recurrent state",
+    "minimax": "keeps a recurrent state",
+    "rwkv": "keeps a recurrent state",
     "xlnet": "cannot be computed in pieces",
     "musicgen": "has an encoder and a decoder",
 }
