@@ -48,7 +48,7 @@ def write_peers(report: Report, folder: Path) -> Path:
         f"prompts included; medians of {report.plan.repeats} runs. Peers draft at the best of several settings, found "
         "by a trial at each number of streams; Paceline chooses by itself, begins without having met the pair, and has "
         "its draft in 8 bits unless said otherwise. All weights read once a token at the speed of memory would be "
-        f" {limit:.0f} tokens/s for one stream in bfloat16.",
+        f"{limit:.0f} tokens/s for one stream in bfloat16.",
         "",
     ]
     for precision, speeds in report.speeds.items():
