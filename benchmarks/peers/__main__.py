@@ -16,7 +16,7 @@ from benchmarks.family.build import build_pair
 from benchmarks.family.shape import find_shape
 from benchmarks.page import PAGES, WORK_DIR
 from benchmarks.peers.bandwidth import read_bandwidth
-from benchmarks.peers.contenders import Contender, Models, Paceline
+from benchmarks.peers.contenders import PACELINE, Contender, Models, Paceline
 from benchmarks.peers.convert import to_gguf, to_openvino
 from benchmarks.peers.llama_server import LlamaServer
 from benchmarks.peers.openvino_peer import OpenVino
@@ -38,6 +38,8 @@ _PAIR = "6-78"
 _PROMPT_TOKENS = 64
 _VOCAB = 8192
 _SEED = 11
+_OURS = {PACELINE: "int8", f"{PACELINE}, draft in bfloat16": "dtype"}
+"""Weights of the draft, in 8 bits unless said otherwise."""
 _WAYS = {"greedy": 0.0, "temperature 1, seeded": 1.0}
 
 
@@ -72,13 +74,15 @@ async def _measure(peers: Path, plan: Plan) -> Report:
 async def _start(
     resources: AsyncExitStack, peers: Path, models: Models, draft: str, *, int8: bool
 ) -> dict[str, Contender]:
-    """Starts all three; `draft` names the draft among what was converted. Paceline has no 8-bit weights here."""
+    """Starts all three; `draft` names the draft among what was converted."""
     folders = [WORK_DIR / "peers" / _PAIR / name for name in ("target", draft)]
     of_openvino = Models(*(to_openvino(peers, *pair, int8=int8) for pair in zip(models, folders, strict=True)))
     of_llama = Models(*(to_gguf(peers, *pair, int8=int8) for pair in zip(models, folders, strict=True)))
     contenders: dict[str, Contender] = {}
-    if not int8:
-        contenders["Paceline"] = await resources.enter_async_context(Paceline.start(models))
+    for name, draft_weights in _OURS.items():
+        if not int8 or draft_weights == "int8":
+            ours = Paceline.start(models, "int8" if int8 else "dtype", draft_weights)
+            contenders[name] = await resources.enter_async_context(ours)
     python = peers / "openvino" / "bin" / "python"
     contenders["OpenVINO GenAI"] = await resources.enter_async_context(OpenVino.start(python, of_openvino))
     server = peers / "llama" / "build" / "bin" / "llama-server"

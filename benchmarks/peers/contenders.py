@@ -12,6 +12,7 @@ from services.local.launcher import running
 from services.local.pair import Pair
 from services.local.system import SystemSettings
 
+PACELINE = "Paceline"
 READY_SECONDS = 120.0
 """A contender that takes longer to start than this has failed."""
 
@@ -55,7 +56,7 @@ class Models(NamedTuple):
 
 
 class Paceline:
-    """Through the gateway, with nothing set."""
+    """Through the gateway, with nothing set but the weights."""
 
     settings = (1,)
 
@@ -64,10 +65,13 @@ class Paceline:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, models: Models, **more: Any) -> "AsyncIterator[Paceline]":
-        """Runs while the block does. `more` is said of the pair."""
-        pair = Pair(id="pair", model=models.target, draft=models.draft, **more)
-        overrides = {"verifier": {"suffix_drafting": False}}
+    async def start(cls, models: Models, weights: str, draft_weights: str) -> "AsyncIterator[Paceline]":
+        """Runs while the block does."""
+        pair = Pair(id="pair", model=models.target, draft=models.draft)
+        overrides: dict[str, dict[str, Any]] = {
+            "verifier": {"suffix_drafting": False, "verdict_file": "", "engine": {"weights": weights}},
+            "draft": {"engine": {"weights": draft_weights}},
+        }
         async with (
             running(SystemSettings((pair,), log_level="WARNING", overrides=overrides)) as launcher,
             Client(launcher.address()) as client,

@@ -6,6 +6,8 @@ folder=$(mkdir -p "$1" && cd "$1" && pwd)
 python=${2:-python3}
 
 test -x "$folder/openvino/bin/python" || "$python" -m venv "$folder/openvino"
+# torch comes first: on its own it is the CPU's build where the index has one, and nothing after it asks for another.
+"$folder/openvino/bin/pip" install --quiet "$(sed -n 's/^torch==/torch==/p' "$(dirname "$0")/../../constraints.txt")"
 "$folder/openvino/bin/pip" install --quiet openvino-genai openvino-tokenizers 'optimum-intel[openvino]'
 
 test -x "$folder/llama/bin/python" || "$python" -m venv "$folder/llama"

@@ -7,10 +7,12 @@ from typing import NamedTuple
 from matplotlib import pyplot as plt
 
 from benchmarks.page import machine, table, write_page
+from benchmarks.peers.contenders import PACELINE
 from benchmarks.peers.runs import LONG_PROMPT, MANY_TOKENS, NUM_TOKENS, Changed, Plan, Speed
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-_COLOURS = ("#4477aa", "#cc6677", "#ddaa33")
+_COLOURS = {PACELINE: "#4477aa", "OpenVINO GenAI": "#cc6677", "llama.cpp": "#ddaa33"}
+_OTHER_COLOUR = "#88ccee"
 
 
 class Report(NamedTuple):
@@ -44,8 +46,9 @@ def write_peers(report: Report, folder: Path) -> Path:
         f"The pair is `{report.pair}` of [the family](family.md): the same weights, prompts of 64 random tokens and "
         f"number of tokens ({NUM_TOKENS} a stream, {MANY_TOKENS} where there are 32) for all, greedy, in turns, "
         f"prompts included; medians of {report.plan.repeats} runs. Peers draft at the best of several settings, found "
-        "by a trial at each number of streams; Paceline chooses by itself. All weights read once a token at the speed "
-        f"of memory would be {limit:.0f} tokens/s for one stream in bfloat16.",
+        "by a trial at each number of streams; Paceline chooses by itself, begins without having met the pair, and has "
+        "its draft in 8 bits unless said otherwise. All weights read once a token at the speed of memory would be "
+        f"{limit:.0f} tokens/s for one stream in bfloat16.",
         "",
     ]
     for precision, speeds in report.speeds.items():
@@ -80,7 +83,7 @@ def _speeds(speeds: Mapping[int, Mapping[str, Speed]]) -> list[str]:
             f"{speed.plain:.0f}",
             f"{speed.speculating:.0f}",
             f"{speed.speculating / speed.plain:.2f}",
-            "its own choice" if name == "Paceline" else str(speed.num_drafted),
+            "its own choice" if name.startswith(PACELINE) else str(speed.num_drafted),
         )
         for count, by_name in speeds.items()
         for first, (name, speed) in zip([True, *[False] * len(by_name)], by_name.items(), strict=False)
@@ -109,7 +112,8 @@ def _plot(report: Report, path: Path) -> None:
     for axes, (precision, speeds) in zip(all_axes[0], report.speeds.items(), strict=True):
         streams = report.plan.streams
         names: Sequence[str] = list(next(iter(speeds.values())))
-        for colour, name in zip(_COLOURS, names, strict=False):
+        for name in names:
+            colour = _COLOURS.get(name, _OTHER_COLOUR)
             axes.plot(streams, [speeds[n][name].plain for n in streams], "--", color=colour)
             best = [max(speeds[n][name].plain, speeds[n][name].speculating) for n in streams]
             axes.plot(streams, best, "o-", color=colour, label=name)

@@ -12,23 +12,26 @@ from bisect import bisect_left
 from collections import abc, deque
 from typing import NamedTuple
 
-from services.verifier.load import STRETCH, Load, Trial, Way
-from services.verifier.rate import Rate, Ratio
+from services.verifier.load import STRETCH, WINDOW, Load, Trial, Way
+from services.verifier.rate import Rate
 
 TOPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Most rows of each bucket: narrow enough that the shape of a plain step's curve corrects what differs within one."""
 CREDIT, FEED = 30, 0.005
 """Trials may lose so many rounds before anything was earned, enough for three of a draft that costs two target steps,
 and this share of wall time: half of the one percent that all may cost together."""
-WINDOW, LOOK = 8, 4
-"""Rounds of a window: a tenth of noise a round becomes 4 %. A trial is two windows, looked at every four rounds. Up to
-four windows of the followed way before it, and one after it, are what it is compared with."""
+KEPT = 15
+"""So many of these rounds are kept for loads of which nothing is proven: to ask again what is may wait."""
+LOOK, MOST = 4, 8
+"""A trial is looked at every four rounds. It is two windows, or the second number where it loses less than four rounds:
+where both ways are nearly as fast, only many rounds tell them apart, and cost little. What it is compared with is the
+latest sixteen windows of the followed way before it, and one after it."""
 EARLY = 2.6
 """Standard errors, 99 %, beyond which a trial ends early: it is looked at four times."""
 UNCLEAR, FIRST, SELDOM, LONGEST = 16, 64, 256, 4096
 """Rounds from one trial to the next, doubled whenever the same was found. From the first to the third while nothing is
-proven: a load settles within a hundred rounds, and a close one costs less than the account earns. From the second,
-a few streams, to the last once something is."""
+proven: a load settles within a hundred rounds, and a close one costs less than the account earns. From the second once
+something is, up to the last where a trial costs much: trials may spend half of what is earned."""
 SETTLING, MAX_SETTLING = 2, 12
 """Rounds after a change of way that do not count: what was begun is still about. A draft has the second number to come
 with its proposals; then it is measured as it is."""
@@ -159,7 +162,8 @@ class Decider:
             return
         others = [way for way in (Way.OFF, *ways) if way is not load.way]
         due = [way for way in others if load.due.get(way, 0) <= load.rounds]
-        if due and self.account > LOOK * self._round_seconds:
+        kept = KEPT if all(load.has_proven(way) for way in ways) else 0
+        if due and self.account > (kept + LOOK) * self._round_seconds:
             if Way.DRAFT in due and opening() > self.account:
                 load.due[Way.DRAFT] = load.rounds + FIRST
                 return
@@ -167,41 +171,29 @@ class Decider:
             way = min(due, key=lambda way: (load.due.get(way, 0), way != Way.DRAFT))
             load.trial = Trial(way, rounds, Rate.of(rounds).value)
             self._settle(before)
+        elif load.way is not Way.OFF and load.way not in load.ratios:
+            self._go_off(load, "the loads beside it were on, and trials have spent what they may")
 
     def _look(self, load: Load, trial: Trial) -> None:
         """Ends a trial that is clear, long enough, or more than can be afforded."""
         if len(trial.tried) % LOOK and trial.lost <= self.account:
             return
-        if abs(_errors(Rate.of(trial.tried), Rate.of(trial.before))) > EARLY:
+        tried, before = Rate.of(trial.tried), Rate.of(trial.before)
+        lost, windows = trial.lost / self._round_seconds, len(trial.tried) / WINDOW
+        if abs(tried.errors_above(before)) > EARLY or (lost > 1 and load.is_confirmed(trial.way, tried, before)):
             self._conclude(load, trial)
-        elif len(trial.tried) >= 2 * WINDOW or trial.lost > self.account:
+        elif trial.lost > self.account or windows >= (2 if lost > LOOK else MOST):
             trial.is_over = True
             self._settle(trial.way)
 
     def _conclude(self, load: Load, trial: Trial) -> None:
         """Learns from a trial, and goes the way that gives most."""
-        before, followed, tried = load.present, Rate.of([*trial.before, *trial.after]), trial.way
-        lost = max(0.0, trial.lost)
+        before, tried, lost = load.present, trial.way, max(0.0, trial.lost)
         self.account, self.lost = self.account - lost, self.lost + lost
-        way = load.way if tried is Way.OFF else tried
-        ratio = load.ratios.setdefault(way, Ratio())
-        if trial.tried:
-            rate = Rate.of(trial.tried)
-            mean, variance = math.log(rate.value / followed.value), followed.variance + rate.variance
-            if tried is Way.OFF:
-                mean, load.off = -mean, rate
-            elif load.way is Way.OFF:
-                load.off = followed
-            else:
-                base = load.ratios.get(load.way, Ratio())
-                mean, variance = mean + base.mean, variance + (1 / base.weight if base.weight else 0.0)
-            ratio.add(mean, variance, -(-(len(trial.before) + len(trial.tried) + len(trial.after)) // WINDOW))
-        else:
-            ratio.add(math.log(0.5), 1.0, 0)  # Nothing came before all was lost that may be.
-        taken = {way: ratio.mean for way, ratio in load.ratios.items() if ratio.is_taken}
-        best = max(taken, key=lambda way: taken[way], default=Way.OFF)
+        way = load.learn(trial)
+        ratio, best = load.ratios[way], load.best
         interval = UNCLEAR if best is not load.way else 2 * load.interval.get(tried, UNCLEAR // 2)
-        few, many = (UNCLEAR, SELDOM) if ratio.pays is None else (FIRST, LONGEST)
+        few, many = (UNCLEAR, SELDOM) if ratio.pays is None else (FIRST, self._worth(lost))
         load.interval[tried] = max(few, min(many, interval))
         load.due[tried] = load.due[load.way] = load.rounds + load.interval[tried]
         self._say(load, best, f"{way} {ratio}")
@@ -212,19 +204,20 @@ class Decider:
             load.trial = None
         self._settle(before)
 
+    def _worth(self, lost: float) -> int:
+        """Rounds until the next trial where one lost so many seconds: half of what trials earn is for it."""
+        return min(LONGEST, max(SELDOM, int(2 * lost / (FEED * self._round_seconds))))
+
     def _watch(self, load: Load) -> None:
         """Looks at the latest window of the followed way: what it loses, and whether it changed."""
         window = list(load.recent)[-WINDOW:]
         rate = Rate.of(load.recent)
         if load.way is Way.OFF:
             load.off = rate
-        elif load.off is not None and _errors(rate, load.off) < -EARLY:
+        elif load.off is not None and rate.errors_above(load.off) < -EARLY:
             load.due[Way.OFF] = load.rounds
             if self.account < LOOK * self._round_seconds:
-                before = load.present
-                self._say(load, Way.OFF, f"{load.way} looks slower, and trials have spent what they may")
-                load.follow(Way.OFF)
-                self._settle(before)
+                self._go_off(load, f"{load.way} looks slower, and trials have spent what they may")
                 return
         if load.level is None:
             load.level = math.log(rate.value) if len(load.recent) >= STRETCH else None
@@ -239,12 +232,13 @@ class Decider:
         else:
             load.level += FOLLOW * deviation
 
+    def _go_off(self, load: Load, why: str) -> None:
+        before = load.present
+        self._say(load, Way.OFF, why)
+        load.follow(Way.OFF)
+        self._settle(before)
+
     def _say(self, load: Load, way: Way, why: str) -> None:
         of = f" with {way}" if way is Way.TEXT else ""
         words = f"{'off' if way is Way.OFF else 'on'}{of} at {load.rows} rows: {why}"
         self.decisions.append(Decision(time.time(), words))
-
-
-def _errors(one: Rate, other: Rate) -> float:
-    """How much faster one is than another, in standard errors."""
-    return math.log(one.value / other.value) / math.sqrt(one.variance + other.variance)

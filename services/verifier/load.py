@@ -1,13 +1,15 @@
 """A number of running rows with a draft: what was measured there, and which way is followed."""
 
+import math
 from collections import abc, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from services.verifier.rate import Rate, Ratio, Round
 
-STRETCH = 32
-"""Latest rounds of the followed way that are remembered: four windows, which another way is compared with."""
+WINDOW, STRETCH = 8, 128
+"""Rounds of a window: a tenth of noise a round becomes 4 %. And how many of the followed way's are remembered: sixteen
+windows, which another way is compared with."""
 _SLACK, _ALARM, _DRIFT = 1.0, 6.0, 0.1
 """A change of the followed way's rate is what a cumulative sum tells (Page 1954), in standard errors; the slack makes
 false alarms rarer than one in a thousand windows. What differs by less than the third is no change."""
@@ -72,6 +74,44 @@ class Load:
     def is_proven(self) -> bool:
         """Whether what is followed is not slower than off, as far as was measured."""
         return self.way is Way.OFF or (self.way in self.ratios and self.ratios[self.way].pays is True)
+
+    @property
+    def best(self) -> Way:
+        """The way that gives most, by what was measured."""
+        taken = {way: ratio.mean for way, ratio in self.ratios.items() if ratio.is_taken}
+        return max(taken, key=lambda way: taken[way], default=Way.OFF)
+
+    def learn(self, trial: Trial) -> Way:
+        """Takes in a trial. Returns the way whose ratio to off it says something of."""
+        way = self.way if trial.way is Way.OFF else trial.way
+        ratio = self.ratios.setdefault(way, Ratio())
+        if not trial.tried:
+            ratio.add(math.log(0.5), 1.0, 0)  # Nothing came before all was lost that may be.
+            return way
+        followed, tried = Rate.of([*trial.before, *trial.after]), Rate.of(trial.tried)
+        mean, variance = math.log(tried.value / followed.value), followed.variance + tried.variance
+        if trial.way is Way.OFF:
+            mean, self.off = -mean, tried
+        elif self.way is Way.OFF:
+            self.off = followed
+        else:
+            base = self.ratios.get(self.way, Ratio())
+            mean, variance = mean + base.mean, variance + (1 / base.weight if base.weight else 0.0)
+        rounds = len(trial.before) + len(trial.tried) + len(trial.after)
+        ratio.add(mean, variance, -(-rounds // WINDOW))
+        return way
+
+    def has_proven(self, way: Way) -> bool:
+        """Whether it is proven that a way pays, or that it does not."""
+        return way in self.ratios and self.ratios[way].pays is not None
+
+    def is_confirmed(self, way: Way, tried: Rate, followed: Rate) -> bool:
+        """Whether what is tried once more is as it was before, so that no more of it need be seen."""
+        ratio = self.ratios.get(self.way if way is Way.OFF else way)
+        if ratio is None or ratio.pays is None or Way.OFF not in (way, self.way):
+            return False
+        mean, variance = math.log(tried.value / followed.value), tried.variance + followed.variance
+        return ratio.with_another(-mean if way is Way.OFF else mean, variance).pays is ratio.pays
 
     def follow(self, way: Way, rounds: abc.Iterable[Round] = ()) -> None:
         """Goes another way, of which these rounds were measured."""

@@ -2,19 +2,20 @@
 
 import math
 from collections import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 ON, OFF = 1.02, 1.01
 """Ratios to off: above the first a way is proven to pay, below the second not to. Between them nothing is at stake."""
 _Z = 1.96
 """Standard errors on each side of a 95 % interval."""
-_PRIOR_ROUNDS, _PRIOR_VARIANCE = 4, 0.04
-"""A rate's variance is taken as if so many rounds had differed by a fifth: a few equal ones prove little."""
+_PRIOR_ROUNDS, _PRIOR_VARIANCE = 4, 0.16
+"""A rate's variance is taken as if so many rounds had differed by two fifths, as numbers of accepted tokens do: a few
+equal ones prove little."""
 _STALLS = 64
 """The longest round of so many counts as the next longest. What happens more often is no stall but the way's cost."""
-_MEMORY = 0.8
-"""Weight of what earlier trials said at each further one: the last five say most."""
+_MEMORY = 0.9
+"""Weight of what earlier trials said at each further one: the last ten say most."""
 _LOWS = 3
 """Trials in a row in which a way was slower than off: it does not pay then, however wide the interval."""
 
@@ -40,6 +41,10 @@ class Rate(NamedTuple):
         spread = sum((tokens - rate * seconds) ** 2 for tokens, seconds in clipped) * (count / total) ** 2
         return cls(rate, (spread + _PRIOR_ROUNDS * _PRIOR_VARIANCE) / (count + _PRIOR_ROUNDS) / count)
 
+    def errors_above(self, other: "Rate") -> float:
+        """How much faster this is than another, in standard errors."""
+        return math.log(self.value / other.value) / math.sqrt(self.variance + other.variance)
+
 
 @dataclass(slots=True)
 class Ratio:
@@ -58,6 +63,12 @@ class Ratio:
         self.mean = (self.mean * self.weight + mean / variance) / total
         self.weight, self.num_windows = total, self.num_windows + num_windows
         self.lows = self.lows + 1 if mean < 0 else 0
+
+    def with_another(self, mean: float, variance: float) -> "Ratio":
+        """A copy that has taken in another trial."""
+        ratio = replace(self)
+        ratio.add(mean, variance, 0)
+        return ratio
 
     @property
     def error(self) -> float:

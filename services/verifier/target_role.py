@@ -124,7 +124,9 @@ class TargetRole:
         start = now
         if waiting and not other_rows:
             rows = len(ready) + sum(allocation.num_tokens)
-            start = best_start(now, allocation, rows, [self._pending(target) for target in waiting], seconds)
+            start = best_start(now, allocation, rows, [self._pending(t) for t in waiting if t.draft_is_apart], seconds)
+            # A step meanwhile would keep a draft on the same cores from its work, and be one more for fewer sequences.
+            start = max([start, *(t.waiting_until for t in waiting if not t.draft_is_apart)])
         for (target, offer), count in zip(ready, allocation.num_tokens, strict=True):
             target.take(offer.first(count))
             target.sequence.hold_until = start

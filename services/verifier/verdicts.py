@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from services.engine.engine import Engine
-from services.verifier.decision import FIRST, WINDOW
-from services.verifier.load import Load, Way
+from services.verifier.decision import FIRST
+from services.verifier.load import WINDOW, Load, Way
 from services.verifier.rate import Ratio
 
 _log = logging.getLogger(__name__)

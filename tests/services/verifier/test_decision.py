@@ -46,7 +46,7 @@ def run(decider: Decider, rounds: int, on_seconds: float, ways: tuple[Way, ...] 
 def test_a_clear_loss_ends_a_trial_after_a_few_rounds_and_says_why() -> None:
     decider = Decider()
     run(decider, 30, on_seconds=1 / 0.7)
-    assert decider.lost < 4
+    assert decider.lost < 5
     assert "off at 8 rows: draft 0.70 +- " in decider.decisions[-1].words
 
 

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 from services.common.sampling_params import SamplingParams
 from services.engine.sequence import Sequence
 from services.engine.step_times import StepTimes
-from services.verifier.decision import WINDOW
-from services.verifier.load import Way
+from services.verifier.load import WINDOW, Way
 from services.verifier.planner import Planner
 from services.verifier.settings import Speculation
 from services.verifier.target_sequence import TargetSequence
