@@ -33,7 +33,9 @@ async def longest_health_wait(model: str) -> float:
         grpc.aio.insecure_channel(launcher.address(), options=_ANY_SIZE) as channel,
     ):
         # Messages are bytes here, so that this process has nothing to do meanwhile that would count as waiting.
-        tokenize = channel.unary_unary(_METHOD, request_serializer=None, response_deserializer=None)
+        tokenize: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            _METHOD, request_serializer=None, response_deserializer=None
+        )
         with _asking(launcher.address()) as waits:
             await asyncio.gather(*(tokenize(request) for _ in range(NUM_PROMPTS)))
     return max(waits)

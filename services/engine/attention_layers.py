@@ -166,7 +166,7 @@ def record_cached_layers(model: PreTrainedModel, num_layers: int) -> list[Attent
     try:
         ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=model.device)
         with torch.inference_mode():
-            for piece in ids.split(_NUM_TOKENS // 2, dim=1):
+            for piece in ids.tensor_split(2, dim=1):
                 model(input_ids=piece, past_key_values=cache, use_cache=True)
     except Exception:  # It is the model's own code, which may take no such cache.
         return []

@@ -77,11 +77,11 @@ class BlockCache(DynamicCache):
         self.layers = [_BlockLayer(kv_cache, index, slots, work.start) for index in range(num_layers)]
 
 
-class _BlockLayer(DynamicLayer):
+class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer of it."""
 
     def __init__(self, kv_cache: KVCache, index: int, slots: torch.Tensor, start: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._kv_cache = kv_cache
         self._index = index
         self._slots = slots
