@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import adapters, ahead, attacks, recovered, repetition, reuse, simulation, speculation
+from benchmarks import adapters, ahead, attacks, recovered, repetition, reuse, simulation, speculation, starting
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.family.page import run_family
 from benchmarks.page import PAGES, WORK_DIR
@@ -71,6 +71,12 @@ def _attacks(target: str, draft: str) -> tuple[Path, bool]:
     return attacks.write_attacks(measures, PAGES), all(measure.holds for measure in measures)
 
 
+def _starting(target: str, _draft: str) -> tuple[Path, bool]:
+    starts, refusals = starting.run(target, WORK_DIR)
+    held = all(start.holds for start in starts) and all(refusal.holds for refusal in refusals)
+    return starting.write_starting(starts, refusals, PAGES), held
+
+
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
@@ -78,6 +84,7 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "reuse": _reuse,
     "adapters": _adapters,
     "attacks": _attacks,
+    "starting": _starting,
     "recovered": _recovered,
     "simulation": _simulation,
     "family": _family,
