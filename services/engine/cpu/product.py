@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numba.np.numpy_support import carray
+from numpy.typing import NDArray
 
 from services.engine.cpu import parallel
 from services.engine.cpu.instructions import rows_times_blocks, tiles_times_blocks
@@ -32,6 +33,8 @@ _BFLOAT16_AVX512, _INT8_AVX512 = int(Kind.BFLOAT16_AVX512), int(Kind.INT8_AVX512
 _BFLOAT16_AMX, _INT8_AMX = int(Kind.BFLOAT16_AMX), int(Kind.INT8_AMX)
 _pointer: Any = parallel.pointer
 _ONE = np.float32(1.0)
+_MAGNITUDE, _INFINITY, _QUIET = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000), np.uint32(0x40)
+"""Bits of a float32: all but its sign, those of infinity (what is larger is NaN), and the one of a bfloat16 NaN."""
 
 
 def _by_rows(kind: Kind) -> Any:
@@ -68,10 +71,23 @@ _bfloat16_tile, _bfloat16_tiles = (tiles_times_blocks(Kind.BFLOAT16_AMX, tiles, 
 _int8_tile, _int8_tiles = (tiles_times_blocks(Kind.INT8_AMX, tiles, 2) for tiles in (1, 2))
 
 
+@njit(nogil=True)
+def _highest(all_bits: NDArray[np.uint32]) -> np.uint32:
+    """Bits of the largest magnitude of a row. As integers these are in the same order, and NaN is the largest."""
+    highest = np.uint32(0)
+    for bits in all_bits:
+        highest = max(highest, np.uint32(bits & _MAGNITUDE))
+    return highest
+
+
 @njit(nogil=True, cache=True)
 def to_units(kind: int, row: Floats, units: int, address: int) -> np.float32:
-    """Writes a row [in] as a product of this kind reads it, filled up with zeros, and returns the row's scale."""
+    """Writes a row [in] as a product of this kind reads it, filled up with zeros, and returns the row's scale.
+
+    What is not finite stays so: in 8 bits the scale is NaN then, and what the row is written as does not matter.
+    """
     width = row.shape[0]
+    all_bits = row.view(np.uint32)
     if kind in (_FLOAT32, _FLOAT16, _BFLOAT16):
         padded = units if kind == _FLOAT32 else 2 * units
         floats = carray(_pointer(address), (padded,), np.float32)
@@ -81,14 +97,16 @@ def to_units(kind: int, row: Floats, units: int, address: int) -> np.float32:
     if kind in (_BFLOAT16_AVX512, _BFLOAT16_AMX):
         halves = carray(_pointer(address), (2 * units,), np.uint16)
         halves[width:] = np.uint16(0)
-        all_bits = row.view(np.uint32)
         for i in range(width):  # To nearest, ties to even.
             bits = all_bits[i]
-            halves[i] = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+            upper = bits >> np.uint32(16)
+            rounded = (bits + np.uint32(0x7FFF) + (upper & np.uint32(1))) >> np.uint32(16)
+            halves[i] = upper | _QUIET if bits & _MAGNITUDE > _INFINITY else rounded
         return _ONE
-    most = np.float32(1e-12)
-    for i in range(width):
-        most = max(most, abs(row[i]))
+    highest = _highest(all_bits)
+    if highest >= _INFINITY:
+        return np.float32(np.nan)
+    most = max(np.uint32(highest).view(np.float32), np.float32(1e-12))
     to_integer = np.float32(127.0) / most
     if kind == _INT8:
         shorts = carray(_pointer(address), (units, 4), np.int16)

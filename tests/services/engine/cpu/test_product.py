@@ -83,6 +83,24 @@ def test_a_row_of_zeros_and_one_of_huge_numbers_stay_finite_in_eight_bits() -> N
     assert np.allclose(result[1], 4e31)
 
 
+NOT_FINITE = [*(np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32)), np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("kind", sorted(kinds()), ids=lambda kind: kind.name.lower())
+@pytest.mark.parametrize("place", [0, 17, 39])
+def test_what_is_not_finite_is_never_a_number_behind_a_product(kind: Kind, place: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    packed = pack(kind, torch.randn(50, 40, generator=generator), torch.randn(50, generator=generator))
+    rows = torch.randn(10, 40, generator=generator)
+    expected = product(kind, packed, rows)
+    broken = range(0, 10, 2)
+    for row, value in zip(broken, NOT_FINITE, strict=True):
+        rows.numpy()[row, place] = value
+    got = product(kind, packed, rows)
+    assert not np.isfinite(got[broken]).any()
+    assert np.array_equal(np.delete(got, broken, 0), np.delete(expected, broken, 0))
+
+
 def test_newer_instructions_than_allowed_are_not_used() -> None:
     assert kind_for(torch.bfloat16, Instructions.PORTABLE, round_to_int8=False) is Kind.BFLOAT16
     assert kind_for(torch.float16, Instructions.PORTABLE, round_to_int8=True) is Kind.INT8

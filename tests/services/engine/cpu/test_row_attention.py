@@ -125,3 +125,21 @@ def test_what_lies_behind_a_text_in_its_last_block_is_not_seen(kv_cache: KVCache
             kv_cache.keys[0][block * 16 : (block + 1) * 16].view(KV_HEADS, DIM, 16)[:, :, lane] = torch.nan
             kv_cache.values[0][block * 16 : (block + 1) * 16].view(KV_HEADS, DIM // 16, 16, 16)[:, :, lane] = torch.inf
     assert torch.equal(_attend(works, kv_cache, queries, None), expected)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("token", [0, 9, 199])
+def test_a_key_or_value_that_is_not_finite_is_no_absent_token(kv_cache: KVCache, value: float, token: int) -> None:
+    queries = _queries(5, KV_HEADS)
+    works = _works((1, 1, 1, 1, 1))
+    expected = _attend(works, kv_cache, queries, None)
+    slot = kv_cache.slot(works[1].sequence.block_table, token)
+    for stored in (kv_cache.keys[0], kv_cache.values[0]):
+        block = stored[slot // 16 * 16 : slot // 16 * 16 + 16].view(KV_HEADS, DIM // 16, 16, 16)
+        lanes = block.view(KV_HEADS, DIM, 16)[:, :, slot % 16] if stored is kv_cache.keys[0] else block[:, :, slot % 16]
+        before = lanes.clone()
+        lanes.fill_(value)
+        got = _attend(works, kv_cache, queries, None)
+        lanes.copy_(before)
+        assert not got[1].isfinite().any()
+        assert torch.equal(got[[0, 2, 3, 4]], expected[[0, 2, 3, 4]])
