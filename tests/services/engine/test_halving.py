@@ -159,6 +159,15 @@ def test_a_text_whose_numbers_are_not_finite_ends_alone_and_leaves_nothing_behin
         assert good.token_ids[5:] == alone[0]
 
 
+@pytest.mark.parametrize("place", range(7))
+def test_a_token_whose_numbers_are_not_finite_ends_a_text_wherever_it_stands(poisoned: Engine, place: int) -> None:
+    text = [3, 4, 5, 6, 7, 8, 9]
+    text[place] = POISON
+    poisoned.scheduler.max_step_tokens = 3
+    bad = add(poisoned, text)
+    assert isinstance(run_to_the_end(poisoned, 1)[bad], NonFiniteLogitsError)
+
+
 def test_a_model_whose_numbers_are_never_finite_ends_the_engine(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
