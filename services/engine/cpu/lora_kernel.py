@@ -40,7 +40,7 @@ def _widen_for(weight: Any) -> Any:
     raise NumbaTypeError(f"no weight: {weight}")
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def add_tile(
     x: Floats, y: Floats, rows: Ints, down: Any, up: Any, first: int, scaling: np.float32, hidden: Floats
 ) -> None:

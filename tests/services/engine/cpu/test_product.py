@@ -14,22 +14,21 @@ from services.engine.cpu.product import ROOM_BYTES, multiply, to_units
 
 SHAPES = ((1000, 384), (384, 1056), (64, 64), (50, 40))
 COUNTS = (*range(1, 36), 64, 70)
-IN_TILES = int(Kind.BFLOAT16_AMX)
 _tiles = tile_configuration()
 
 
 @njit
-def _run(kind, rows, weights, out, x, stride, scales, weight_scales, offsets, bias, room, y, tiles):  # type: ignore[no-untyped-def]
+def _run(kind, in_tiles, rows, weights, out, x, stride, scales, weight_scales, offsets, bias, room, y, tiles):  # type: ignore[no-untyped-def]
     units = weights.shape[1]
     for row in range(rows.shape[0]):
         scales[row] = to_units(kind, rows[row], units, x + row * stride)
-    if kind in (5, 6):
+    if in_tiles:
         load_tiles(tiles)
     groups = (out + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
     multiply(
         kind, weights.ctypes.data, units, out, 0, groups, x, stride, scales, weight_scales, offsets, bias, room, y
     )  # fmt: skip
-    if kind in (5, 6):
+    if in_tiles:
         release_tiles()
 
 
@@ -41,8 +40,8 @@ def product(kind: Kind, packed: Packed, rows: torch.Tensor) -> NDArray[np.float3
     scales, room = np.zeros(len(rows), np.float32), aligned((ROOM_BYTES,), np.uint8)
     y = np.zeros((len(rows), packed.out_features), np.float32)
     _run(
-        int(kind), rows.numpy(), packed.blocks, packed.out_features, x.ctypes.data, stride, scales, packed.scales,
-        packed.sums, packed.bias, room.ctypes.data, y, _tiles.ctypes.data,
+        int(kind), kind.in_tiles, rows.numpy(), packed.blocks, packed.out_features, x.ctypes.data, stride, scales,
+        packed.scales, packed.sums, packed.bias, room.ctypes.data, y, _tiles.ctypes.data,
     )  # fmt: skip
     return y
 
@@ -55,7 +54,7 @@ def test_a_row_has_the_same_bits_in_any_number_of_rows(kind: Kind, shape: tuple[
     rows = torch.randn(max(COUNTS), shape[1], generator=generator)
     packed = pack(kind, weight, bias)
     everything = product(kind, packed, rows)
-    narrow = {4: torch.float32, 2: torch.bfloat16, 1: torch.float32}[weight.itemsize // packed_bytes(kind)]
+    narrow = torch.bfloat16 if packed_bytes(kind) == 2 else torch.float32
     expected = rows @ weight.to(narrow).float().T + bias
     error = (torch.from_numpy(everything) - expected).square().mean().sqrt() / expected.std()
     assert error < (0.02 if packed_bytes(kind) == 1 else 0.004)
@@ -65,7 +64,7 @@ def test_a_row_has_the_same_bits_in_any_number_of_rows(kind: Kind, shape: tuple[
 
 def packed_bytes(kind: Kind) -> int:
     """Bytes of one weight."""
-    return 4 if kind is Kind.FLOAT32 else 1 if kind.name.startswith("INT8") else 2
+    return 4 // kind.unit_inputs
 
 
 def test_eight_bits_are_the_same_on_every_processor() -> None:

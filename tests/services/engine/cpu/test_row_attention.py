@@ -44,13 +44,18 @@ def _queries(rows: int, heads: int) -> NDArray[np.float32]:
 
 
 def _attend(
-    works: list[Work], kv_cache: KVCache, queries: NDArray[np.float32], window: int | None, shares: int = 1
+    works: list[Work],
+    kv_cache: KVCache,
+    queries: NDArray[np.float32],
+    window: int | None,
+    shares: int = 1,
+    only: int | None = None,
 ) -> torch.Tensor:
     plan = RowPlan(works, len(queries), kv_cache)
     out = np.full_like(queries, np.nan)
-    for share in range(shares):
+    for share in range(shares) if only is None else [only]:
         attend(
-            queries, KV_HEADS * share // shares, KV_HEADS * (share + 1) // shares, plan.tables, plan.owners,
+            queries, share, shares, plan.tables, plan.owners,
             plan.positions, BLOCK, KV_HEADS, kv_cache.keys[0].data_ptr(), kv_cache.values[0].data_ptr(),
             np.float32(0.3), window or 1 << 40, out,
         )  # fmt: skip
@@ -101,6 +106,18 @@ def test_the_number_of_threads_changes_no_bit(kv_cache: KVCache, counts: tuple[i
     queries = _queries(sum(counts), KV_HEADS * 2)
     results = [_attend(_works(counts), kv_cache, queries, None, shares) for shares in (1, 2, 3)]
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1), (1, 200, 5, 16, 9)])
+def test_threads_have_about_as_much_to_do_whatever_the_number_of_heads(
+    kv_cache: KVCache, counts: tuple[int, ...]
+) -> None:
+    queries = _queries(sum(counts), KV_HEADS)
+    for shares in (2, 4):
+        parts = [_attend(_works(counts), kv_cache, queries, None, shares, only) for only in range(shares)]
+        done = [int(part.isfinite().sum()) / part.numel() for part in parts]
+        assert sum(done) == pytest.approx(1)
+        assert max(done) <= 1 / shares + 0.05
 
 
 @pytest.mark.parametrize("group", [1, 3])
