@@ -8,7 +8,7 @@ Every row is computed by itself, in an order that its position alone decides: it
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit
+from numba import njit
 from numba.np.numpy_support import carray
 
 from services.engine.cpu import parallel
@@ -186,8 +186,9 @@ def _run_phase(a: Any, phase: int, thread: int, threads: int) -> None:  # noqa: 
         _product(a, index + 3, _floats(a.delta, a.rows, a.width), thread, threads)
 
 
-@cfunc(parallel.kernel_signature, cache=True)
-def _run_phases(address: Any) -> None:
+@parallel.kernel()
+def run_phases(address: Any) -> None:
+    """Runs phases [first, last) on every thread."""
     a = carray(address, (1,), ARGUMENTS)[0]
     thread, threads = parallel.thread_number(), parallel.number_of_threads()
     if a.in_tiles:
@@ -198,7 +199,3 @@ def _run_phases(address: Any) -> None:
         _run_phase(a, phase, thread, threads)
     if a.in_tiles:
         release_tiles()
-
-
-run_phases = parallel.as_kernel(_run_phases)
-"""What `parallel.run` takes."""
