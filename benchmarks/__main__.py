@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import adapters, ahead, attacks, recovered, repetition, reuse, simulation, speculation
+from benchmarks import adapters, ahead, attacks, kernels, recovered, repetition, reuse, simulation, speculation
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.family.page import run_family
 from benchmarks.page import PAGES, WORK_DIR
@@ -66,6 +66,11 @@ def _family(_target: str, _draft: str) -> tuple[Path, bool]:
     return run_family(PAGES, WORK_DIR, is_quick=False, seed=secrets.randbits(16))
 
 
+def _kernels(_target: str, _draft: str) -> tuple[Path, bool]:
+    measured = kernels.run(WORK_DIR)
+    return kernels.write_kernels(measured, PAGES), kernels.holds(measured)
+
+
 def _attacks(target: str, draft: str) -> tuple[Path, bool]:
     measures = attacks.run(target, draft, WORK_DIR)
     return attacks.write_attacks(measures, PAGES), all(measure.holds for measure in measures)
@@ -78,6 +83,7 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "reuse": _reuse,
     "adapters": _adapters,
     "attacks": _attacks,
+    "kernels": _kernels,
     "recovered": _recovered,
     "simulation": _simulation,
     "family": _family,
