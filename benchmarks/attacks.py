@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.crowded import NUM_PROMPTS, PROMPT_BYTES, longest_health_wait
 from benchmarks.page import machine, table, write_page
 from benchmarks.steady import NUM_CLIENTS, memory_under_load
 from benchmarks.stopped import NUM_STREAMS, seconds_until_elsewhere
@@ -36,6 +37,7 @@ def run(target: str, draft: str, work_dir: Path, minutes: float = MINUTES) -> li
     """Measures everything. Takes some twenty minutes on two cores."""
     pieces: list[Callable[[], list[Measure]]] = [
         lambda: waits(target, work_dir),
+        lambda: crowded(target),
         lambda: stopped(target),
         lambda: after_attacks(work_dir),
         lambda: steady(target, draft, minutes),
@@ -58,6 +60,14 @@ def waits(target: str, work_dir: Path) -> list[Measure]:
             f"{len(found)} requests, the worst: {rest}",
         )
     ]
+
+
+def crowded(target: str) -> list[Measure]:
+    """How long a health check waits while many long prompts are tokenized."""
+    seconds = asyncio.run(longest_health_wait(target))
+    name = f"longest wait of a health check while {NUM_PROMPTS} prompts of {PROMPT_BYTES >> 20} MiB are tokenized"
+    bound = f"{_WAIT_SECONDS * 1e3:.0f} ms"
+    return [Measure(name, f"{seconds * 1e3:.0f} ms", bound, seconds <= _WAIT_SECONDS, "asked every 5 ms")]
 
 
 def stopped(target: str) -> list[Measure]:

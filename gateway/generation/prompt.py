@@ -27,8 +27,9 @@ async def read_prompt(
             conversation = await _conversation(request, context, max_bytes)
             token_ids = await tokenizer.encode_chat(conversation, most=context)
         elif request.WhichOneof("input") == "prompt":
-            check_prompt_bytes(len(request.prompt.encode()), max_bytes, field)
-            token_ids = await tokenizer.encode(request.prompt, most=context) if request.prompt else []
+            text = request.prompt  # A message makes its text anew each time that it is asked for it.
+            check_prompt_bytes(len(text.encode()), max_bytes, field)
+            token_ids = await tokenizer.encode(text, most=context) if text else []
         elif request.WhichOneof("input") == "token_ids":
             field, token_ids = "token_ids.ids", request.token_ids.ids
         else:

@@ -65,9 +65,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """See inference.proto."""
         await self._identity.caller(context)
         model = self._catalogue.get(request.model)
-        check_prompt_bytes(len(request.text.encode()), self._max_prompt_bytes, "text")
+        text = request.text  # A message makes its text anew each time that it is asked for it.
+        check_prompt_bytes(len(text.encode()), self._max_prompt_bytes, "text")
         try:
-            token_ids = await model.tokenizer.encode(request.text, most=_MAX_TOKENS)
+            token_ids = await model.tokenizer.encode(text, most=_MAX_TOKENS)
         except TooManyTokensError as error:
             raise InvalidArgumentError("text", f"it has {error}; at most {_MAX_TOKENS} are told") from error
         response = inference_pb2.TokenizeResponse()

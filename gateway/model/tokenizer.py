@@ -53,7 +53,7 @@ class ModelTokenizer:
 
     async def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
         """Token ids of a text. Raises TooManyTokensError for more than `most`, if possible before it is tokenized."""
-        if most is not None and self._longest_token is not None:
+        if most is not None and self._longest_token is not None and 4 * len(text) > most * self._longest_token:
             at_least = -(-len(text.encode()) // self._longest_token)
             if at_least > most:
                 raise TooManyTokensError(f"at least {at_least} tokens")

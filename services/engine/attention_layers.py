@@ -1,5 +1,6 @@
 """What the layers of a model ask of their attention, found out by running a few tokens past one that only notes it."""
 
+import contextlib
 import inspect
 from collections import abc
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -99,7 +101,7 @@ class Recorder:
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
 
-def record_layers(model: PreTrainedModel, recorder: Recorder, num_layers: int) -> None:
+def record_layers(model: PreTrainedModel, recorder: Recorder) -> None:
     """Fills a recorder. Raises CheckpointError, in a sentence, for a model whose attention is of no known kind."""
     name = type(model).__name__
     parameters = inspect.signature(model.forward).parameters
@@ -117,16 +119,70 @@ def record_layers(model: PreTrainedModel, recorder: Recorder, num_layers: int) -
         raise CheckpointError(f"{name} does not use the attention interface of transformers ({problem})") from error
     if not recorder.layers:
         raise CheckpointError(f"{name} does not use the attention interface of transformers in any layer")
-    if len(recorder.layers) < num_layers:
-        raise CheckpointError(
-            f"{name} has layers without attention (a recurrent state, or a convolution), which are not served"
-        )
+
+
+def use_own_attention(model: PreTrainedModel) -> None:
+    """Has a model attend by its own eager code, whether or not it says that its attention can be chosen."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation"):
+            config._attn_implementation = "eager"
+
+
+def ignores_positions(model: PreTrainedModel) -> bool:
+    """Whether a model counts tokens by itself, whatever positions it is given. It attends by its own code then."""
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        return False
+    use_own_attention(model)
+    ids = torch.arange(_NUM_TOKENS, device=model.device)[None]
+    with torch.inference_mode():
+        one, other = (model(input_ids=ids, position_ids=at, use_cache=False).logits for at in (ids, ids.flip(1)))
+    return torch.equal(one, other)
+
+
+def keeps_a_state(model: PreTrainedModel) -> bool:
+    """Whether a model keeps a recurrent state of a text. The few last rows of a convolution are none."""
+    layers: list[Any] = []
+    with contextlib.suppress(Exception):  # A configuration may lack what a cache is made by.
+        layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    if not states:
+        # Such a model does not keep its state in that cache, unless it brings a kind of cache of its own.
+        known = LinearAttentionCacheLayerMixin.__module__
+        return model._is_stateful and all(type(layer).__module__ == known for layer in layers)
+    use_own_attention(model)
+    cache = DynamicCache()
+    cache.layers = layers
+    with contextlib.suppress(Exception), torch.inference_mode():  # Then nothing is known, and a state is assumed.
+        ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=model.device)
+        model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return not all(layer.is_croppable for layer in states)
+
+
+def record_cached_layers(model: PreTrainedModel, num_layers: int) -> list[AttentionLayer]:
+    """What each layer keeps of a token, learnt from the model's own cache; none where it keeps anything else."""
+    cache = DynamicCache()
+    use_own_attention(model)
+    try:
+        ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=model.device)
+        with torch.inference_mode():
+            for piece in ids.tensor_split(2, dim=1):
+                model(input_ids=piece, past_key_values=cache, use_cache=True)
+    except Exception:  # It is the model's own code, which may take no such cache.
+        return []
+    layers: list[Any] = list(cache.layers)
+    if len(layers) != num_layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return []
+    if any(layer.keys is None or layer.keys.shape[-2] != _NUM_TOKENS for layer in layers):
+        return []
+    shapes = [KVShape(layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1]) for layer in layers]
+    return [AttentionLayer(shape, 1.0) for shape in shapes]
 
 
 def find_first_position(model: PreTrainedModel) -> int:
     """The position by which a model means a text's first token: 0, or what RoBERTa's like count from.
 
-    Attention must give zeros (see Recorder), so that only learnt positions tell one from another.
+    Positions that only turn keys and queries do not tell one from another, and then 0 is as good as any.
     """
     # No token is the padding, whose positions are not counted by some.
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)

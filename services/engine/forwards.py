@@ -8,6 +8,7 @@ import logging
 import torch
 from torch import nn
 
+from services.common.checkpoint import CheckpointError
 from services.common.sampling_params import SamplingParams
 from services.engine.config import EngineConfig, Weights
 from services.engine.cpu.decoder import FusedDecoder, fused_products
@@ -25,7 +26,7 @@ from services.engine.model import LoadedModel
 from services.engine.probe import check_model_agrees
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
-from services.engine.torch_forward.forward import TorchForward
+from services.engine.torch_forward.own import own_forward
 from services.engine.torch_forward.stacked_lora import StackedLora
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ _TOLERANCE_OF_ROUNDED = {
     Kind.BFLOAT16_AVX512: 0.03, Kind.BFLOAT16_AMX: 0.03, Kind.INT8: 0.15, Kind.INT8_AVX512: 0.15, Kind.INT8_AMX: 0.15
 }  # fmt: skip
 """Logits may differ by such a share of their spread where a product rounds its rows to bfloat16 or 8 bits."""
+_TOLERANCE_OF_PACKED = 0.05
+"""The same where weights were packed: an expert may be chosen otherwise."""
 
 
 def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward:
@@ -43,6 +46,13 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
     Raises CheckpointError when none computes what the model does by itself.
     """
     check_model_agrees(loaded)
+    if loaded.attends_itself:
+        how = (
+            "each by itself"
+            if loaded.layers
+            else "each from its beginning in every step, for it keeps no keys and values"
+        )
+        _log.warning("%s attends in its own way: texts are computed %s", type(loaded.model).__name__, how)
     packs = loaded.device.type == "cpu" and not loaded.is_quantized
     if packs:
         fused = _fused(loaded, kv_cache, config)
@@ -52,23 +62,34 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
     if config.weights is Weights.INT8:
         raise ValueError(f"{loaded.description.architecture} on {loaded.device}: weights cannot be int8, only dtype")
     if packs:
-        pack_linears(loaded.model, loaded.weights)
+        _pack(loaded, kv_cache)
     products = single_products(loaded.targets)
     adapters = _adapters(loaded, products, config)
     if adapters is not None:
         wrap_linears(loaded.model, products, adapters)
-    return TorchForward(loaded, kv_cache, adapters)
+    return own_forward(loaded, kv_cache, adapters)
+
+
+def _pack(loaded: LoadedModel, kv_cache: KVCache) -> None:
+    """Packs linear layers. Raises CheckpointError where the model computes something else with them."""
+    probes: list[torch.Tensor] = []
+    forward = own_forward(loaded, kv_cache)
+    pack_linears(loaded.model, loaded.weights, lambda: probes.append(_probe(forward, loaded, kv_cache)))
+    if not _agree(probes[0], _probe(forward, loaded, kv_cache), _TOLERANCE_OF_PACKED):
+        name = type(loaded.model).__name__
+        raise CheckpointError(f"{name} reads weights in a way that packed layers do not have, so it cannot be served")
 
 
 def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forward | None:
     """The CPU's own forward of a model, or None where it takes no such model or does not agree."""
-    if kv_cache.block_size % LANES or not all(layer.is_plain for layer in loaded.layers):
+    is_plain = not loaded.attends_itself and all(layer.is_plain for layer in loaded.layers)
+    if kv_cache.block_size % LANES or not is_plain:
         return None
     kind = kind_for(loaded.weights, config.instructions, round_to_int8=_rounds(loaded, config))
     decoder = _decoder(loaded, kind, kv_cache)
     if decoder is None:
         return None
-    own = _probe(TorchForward(loaded, kv_cache), loaded, kv_cache)
+    own = _probe(own_forward(loaded, kv_cache), loaded, kv_cache)
     got = _probe(CpuForward(loaded, kv_cache, kind, decoder), loaded, kv_cache)
     if not _agree(own, got, _TOLERANCE_OF_ROUNDED.get(kind, _TOLERANCE)):
         _log.warning("the fused forward differs from the model's own, which is used")

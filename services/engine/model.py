@@ -1,5 +1,6 @@
 """Loads a causal language model through `transformers` and finds out what a forward has to know of it."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,12 +16,26 @@ from transformers.utils import logging as transformers_logging
 
 from services.common.checkpoint import CheckpointError
 from services.engine.adapter import Target, find_targets
-from services.engine.attention_layers import RECORDING, AttentionLayer, Recorder, find_first_position, record_layers
+from services.engine.attention_layers import (
+    RECORDING,
+    AttentionLayer,
+    Recorder,
+    find_first_position,
+    ignores_positions,
+    keeps_a_state,
+    record_cached_layers,
+    record_layers,
+)
 from services.engine.config import Device, Dtype, EngineConfig
+from services.engine.kv_cache import KVShape
 from services.engine.loading import Report, reporting_weights
 from services.engine.rope import fix_frequencies
 from services.engine.sampling_defaults import sampling_defaults
 from services.engine.vocabulary import vocabulary_digest
+
+_CONTEXTS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "max_target_positions")
+"""What configurations call the most tokens of a text."""
+_STORED_IN_VAIN = KVShape(1, 32, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,7 @@ class LoadedModel:
     model: PreTrainedModel
     description: ModelDescription
     layers: list[AttentionLayer]
+    """None where every step computes a text from its beginning, because the model keeps no keys and values."""
     attention: list[nn.Module]
     """The module of each layer that calls attention."""
     targets: dict[str, Target]
@@ -60,43 +76,44 @@ class LoadedModel:
     is_quantized: bool
     first_position: int = 0
     """The position of a text's first token."""
+    attends_itself: bool = False
+    """Whether its own attention computes it, text by text, because it does not use the attention interface."""
+
+    @property
+    def kv_shapes(self) -> list[KVShape]:
+        """What is stored of a token, layer by layer. A model that stores nothing has blocks all the same."""
+        return [layer.kv_shape for layer in self.layers] or [_STORED_IN_VAIN]
 
 
 def load_model(config: EngineConfig, report: Report) -> LoadedModel:
     """Loads folder or hub id `config.model`. Raises CheckpointError, in a sentence, when it cannot be served."""
+    try:
+        return _load(config, report)
+    except CheckpointError:
+        raise
+    except Exception as error:  # Files and code of others: whatever they raise, the model cannot be loaded.
+        problem = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise CheckpointError(f"{config.model} cannot be loaded: {problem}") from error
+
+
+def _load(config: EngineConfig, report: Report) -> LoadedModel:
     quiet_transformers()
     device = _pick_device(config.device)
     recorder = Recorder()
     recorder.register()
-    loader: Any = AutoModelForCausalLM
-    try:
-        hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
-        text_config = hf_config.get_text_config()
-        weights = _pick_dtype(config.dtype, hf_config)
-        quantized = getattr(hf_config, "quantization_config", None) is not None
-        with reporting_weights(report):
-            model, info = loader.from_pretrained(
-                config.model,
-                dtype=weights,
-                attn_implementation=RECORDING,
-                trust_remote_code=config.trust_remote_code,
-                output_loading_info=True,
-            )
-    except Exception as error:  # Files and code of others: whatever they raise, the model cannot be loaded.
-        problem = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        if isinstance(error, KeyError) and error.args == (RECORDING,):
-            problem = "it does not use the attention interface of transformers"
-        raise CheckpointError(f"{config.model} cannot be loaded: {problem}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(f"{config.model} lacks weights of {type(model).__name__}, such as {missing[0]}")
+    hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    text_config = hf_config.get_text_config()
+    weights = _pick_dtype(config.dtype, hf_config)
+    quantized = getattr(hf_config, "quantization_config", None) is not None
+    with reporting_weights(report):
+        model = _read(config, weights)
     num_parameters = model.num_parameters()
     model.eval().requires_grad_(False)
     # On the CPU activations are float32 whatever the weights are: few CPUs compute in bfloat16, and packed layers read
     # half-precision weights all the same.
     widens = device.type == "cpu" and not quantized
     model.to(torch.float32 if widens else device)
-    record_layers(model, recorder, text_config.num_hidden_layers)
-    layers, attention = list(recorder.layers), list(recorder.modules)
+    layers, attention = _attention_of(model, recorder, getattr(text_config, "num_hidden_layers", 0))
     first_position = find_first_position(model)
     max_context_tokens = _max_context(text_config, config.max_context_tokens, first_position)
     fix_frequencies(model, max_context_tokens)
@@ -118,12 +135,40 @@ def load_model(config: EngineConfig, report: Report) -> LoadedModel:
         layers=layers,
         attention=attention,
         first_position=first_position,
+        attends_itself=not attention,
         targets=find_targets(model),
         weights=weights,
         dtype=torch.float32 if widens else weights,
         device=device,
         is_quantized=quantized,
     )
+
+
+def _read(config: EngineConfig, weights: torch.dtype) -> Any:
+    """The model with its weights, and with the recording attention if it takes another than its own."""
+    loader: Any = AutoModelForCausalLM
+    more = {"dtype": weights, "trust_remote_code": config.trust_remote_code, "output_loading_info": True}
+    try:
+        model, info = loader.from_pretrained(config.model, attn_implementation=RECORDING, **more)
+    except KeyError as error:
+        if error.args != (RECORDING,):
+            raise
+        model, info = loader.from_pretrained(config.model, attn_implementation="eager", **more)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{config.model} lacks weights of {type(model).__name__}, such as {missing[0]}")
+    return model
+
+
+def _attention_of(model: Any, recorder: Recorder, num_layers: int) -> tuple[list[AttentionLayer], list[nn.Module]]:
+    """What layers ask of attention and the modules that call it; no modules where the model attends by itself."""
+    if keeps_a_state(model):
+        name = type(model).__name__
+        raise CheckpointError(f"{name} keeps a recurrent state, and such models are not served")
+    with contextlib.suppress(CheckpointError):
+        record_layers(model, recorder)
+        if len(recorder.layers) >= num_layers and not ignores_positions(model):
+            return list(recorder.layers), list(recorder.modules)
+    return record_cached_layers(model, num_layers), []
 
 
 def revision_digest(model: str, hf_config: Any) -> str:
@@ -159,7 +204,7 @@ def _pick_dtype(dtype: Dtype, hf_config: Any) -> torch.dtype:
 
 
 def _max_context(text_config: Any, limit: int | None, first_position: int) -> int:
-    own = getattr(text_config, "max_position_embeddings", None) or limit
+    own = next((known for name in _CONTEXTS if (known := getattr(text_config, name, None))), limit)
     own = own - first_position if own is not None else None
     if own is None:
         raise CheckpointError("the model's configuration has no context length; set max_context_tokens")

@@ -38,7 +38,7 @@ class ModelRunner:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self.loaded = load_model(config, report)
-        shapes = [layer.kv_shape for layer in self.loaded.layers]
+        shapes = self.loaded.kv_shapes
         per_block = KVCache.bytes_per_block(shapes, config.block_size, self.loaded.dtype)
         num_blocks = config.num_blocks or max(2, config.kv_bytes // per_block)
         self.kv_cache = KVCache(shapes, num_blocks, config.block_size, self.loaded.dtype, self.loaded.device)

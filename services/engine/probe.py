@@ -21,13 +21,14 @@ from torch import nn
 
 from services.common.checkpoint import CheckpointError
 from services.common.sampling_params import SamplingParams
-from services.engine.forward import Batch
+from services.engine.attention_layers import use_own_attention
+from services.engine.forward import Batch, Forward
 from services.engine.kv_cache import KVCache
 from services.engine.model import LoadedModel
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
-from services.engine.torch_forward import attention
-from services.engine.torch_forward.forward import TorchForward
+from services.engine.torch_forward import alone, attention
+from services.engine.torch_forward.own import own_forward
 
 _TEXT, _OTHER, _NEIGHBOUR = 40, 27, 300
 """Tokens of the text, of the one beside it, and of the long one."""
@@ -78,7 +79,7 @@ def _largest_difference(loaded: LoadedModel) -> float:
     text, other, neighbour = (
         _tokens(loaded, min(count, context - 1), seed) for seed, count in enumerate((_TEXT, _OTHER, _NEIGHBOUR))
     )
-    loaded.model.set_attn_implementation("eager")
+    use_own_attention(loaded.model)
     expected = torch.cat([_own_logits(loaded, text), _own_logits(loaded, other)])
     got = _paged_logits(loaded, text, other, neighbour)
     off = (expected - got).abs().max() / expected.std()
@@ -94,11 +95,11 @@ def _own_logits(loaded: LoadedModel, token_ids: list[int]) -> torch.Tensor:
 
 def _paged_logits(loaded: LoadedModel, text: list[int], other: list[int], neighbour: list[int]) -> torch.Tensor:
     """Logits of all rows of the text and of the other one, computed step by step beside a neighbour."""
-    shapes = [layer.kv_shape for layer in loaded.layers]
+    shapes = loaded.kv_shapes
     lengths = [len(text), len(other), len(neighbour)]
     num_blocks = 1 + sum(-(-length // _BLOCK_SIZE) for length in lengths)
     dtype = next(p.dtype for p in loaded.model.parameters() if p.is_floating_point())
-    forward = TorchForward(loaded, KVCache(shapes, num_blocks, _BLOCK_SIZE, dtype, loaded.device))
+    forward = own_forward(loaded, KVCache(shapes, num_blocks, _BLOCK_SIZE, dtype, loaded.device))
     sequences = [Sequence(ids, len(ids), SamplingParams()) for ids in (text, other, neighbour)]
     first = 1
     for sequence in sequences:
@@ -120,7 +121,7 @@ def _paged_logits(loaded: LoadedModel, text: list[int], other: list[int], neighb
     return torch.cat([*rows, others]).float()
 
 
-def _run(forward: TorchForward, works: list[Work]) -> torch.Tensor:
+def _run(forward: Forward, works: list[Work]) -> torch.Tensor:
     """Logits of all rows of a step."""
     token_ids: list[int] = []
     positions: list[int] = []
@@ -144,7 +145,7 @@ def _first_layers(loaded: LoadedModel) -> AbstractContextManager[LoadedModel] | 
         for name, part in parent.named_children()
         if isinstance(part, nn.ModuleList) and len(part) == total
     ]
-    if len(lists) != 1:
+    if not total or len(lists) != 1:
         return None
     kinds = [_kind(layer, asked) for layer, asked in zip(lists[0][2], loaded.layers, strict=True)]
     count = next(n for n in range(1, total + 1) if set(kinds[:n]) == set(kinds))
@@ -194,12 +195,13 @@ def _kept(loaded: LoadedModel) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline" / "probes"
     config = loaded.model.config.to_dict()
     config.pop("_name_or_path", None)
+    sources = (__file__, attention.__file__, alone.__file__)
     what = {
         "config": config,
         "class": type(loaded.model).__qualname__,
         "context": loaded.description.max_context_tokens,
         "device": loaded.device.type,
         "versions": [torch.__version__, importlib.metadata.version("transformers")],
-        "code": [blake3(Path(code).read_bytes()).hexdigest() for code in (__file__, attention.__file__)],
+        "code": [blake3(Path(source).read_bytes()).hexdigest() for source in sources],
     }
     return cache / blake3(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,14 +1,17 @@
 """Chat, text in and out, models, and the blocking client."""
 
 import asyncio
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
+from tokenizers import Tokenizer
 
 from paceline import InvalidArgumentError, SyncClient
 from paceline.v1 import sampling_pb2
-from support.system import System, collect
+from support.system import System, collect, start_system
 
 
 async def test_chat_renders_the_template(system: System) -> None:
@@ -57,6 +60,22 @@ async def test_a_stop_token_ends_the_text_before_itself(system: System) -> None:
     reply = await system.generate("x", seed=1, max_tokens=60, ignore_eos=True, stop_token_ids=[stop])
     assert reply.token_ids == whole.token_ids[: end + 1]
     assert reply.text == await system.client.detokenize(whole.token_ids[:end])
+    assert reply.finish_reasons == {0: sampling_pb2.FINISH_REASON_STOP}
+
+
+async def test_a_special_token_is_a_stop_string(target_folder: str, tmp_path: Path) -> None:
+    """It is left out of the text, in which a stop string is looked for else."""
+    folder = shutil.copytree(target_folder, tmp_path / "it")
+    options = {"seed": 1, "max_tokens": 40, "ignore_eos": True}
+    async with start_system(str(folder)) as system:
+        whole = await system.generate("x", **options)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stop = tokenizer.id_to_token(whole.token_ids[20])
+    tokenizer.add_special_tokens([stop])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    async with start_system(str(folder)) as system:
+        reply = await system.generate("x", **options, stop=[stop])
+    assert reply.token_ids == whole.token_ids[: whole.token_ids.index(whole.token_ids[20]) + 1]
     assert reply.finish_reasons == {0: sampling_pb2.FINISH_REASON_STOP}
 
 

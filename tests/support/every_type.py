@@ -4,11 +4,12 @@ import inspect
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 VOCAB_SIZE = 128
+_MOST_PARAMETERS = 100_000_000
 _LAYERS, _HEADS, _HEAD, _WIDTH, _INNER, _RANK = 4, 4, 16, 64, 96, 16
 _SMALL: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -37,6 +38,11 @@ _SMALL: dict[str, Any] = {
     "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_num_heads": 4, "mamba_head_dim": 32,
     "ssm_state_size": 16, "state_size": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
     "linear_key_head_dim": 16, "linear_value_head_dim": 16, "lru_width": _WIDTH,
+    "mamba_d_ssm": 128, "expand": 1, "n_groups": 1, "mamba_n_groups": 1, "mamba_ngroups": 1, "n_mamba_heads": 1,
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 2048,
+    "indexer_compress_ratio": 4, "axial_pos_embds": False, "encoder_hash_byte_group_vocab": VOCAB_SIZE,
+    "hidden_size_global": _WIDTH, "adapter_in_dim": _WIDTH, "adapter_input_size": _WIDTH,
+    "adapter_out_dim": _WIDTH, "emb_dim": _WIDTH, "default_language": "en_XX", "causal": True,
     "dim_model": _WIDTH, "dim_head": _HEAD, "dim_ff": _INNER,
     "is_decoder": True, "add_cross_attention": False, "use_cache": True,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1,
@@ -50,6 +56,12 @@ _BESIDE: dict[str, dict[str, Any]] = {
     },
     "minicpm3": {"num_key_value_heads": _HEADS},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}},
+    "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "longcat_flash": {"head_dim": 8},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
+    "zaya": {"num_experts_per_tok": 1},
 }
 """What single types need to be told otherwise."""
 
@@ -63,23 +75,38 @@ def tiny_config(model_type: str) -> Any:
     """A small configuration, as far as its class takes sizes of the usual names. Raises what its class raises."""
     kind = CONFIG_MAPPING[model_type]
     default = kind()
-    text = default.get_text_config(decoder=True)
     sizes = {**_SMALL, **_BESIDE.get(model_type, {})}
-    taken = _taken(type(text), sizes)
-    name = next((name for name, value in vars(default).items() if value is text), None)
-    if name is None:
-        return kind(**_taken(kind, sizes))
-    parts = {name: {"model_type": text.model_type, **taken}}
-    for other, value in vars(default).items():
-        if other.endswith("_config") and other != name and hasattr(value, "to_dict"):
-            parts[other] = {"model_type": value.model_type, **_taken(type(value), sizes)}
-    return kind(**parts, **{key: sizes[key] for key in ("tie_word_embeddings",) if key in _parameters(kind)})
+    text = default.get_text_config(decoder=True)
+    given = _parts(default, sizes)
+    if not any(part is text for part in vars(default).values()):
+        given |= _taken(default, sizes)
+    elif "tie_word_embeddings" in _parameters(kind):
+        given["tie_word_embeddings"] = sizes["tie_word_embeddings"]
+    return kind(**given)
+
+
+def _parts(config: Any, sizes: dict[str, Any]) -> dict[str, Any]:
+    """What the configurations within one are told, by their names."""
+    parts = {}
+    for name, part in vars(config).items():
+        if isinstance(part, PreTrainedConfig):
+            given = {**_parts(part, sizes), **_taken(part, sizes)}
+            try:
+                type(part)(**given)
+            except Exception:  # Some say by layer what they want of each.
+                given.pop("num_hidden_layers", None)
+            parts[name] = {"model_type": part.model_type, **given}
+    return parts
 
 
 def save_tiny_of(model_type: str, folder: str, seed: int = 0) -> str:
     """Saves a random tiny model of a type in float32, every parameter of which matters, and returns the folder."""
     torch.manual_seed(seed)
     config = tiny_config(model_type)
+    with torch.device("meta"):
+        size = AutoModelForCausalLM.from_config(config, dtype=torch.float32).num_parameters()
+    if size > _MOST_PARAMETERS:
+        raise ValueError(f"{size // 1_000_000} million parameters: its sizes have names of their own")
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -89,26 +116,29 @@ def save_tiny_of(model_type: str, folder: str, seed: int = 0) -> str:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     model.generation_config.eos_token_id = 2
     model.save_pretrained(folder)
+    if type(model.config) is not type(config):
+        # What people have is the configuration of the whole, of which this is the model that continues text.
+        config.save_pretrained(folder)
     return folder
 
 
-def _taken(kind: type, sizes: dict[str, Any]) -> dict[str, Any]:
-    parameters = _parameters(kind)
-    taken = {name: value for name, value in sizes.items() if name in parameters and _fits(kind, name, value)}
+def _taken(default: Any, sizes: dict[str, Any]) -> dict[str, Any]:
+    parameters = _parameters(type(default))
+    taken = {name: value for name, value in sizes.items() if name in parameters and _fits(default, name, value)}
     if "kv_lora_rank" in taken and "num_key_value_heads" in taken:
         taken["num_key_value_heads"] = _HEADS
     return taken
 
 
-def _fits(kind: type, name: str, value: Any) -> bool:
+def _fits(default: Any, name: str, value: Any) -> bool:
     """Whether a class takes such a value: not where it has a list and this is a number, or switches it off."""
     try:
-        default = getattr(kind(), name, None)
+        known = getattr(default, name, None)
     except Exception:  # It differs by layer.
         return False
     if isinstance(value, dict) or name in ("q_lora_rank", "rotary_dim", "sliding_window", "n_inner"):
-        return default is not None
-    return not isinstance(default, list | tuple | dict) or isinstance(value, list)
+        return known is not None
+    return not isinstance(known, list | tuple | dict) or isinstance(value, list)
 
 
 def _parameters(kind: type) -> set[str]:

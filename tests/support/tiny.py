@@ -32,6 +32,8 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "gpt_neox": {"rotary_pct": 0.5},
     "gpt2": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 512, "n_inner": 96},
     "olmo2": {"num_key_value_heads": 2},
+    "gptj": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 512, "n_inner": 96, "rotary_dim": 8},
+    "openai-gpt": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 512},
 }
 
 

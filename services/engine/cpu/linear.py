@@ -11,6 +11,7 @@ Two packings, chosen by the dtype of the weights:
   kernel are filled up to one that does not.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -60,22 +61,40 @@ class PackedHalf(nn.Module):
         return out[:count].view(*x.shape[:-1], self.out_features)
 
 
-def pack_linears(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replaces every plain linear layer of a float32 model on the CPU by a packed one of the given weight dtype."""
+def pack_linears(model: nn.Module, dtype: torch.dtype, run: Callable[[], object]) -> None:
+    """Replaces every plain linear layer of a float32 model on the CPU by a packed one of the given weight dtype.
+
+    `run` computes something with the model: it shows which layers are not called, because others read their weights.
+    """
     from transformers.pytorch_utils import Conv1D
 
+    read = _read_by_others(model, run)
     half = dtype in (torch.bfloat16, torch.float16) and "fbgemm" in torch.backends.quantized.supported_engines
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
+            if child in read:
+                continue
             if type(child) is nn.Linear:
                 packed = pack(child.weight, child.bias, half=half)
             elif type(child) is Conv1D:
                 packed = pack(child.weight.t(), child.bias, half=half)
             else:
                 continue
-            # Some models look at a weight's type or shape; what would compute with it fails, and is told so.
+            # Some models look at a weight's type or shape.
             packed.weight = child.weight.detach().to("meta")
             setattr(parent, name, packed)
+
+
+def _read_by_others(model: nn.Module, run: Callable[[], object]) -> set[nn.Module]:
+    """Parts that a run does not call, though it calls the module that has them: a router's layer, often."""
+    called: set[nn.Module] = set()
+    hooks = [part.register_forward_hook(lambda part, *_: called.add(part)) for part in model.modules()]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {part for parent in called for part in parent.children()} - called
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None, *, half: bool) -> nn.Module:

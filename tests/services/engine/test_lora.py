@@ -100,15 +100,15 @@ def test_speculation_changes_no_token_of_a_mixed_batch(engine: Engine, expected:
     assert accepted > (NUM_TOKENS if draft != "random" else -1)
 
 
-@pytest.mark.parametrize("architecture", ["gemma3_text", "gpt_neox", "gpt2", "phi3", "qwen3"])
+@pytest.mark.parametrize("architecture", ["gemma3_text", "gpt_neox", "gpt2", "phi3", "qwen3", "gptj", "openai-gpt"])
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 def test_other_architectures_say_what_peft_says(tmp_path: Path, architecture: str) -> None:
     model = save_tiny(tmp_path / "model", architecture)
     engine = make_engine(model, max_adapters=2, max_adapter_rank=8)
     modules = sorted({name.rpartition(".")[2] for name in engine.facts.targets})
     folders = [
-        save_adapter(model, tmp_path / "a", 5, modules, 1, fan_in_fan_out=architecture == "gpt2"),
-        save_adapter(model, tmp_path / "b", 8, modules[:1], 2, fan_in_fan_out=architecture == "gpt2"),
+        save_adapter(model, tmp_path / "a", 5, modules, 1, fan_in_fan_out=architecture in ("gpt2", "openai-gpt")),
+        save_adapter(model, tmp_path / "b", 8, modules[:1], 2, fan_in_fan_out=architecture in ("gpt2", "openai-gpt")),
     ]
     for slot, folder in enumerate(folders):
         install(engine, slot, folder)
