@@ -101,6 +101,7 @@ class SyncClient:
     cancel_batch = _blocking(Client.cancel_batch)
     pause_batch = _blocking(Client.pause_batch)
     resume_batch = _blocking(Client.resume_batch)
+    retry_batch = _blocking(Client.retry_batch)
     delete_batch = _blocking(Client.delete_batch)
     batch_results = _streaming(Client.batch_results)
     create_tenant = _blocking(Client.create_tenant)

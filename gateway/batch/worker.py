@@ -5,11 +5,11 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from gateway.batch.acceptance import Acceptance
 from gateway.batch.batches import Batches
-from gateway.batch.execution import Execution, Later
-from gateway.batch.leases import Ended, Item, Leases
+from gateway.batch.execution import Execution
+from gateway.batch.leases import Ended, Item, Later, Leases
 from gateway.batch.states import END_OF, ItemState
-from gateway.batch.upload import Uploads
 from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
 
@@ -30,7 +30,7 @@ class Worker:
         self,
         leases: Leases,
         batches: Batches,
-        uploads: Uploads,
+        acceptance: Acceptance,
         execution: Execution,
         most: int,
         beside: int,
@@ -40,7 +40,7 @@ class Worker:
         """`num_others` says how many requests run or wait that are in no batch."""
         self._leases = leases
         self._batches = batches
-        self._uploads = uploads
+        self._acceptance = acceptance
         self._execution = execution
         self._most = most
         self._beside = beside
@@ -93,7 +93,7 @@ class Worker:
         try:
             ended = await self._execution.run(item, lambda: self._stopping.get(item.lease))
             if isinstance(ended, Later):
-                await self._release([item], ended)
+                await self._release({item: ended})
             else:
                 self._ended.append(ended)
                 self._has_ended.set()
@@ -102,10 +102,10 @@ class Worker:
             self._stopping.pop(item.lease, None)
             self._wake.set()
 
-    async def _release(self, items: list[Item], later: Later) -> None:
+    async def _release(self, items: dict[Item, Later]) -> None:
         """Gives items back; where that fails their leases run out."""
         try:
-            await self._leases.release(items, later.seconds, is_fault=later.is_fault)
+            await self._leases.release(items)
         except UnavailableError as error:
             _log.warning("%d items are given back when their leases run out: %s", len(items), error)
 
@@ -141,7 +141,7 @@ class Worker:
 
     async def _sweep(self) -> None:
         await self._leases.sweep()
-        await self._uploads.drop_abandoned()
+        await self._acceptance.drop_abandoned()
         await self._batches.drop_old(self._keep_seconds)
         await asyncio.sleep(_SWEEP_SECONDS)
 
@@ -154,7 +154,7 @@ class Worker:
         try:
             async with asyncio.timeout(_LAST_SECONDS):
                 if running:
-                    await self._release([item for item, _ in running], Later(0, is_fault=False))
+                    await self._release({item: Later(0, item.num_crashes) for item, _ in running})
                 if self._ended:
                     await self._leases.record(self._ended)
         except (TimeoutError, UnavailableError):

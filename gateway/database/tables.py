@@ -78,6 +78,7 @@ usage_requests = Table(
     Column("outcome", String(16), nullable=False),
     Column("ended_at", Double, nullable=False),
     *_sums(),
+    Index("ix_usage_requests_ended_at", "ended_at"),
 )
 """One row a request that used anything. That a request is here is why it is not added to the sums again."""
 
@@ -123,11 +124,13 @@ batches = Table(
     *[Column(name, Double, nullable=False) for name in ("created_at", "updated_at", "expires_at")],
     *[Column(name, Double) for name in ("accepted_at", "started_at", "cancelled_at", "ended_at")],
     *[Column(name, BigInteger, nullable=False) for name in BATCH_COUNTS],
+    Column("max_cost", BigInteger),
+    Column("retry_of", String(32)),
     Index("ix_batches_tenant", "tenant", "created_at", "id"),
     Index("ix_batches_state", "state", "expires_at"),
     UniqueConstraint("tenant", "idempotency_key", name="uq_batches_idempotency_key"),
 )
-"""Batches, with how many of their items are how, and what they used."""
+"""Batches, with how many of their items are how, what they used, and what they may cost."""
 
 batch_items = Table(
     "batch_items",
@@ -140,6 +143,8 @@ batch_items = Table(
     Column("affinity", String(16), nullable=False),
     Column("state", SmallInteger, nullable=False),
     Column("num_attempts", Integer, nullable=False),
+    Column("num_crashes", Integer, nullable=False, server_default="0"),
+    Column("max_cost", BigInteger, nullable=False, server_default="0"),
     Column("not_before", Double, nullable=False),
     Column("lease", String(32)),
     Column("lease_until", Double),

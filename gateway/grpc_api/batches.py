@@ -11,6 +11,7 @@ from sqlalchemy import Row
 
 from gateway.batch.batches import Batches
 from gateway.batch.results import Results
+from gateway.batch.retries import Retries
 from gateway.batch.states import ENDED, BatchState
 from gateway.batch.upload import Uploads
 from gateway.batch.worker import Worker
@@ -28,10 +29,17 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     """Between gRPC and the callers' batches."""
 
     def __init__(
-        self, batches: Batches, uploads: Uploads, results: Results, worker: Worker, identity: Identity
+        self,
+        batches: Batches,
+        uploads: Uploads,
+        retries: Retries,
+        results: Results,
+        worker: Worker,
+        identity: Identity,
     ) -> None:
         self._batches = batches
         self._uploads = uploads
+        self._retries = retries
         self._results = results
         self._worker = worker
         self._identity = identity
@@ -95,6 +103,14 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         self._worker.wake()
         return batch_pb2.ResumeBatchResponse(batch=_message(row))
 
+    async def RetryBatch(
+        self, request: batch_pb2.RetryBatchRequest, context: CallContext
+    ) -> batch_pb2.RetryBatchResponse:
+        """See batch.proto."""
+        row = await self._retries.retry(await self._caller(context), request)
+        self._worker.wake()
+        return batch_pb2.RetryBatchResponse(batch=_message(row))
+
     async def DeleteBatch(
         self, request: batch_pb2.DeleteBatchRequest, context: CallContext
     ) -> batch_pb2.DeleteBatchResponse:
@@ -150,6 +166,8 @@ def _message(row: Row[Any]) -> batch_pb2.Batch:
             cost_nanos=row.cost,
         ),
         idempotency_key=row.idempotency_key or "",
+        max_cost_nanos=row.max_cost,
+        retry_of=row.retry_of or "",
     )
 
 

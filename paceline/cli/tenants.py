@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, day, money, out, print_json
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, day, money, nanos, out, print_json
 from paceline.v1 import admin_pb2
 
 tenants = typer.Typer(no_args_is_help=True, help="Tenants and what they may use; takes a key of scope admin.")
@@ -98,7 +98,7 @@ def _plan(
         max_streams=streams,
         max_batch_items=batch_items,
         max_batch_tokens=batch_tokens,
-        max_monthly_cost_nanos=None if cost is None else round(cost * 1e9),
+        max_monthly_cost_nanos=nanos(cost),
         max_priority=priority,
         weight=weight,
     )
