@@ -106,6 +106,9 @@ class GatewaySettings(ProcessSettings):
         30.0, gt=0, description="After how long an item of a batch is given to another gateway when its own is gone."
     )
     batch_days: float = Field(30.0, gt=0, description="How long a batch and its results are kept after its end.")
+    ledger_days: float = Field(
+        90.0, ge=1, description="How long the ledger knows each request; the sums by day are kept for ever."
+    )
     currency: str = Field("USD", min_length=1, max_length=8, description="What prices are in.")
     max_prompt_bytes: int = Field(4 << 20, ge=1, description="Longest prompt or conversation, in bytes of UTF-8.")
     max_active_requests: int = Field(

@@ -19,7 +19,8 @@ from gateway.batch.endings import count, end_waiting, locked
 from gateway.batch.states import COUNT_OF, RUNNABLE, RUNS, STOPPABLE, STOPPING, BatchState, ItemState
 from gateway.database.database import Database
 from gateway.database.tables import batch_items, batches, tenants
-from gateway.tenants.ledger import Entry, Ledger
+from gateway.tenants.entry import Entry
+from gateway.tenants.ledger import Ledger
 
 _MAX_BATCHES = 1000
 _USED = ("num_prompt_tokens", "num_cached_tokens", "num_completion_tokens", "cost")

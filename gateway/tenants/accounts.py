@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 
 from gateway.database.tables import MONEY
 from gateway.generation.outcome import Record
+from gateway.tenants.entry import Entry
 from gateway.tenants.identity import Caller
 from gateway.tenants.keys import Keys
 from gateway.tenants.kind import Kind
-from gateway.tenants.ledger import Entry, Ledger
+from gateway.tenants.ledger import Ledger
 from gateway.tenants.limits import Allowance, Limits
 from gateway.tenants.prices import Prices
 from paceline.errors import QuotaExceededError

@@ -12,8 +12,9 @@ from gateway.batch.leases import Ended, Item, Later, Leases
 from gateway.batch.states import BatchState, ItemState
 from gateway.database.database import Database
 from gateway.database.tables import BATCH_COUNTS, batch_items, batches, tenants, usage_days
+from gateway.tenants.entry import Entry
 from gateway.tenants.kind import Kind
-from gateway.tenants.ledger import Entry, Ledger
+from gateway.tenants.ledger import Ledger
 from paceline.v1 import inference_pb2
 
 
