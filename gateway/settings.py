@@ -106,6 +106,9 @@ class GatewaySettings(ProcessSettings):
         30.0, gt=0, description="After how long an item of a batch is given to another gateway when its own is gone."
     )
     batch_days: float = Field(30.0, gt=0, description="How long a batch and its results are kept after its end.")
+    webhook_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        (), description="Networks that webhooks may go to although they are not public, and by http."
+    )
     ledger_days: float = Field(
         90.0, ge=1, description="How long the ledger knows each request; the sums by day are kept for ever."
     )

@@ -156,3 +156,30 @@ batch_items = Table(
 )
 """Items by their place in the input, from 0. `affinity` is alike where prompts begin alike; whoever runs an item has
 the lease that it is recorded with."""
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False, index=True),
+    Column("url", Text, nullable=False),
+    Column("secret", String(64), nullable=False),
+    Column("old_secret", String(64)),
+    Column("old_until", Double),
+    Column("created_at", Double, nullable=False),
+    Column("disabled_at", Double),
+    Column("last_error", Text),
+)
+"""Where tenants are told of what happened. Messages are signed with the secret, and with the old one for a while."""
+
+webhook_messages = Table(
+    "webhook_messages",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("webhook", String(32), ForeignKey("webhooks.id"), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+    Column("num_attempts", Integer, nullable=False),
+    Column("next_at", Double, nullable=False, index=True),
+)
+"""What waits to be sent: written with what it tells of, deleted when it has arrived. Whoever sends one moves its next
+attempt on first, so that another gateway sends it when the first does not come back."""

@@ -1,7 +1,6 @@
 """AdminService: tenants and their keys."""
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
+from gateway.grpc_api.timestamps import timestamp
 from gateway.tenants.api_key import Scope, read_scopes
 from gateway.tenants.identity import Identity
 from gateway.tenants.key_store import KeyStore, KnownKey, KnownTenant
@@ -70,7 +69,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
 
 def _tenant(known: KnownTenant) -> admin_pb2.Tenant:
-    return admin_pb2.Tenant(id=known.id, plan=known.plan.message(), create_time=_timestamp(known.created_at))
+    return admin_pb2.Tenant(id=known.id, plan=known.plan.message(), create_time=timestamp(known.created_at))
 
 
 def _key(known: KnownKey) -> admin_pb2.ApiKey:
@@ -79,16 +78,7 @@ def _key(known: KnownKey) -> admin_pb2.ApiKey:
         tenant=known.tenant,
         name=known.name,
         scopes=sorted(known.scopes),
-        create_time=_timestamp(known.created_at),
-        expire_time=_timestamp(known.expires_at),
-        revoke_time=_timestamp(known.revoked_at),
+        create_time=timestamp(known.created_at),
+        expire_time=timestamp(known.expires_at),
+        revoke_time=timestamp(known.revoked_at),
     )
-
-
-def _timestamp(moment: float | None) -> Timestamp | None:
-    """A moment in seconds since 1970, to the microsecond."""
-    if moment is None:
-        return None
-    made = Timestamp()
-    made.FromMicroseconds(int(moment * 1e6))
-    return made

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Row
 
 from gateway.batch.batches import Batches
@@ -15,6 +14,7 @@ from gateway.batch.retries import Retries
 from gateway.batch.states import ENDED, BatchState
 from gateway.batch.upload import Uploads
 from gateway.batch.worker import Worker
+from gateway.grpc_api.timestamps import timestamp
 from gateway.tenants.api_key import Scope
 from gateway.tenants.identity import Caller, Identity
 from paceline.errors import DeadlineExceededError, InvalidArgumentError
@@ -152,13 +152,13 @@ def _message(row: Row[Any]) -> batch_pb2.Batch:
             expired=row.num_expired,
         ),
         metadata=json.loads(row.options),
-        create_time=_timestamp(row.created_at),
-        accept_time=_timestamp(row.accepted_at),
-        start_time=_timestamp(row.started_at),
-        cancel_time=_timestamp(row.cancelled_at),
-        end_time=_timestamp(row.ended_at),
-        expire_time=_timestamp(row.expires_at),
-        estimated_end_time=_timestamp(_estimated_end(row)),
+        create_time=timestamp(row.created_at),
+        accept_time=timestamp(row.accepted_at),
+        start_time=timestamp(row.started_at),
+        cancel_time=timestamp(row.cancelled_at),
+        end_time=timestamp(row.ended_at),
+        expire_time=timestamp(row.expires_at),
+        estimated_end_time=timestamp(_estimated_end(row)),
         usage=batch_pb2.BatchUsage(
             num_prompt_tokens=row.num_prompt_tokens,
             num_cached_tokens=row.num_cached_tokens,
@@ -177,12 +177,3 @@ def _estimated_end(row: Row[Any]) -> float | None:
         return None
     now = time.time()
     return float(now + (now - row.started_at) / row.num_ended * (row.num_items - row.num_ended))
-
-
-def _timestamp(moment: float | None) -> Timestamp | None:
-    """A moment in seconds since 1970, to the microsecond."""
-    if moment is None:
-        return None
-    made = Timestamp()
-    made.FromMicroseconds(int(moment * 1e6))
-    return made
