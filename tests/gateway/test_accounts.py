@@ -26,7 +26,8 @@ from support.batch import Stalls
 from support.databases import new_sqlite_url
 from support.fakes import FakeVerifier, serve_fakes
 from support.keys import make_key
-from support.system import StartGateway, collect, gateway_settings, served
+from support.served import served
+from support.system import StartGateway, collect, gateway_settings
 
 OPTIONS: dict[str, Any] = {"max_tokens": 6}
 PRICES = {"prompt": "1", "completion": "2"}
