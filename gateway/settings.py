@@ -99,9 +99,8 @@ class GatewaySettings(ProcessSettings):
         "among the user's data.",
     )
     max_batch_streams: int = Field(
-        32, ge=0, description="Items of batches that run at once while nobody waits for a stream; 0: none run here."
+        32, ge=0, description="Items of batches that run at once, on what other requests leave idle; 0: none run here."
     )
-    min_batch_streams: int = Field(1, ge=0, description="Items of batches that run at once beside other requests.")
     batch_lease_seconds: float = Field(
         30.0, gt=0, description="After how long an item of a batch is given to another gateway when its own is gone."
     )

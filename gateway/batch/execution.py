@@ -25,10 +25,10 @@ from gateway.tenants.limits import Allowance, Limits
 from gateway.tenants.plan import NO_LIMITS, Plan
 from paceline.errors import PacelineError, from_call
 from paceline.v1 import inference_pb2
+from services.common.background import BACKGROUND_PRIORITY
 
 _log = logging.getLogger(__name__)
-_BATCH_PLAN = Plan(max_priority=-101)
-"""Below all that interactive requests may ask for."""
+_BATCH_PLAN = Plan(max_priority=BACKGROUND_PRIORITY)
 _WAITS = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
 """What passes: an item waits for as long as its batch may take."""
 _FAULTS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})

@@ -54,8 +54,6 @@ async def open_work(
         acceptance,
         Execution(generation, pins, tenancy.accounts, time.time),
         settings.max_batch_streams,
-        min(settings.min_batch_streams, settings.max_batch_streams),
-        lambda: tenancy.accounts.num_running,
         settings.batch_days * DAY_SECONDS,
     )
     async with worker.running():

@@ -22,8 +22,7 @@ _LAST_SECONDS = 5.0
 class Worker:
     """One gateway's share of the work.
 
-    It begins `most` items while nobody waits for a stream, and `beside` while somebody does; what has begun goes on, at
-    a priority below all others.
+    It runs `most` items at once, in the background: verifiers give them what others leave idle.
     """
 
     def __init__(
@@ -33,18 +32,13 @@ class Worker:
         acceptance: Acceptance,
         execution: Execution,
         most: int,
-        beside: int,
-        num_others: Callable[[], int],
         keep_seconds: float,
     ) -> None:
-        """`num_others` says how many requests run or wait that are in no batch."""
         self._leases = leases
         self._batches = batches
         self._acceptance = acceptance
         self._execution = execution
         self._most = most
-        self._beside = beside
-        self._num_others = num_others
         self._keep_seconds = keep_seconds
         self._running: dict[str, tuple[Item, asyncio.Task[None]]] = {}
         """By lease."""
@@ -74,7 +68,7 @@ class Worker:
 
     async def _claim(self) -> None:
         """Takes items for the room there is."""
-        room = self._room()
+        room = self._most - len(self._running)
         claimed = await self._leases.claim(room) if room > 0 else []
         for item in claimed:
             task = asyncio.create_task(self._run(item))
@@ -85,9 +79,6 @@ class Worker:
                 await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
             except TimeoutError:
                 return
-
-    def _room(self) -> int:
-        return (self._beside if self._num_others() else self._most) - len(self._running)
 
     async def _run(self, item: Item) -> None:
         try:

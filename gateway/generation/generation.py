@@ -29,6 +29,7 @@ from gateway.tenants.identity import Caller
 from paceline.errors import DeadlineExceededError
 from paceline.internal.v1 import speculation_pb2
 from paceline.v1 import inference_pb2
+from services.common.background import BACKGROUND_PRIORITY
 from services.common.seeds import derive_seed
 
 _log = logging.getLogger(__name__)
@@ -133,7 +134,13 @@ class Generation:
 
     @asynccontextmanager
     async def _place(self, job: _Job, caller: Caller) -> AsyncIterator[None]:
-        """Waits for a place and holds it. Its adapter is loaded meanwhile, as long as the request waits."""
+        """Waits for a place and holds it. Its adapter is loaded meanwhile, as long as the request waits.
+
+        What runs in the background takes no place of others: whoever runs it bounds it.
+        """
+        if job.priority == BACKGROUND_PRIORITY:
+            yield
+            return
         waits = job.adapter.target and self._admission.will_wait
         prefetch = self._adapters.prefetch(caller, job.model, job.adapter.target) if waits else None
         async with AsyncExitStack() as place:

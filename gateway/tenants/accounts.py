@@ -31,11 +31,6 @@ class Accounts:
         self._prices = prices
         self._clock = clock
 
-    @property
-    def num_running(self) -> int:
-        """Interactive requests that run or wait for a place."""
-        return self._limits.num_running
-
     @asynccontextmanager
     async def request(self, caller: Caller) -> AsyncIterator[Allowance]:
         """Holds a place within the tenant's limits while the block lasts.

@@ -38,7 +38,10 @@ ARGUMENTS = np.dtype(
     + [(name, np.int64) for name in ("heads", "kv_heads", "dim", "rotated", "angles", "slots_in_all")]
     + [(name, np.int64) for name in ("sequences", "blocks", "block_size", "half_embedding")]
     + [(name, np.intp) for name in ("layer_table", "product_table", "scalings", "final_norm", "embedding", "tiles")]
-    + [(name, np.intp) for name in ("token_ids", "positions", "slots", "owners", "tables", "wanted", "cos", "sin")]
+    + [
+        (name, np.intp)
+        for name in ("token_ids", "positions", "slots", "owners", "tables", "wanted", "cos", "sin", "hurry", "given_up")
+    ]
     + [(name, np.intp) for name in ("hidden", "normed", "joint", "queries", "attended", "gates", "active", "delta")]
     + [(name, np.intp) for name in ("units", "row_scales", "room", "logits")]
     + [("eps", np.float32)],
@@ -189,9 +192,15 @@ def _run_phases(address: Any) -> None:
     in_tiles = a.kind in (_FIRST_WITH_TILES, _LAST_WITH_TILES)
     if in_tiles:
         load_tiles(a.tiles)
+    hurry, given_up = carray(_pointer(a.hurry), (1,), np.int64), carray(_pointer(a.given_up), (a.layers + 1,), np.int64)
     for phase in range(a.first, a.last):
+        layer, begins_layer = phase // PHASES, phase % PHASES == 0
+        if begins_layer and thread == 0:
+            given_up[layer] = hurry[0]
         if phase > a.first:
             parallel.barrier()
+            if begins_layer and given_up[layer]:  # What one thread has read counts for all of them.
+                break
         _run_phase(a, phase, thread, threads)
     if in_tiles:
         release_tiles()
