@@ -1,5 +1,7 @@
 """AdminService: tenants and their keys."""
 
+from collections.abc import Awaitable, Callable
+
 from gateway.grpc_api.timestamps import timestamp
 from gateway.tenants.api_key import Scope, read_scopes
 from gateway.tenants.identity import Identity
@@ -22,17 +24,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.CreateTenantRequest, context: CallContext
     ) -> admin_pb2.CreateTenantResponse:
         """See admin.proto."""
-        await self._identity.caller(context, Scope.ADMIN)
-        tenant = await self._store.create_tenant(request.id, Plan.read(request.plan))
-        return admin_pb2.CreateTenantResponse(tenant=_tenant(tenant))
+        return admin_pb2.CreateTenantResponse(tenant=await self._plan(self._store.create_tenant, request, context))
 
     async def UpdateTenant(
         self, request: admin_pb2.UpdateTenantRequest, context: CallContext
     ) -> admin_pb2.UpdateTenantResponse:
         """See admin.proto."""
-        await self._identity.caller(context, Scope.ADMIN)
-        tenant = await self._store.update_tenant(request.id, Plan.read(request.plan))
-        return admin_pb2.UpdateTenantResponse(tenant=_tenant(tenant))
+        return admin_pb2.UpdateTenantResponse(tenant=await self._plan(self._store.update_tenant, request, context))
 
     async def ListTenants(
         self, request: admin_pb2.ListTenantsRequest, context: CallContext
@@ -66,6 +64,15 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """See admin.proto."""
         await self._identity.caller(context, Scope.ADMIN)
         return admin_pb2.ListKeysResponse(keys=map(_key, await self._store.keys_of(request.tenant)))
+
+    async def _plan(
+        self,
+        change: Callable[[str, Plan], Awaitable[KnownTenant]],
+        request: admin_pb2.CreateTenantRequest | admin_pb2.UpdateTenantRequest,
+        context: CallContext,
+    ) -> admin_pb2.Tenant:
+        await self._identity.caller(context, Scope.ADMIN)
+        return _tenant(await change(request.id, Plan.read(request.plan)))
 
 
 def _tenant(known: KnownTenant) -> admin_pb2.Tenant:
