@@ -15,6 +15,9 @@ from services.common.backoff import Backoff
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
+_GATHER_SECONDS = 0.05
+"""Items that end within so long are recorded together, and others taken in their places together: transactions cost the
+cores that models run on."""
 _SWEEP_SECONDS = 1.0
 _LAST_SECONDS = 5.0
 
@@ -79,6 +82,7 @@ class Worker:
                 await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
             except TimeoutError:
                 return
+            await asyncio.sleep(_GATHER_SECONDS)
 
     async def _run(self, item: Item) -> None:
         try:
@@ -103,6 +107,8 @@ class Worker:
     async def _record(self) -> None:
         """Records what has ended, all of it in one transaction."""
         await self._has_ended.wait()
+        if self._running:
+            await asyncio.sleep(_GATHER_SECONDS)
         ended = list(self._ended)
         num_kept = await self._leases.record(ended)
         if num_kept < len(ended):

@@ -23,11 +23,12 @@ from paceline.cli.app import app
 from paceline.v1 import admin_pb2, usage_pb2
 from services.common.settings import ServerSettings
 from support.batch import Stalls
-from support.databases import new_sqlite_url
+from support.databases import migrated, new_sqlite_url
 from support.fakes import FakeVerifier, serve_fakes
 from support.keys import make_key
+from support.postgres_server import PostgresServer
 from support.served import served
-from support.system import StartGateway, collect, gateway_settings
+from support.system import StartGateway, collect, first_tokens, gateway_settings
 
 OPTIONS: dict[str, Any] = {"max_tokens": 6}
 PRICES = {"prompt": "1", "completion": "2"}
@@ -196,3 +197,25 @@ async def test_the_command_line_goes_from_the_first_key_to_usage(
         assert "revoked" in await do("keys", "list")
         await do("usage", key=successor)
         assert "does not hold" in await do("usage", key=key[:-1] + "!", code=1)
+
+
+async def test_a_stream_needs_the_database_for_none_of_its_tokens(
+    start_gateway: StartGateway, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    server = PostgresServer(tmp_path_factory.mktemp("away"))
+    await server.start()
+    verifier = Stalls()
+    url = server.url()
+    await migrated(url)
+    key = await make_key(url, max_monthly_cost=10**9, tokens_per_minute=10**6)
+    async with serve_fakes(verifier) as address, start_gateway([address], database=url) as system:
+        async with Client(system.gateway, key=key) as client:
+            events = client.generate("abc", max_tokens=300)
+            tokens = await first_tokens(events)
+            server.stop()
+            verifier.go_on.set()
+            async for event in events:
+                tokens += event.delta.token_ids
+            assert len(tokens) == 300
+        await server.start()
+    server.stop()

@@ -60,9 +60,9 @@ class FusedDecoder:
         self._scalings = np.array([layer.scaling for layer in layers], np.float64)
         self._tiles = tile_configuration()
         self.hurry = np.zeros(1, np.int64)
-        """Set by any thread: a step that can wait is given up at its next layer."""
+        """Set by any thread: a step that can wait is given up at its next phase."""
         self._calm = np.zeros(1, np.int64)
-        self._given_up = np.zeros(len(layers) + 1, np.int64)
+        self._given_up = np.zeros(PHASES * len(layers) + 2, np.int64)
         self._kept = packed, norms, embedding, kv_cache  # The tables hold addresses only.
         shape = layers[0].kv_shape
         self._num_layers = len(layers)

@@ -192,14 +192,13 @@ def _run_phases(address: Any) -> None:
     in_tiles = a.kind in (_FIRST_WITH_TILES, _LAST_WITH_TILES)
     if in_tiles:
         load_tiles(a.tiles)
-    hurry, given_up = carray(_pointer(a.hurry), (1,), np.int64), carray(_pointer(a.given_up), (a.layers + 1,), np.int64)
+    hurry, given_up = carray(_pointer(a.hurry), (1,), np.int64), carray(_pointer(a.given_up), (a.last,), np.int64)
     for phase in range(a.first, a.last):
-        layer, begins_layer = phase // PHASES, phase % PHASES == 0
-        if begins_layer and thread == 0:
-            given_up[layer] = hurry[0]
         if phase > a.first:
+            if thread == 0:
+                given_up[phase] = hurry[0]
             parallel.barrier()
-            if begins_layer and given_up[layer]:  # What one thread has read counts for all of them.
+            if given_up[phase]:  # What one thread has read counts for all of them.
                 break
         _run_phase(a, phase, thread, threads)
     if in_tiles:
