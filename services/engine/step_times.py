@@ -15,7 +15,7 @@ _LOCAL = 0.15
 _GLOBAL = 0.05
 _MOST = 2.0
 """A step that took longer than this many times what was expected, or less than one in so many, counts as that."""
-_NEARLY = 1.05
+_NEARLY = 1.03
 """A step that takes so many times as long is taken to be as long."""
 _ROW_COST = 0.05
 """Share of a step's time that a further row is taken to cost as long as nothing is known."""
