@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import adapters, ahead, attacks, kernels, recovered, repetition, reuse, simulation, speculation
+from benchmarks import adapters, ahead, attacks, batch, kernels, recovered, repetition, reuse, simulation, speculation
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.family.page import run_family
 from benchmarks.page import PAGES, WORK_DIR
@@ -76,6 +76,11 @@ def _attacks(target: str, draft: str) -> tuple[Path, bool]:
     return attacks.write_attacks(measures, PAGES), all(measure.holds for measure in measures)
 
 
+def _batch(target: str, _draft: str) -> tuple[Path, bool]:
+    measures = batch.run(target, WORK_DIR)
+    return batch.write_batch(measures, PAGES), all(measure.holds for measure in measures)
+
+
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
@@ -84,6 +89,7 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "adapters": _adapters,
     "attacks": _attacks,
     "kernels": _kernels,
+    "batch": _batch,
     "recovered": _recovered,
     "simulation": _simulation,
     "family": _family,

@@ -47,7 +47,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, works: abc.Sequence[Work]) -> list[Result]:
-        """Computes the scheduled tokens and picks a token after each wanted one."""
+        """Computes the scheduled tokens and picks a token after each wanted one. Raises InterruptedStepError."""
         token_ids: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
@@ -65,7 +65,8 @@ class ModelRunner:
             results.append(Result(sequence, first + 1, [], [], []))
             token_ids.extend(sequence.token_ids[start:end])
             positions.extend(range(start, end))
-        logits = self.forward.run(Batch(works, token_ids, positions, wanted))
+        can_wait = all(work.sequence.is_background for work in works)
+        logits = self.forward.run(Batch(works, token_ids, positions, wanted, can_wait))
         split = _split(results, works, sample(logits, rows))
         return [result for result in split if result.first > result.sequence.first_logits or BROKEN in result.token_ids]
 

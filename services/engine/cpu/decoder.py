@@ -33,6 +33,7 @@ from services.engine.cpu.layers import (
 from services.engine.cpu.packed import Packed, aligned, pack, row_bytes
 from services.engine.cpu.plan import RowPlan
 from services.engine.cpu.product import MOST_ROWS, ROOM_BYTES
+from services.engine.errors import InterruptedStepError
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, product_of
 
@@ -59,6 +60,10 @@ class FusedDecoder:
             _fill(described, **norms[index], window=layer.window or _EVERYTHING, scaling=layer.scaling)
             _fill(described, keys=kv_cache.keys[index].data_ptr(), values=kv_cache.values[index].data_ptr())
         self._tiles = tile_configuration()
+        self.hurry = np.zeros(1, np.int64)
+        """Set by any thread: a step that can wait is given up at its next phase."""
+        self._calm = np.zeros(1, np.int64)
+        self._given_up = np.zeros(PHASES * len(layers) + 2, np.int64)
         self._kept = packed, norms, embedding, kv_cache  # The tables hold addresses only.
         shape = layers[0].kv_shape
         self._num_layers = len(layers)
@@ -80,10 +85,12 @@ class FusedDecoder:
         )  # fmt: skip
         self._capacity, self._rooms = 0, dict[str, NDArray[Any]]()
 
-    def forward(self, plan: RowPlan, token_ids: list[int], wanted: list[int], lora: Lora | None) -> torch.Tensor:
+    def forward(
+        self, plan: RowPlan, token_ids: list[int], wanted: list[int], lora: Lora | None, *, can_wait: bool = False
+    ) -> torch.Tensor:
         """Logits [wanted, vocab] for rows of tokens, valid until the next call; KV goes where the plan says.
 
-        `lora` adds what the adapters of rows add; None when no row has any.
+        `lora` adds what the adapters of rows add; None when no row has any. Raises InterruptedStepError.
         """
         rows = len(token_ids)
         self._make_room(rows)
@@ -93,6 +100,7 @@ class FusedDecoder:
             self._arguments, rows=rows, wanted_rows=len(wanted), sequences=plan.tables.shape[0],
             blocks=plan.tables.shape[1], angles=len(cos), cos=cos, sin=sin, token_ids=tokens,
             positions=plan.positions, slots=plan.slots, owners=plan.owners, tables=plan.tables, wanted=wanted_rows,
+            hurry=self.hurry if can_wait else self._calm, given_up=self._given_up,
         )  # fmt: skip
         end = PHASES * self._num_layers + 2
         if lora is None:
@@ -103,7 +111,10 @@ class FusedDecoder:
 
     def _run(self, first: int, last: int) -> None:
         self._arguments["first"], self._arguments["last"] = first, last
+        self._given_up[:] = 0
         parallel.run(run_phases, self._arguments.ctypes.data, self._threads)
+        if self._given_up.any():
+            raise InterruptedStepError
 
     def _run_with(self, lora: Lora, rows: int, end: int) -> None:
         """Stops behind each product of the layers for what adapters add to it."""

@@ -45,6 +45,7 @@ ARGUMENTS = np.dtype(
     + [(name, np.int64) for name in ("sequences", "blocks", "block_size", "half_embedding", "in_tiles")]
     + [(name, np.intp) for name in ("layer_table", "product_table", "final_norm", "embedding", "tiles")]
     + [(name, np.intp) for name in ("token_ids", "positions", "slots", "owners", "tables", "wanted", "cos", "sin")]
+    + [(name, np.intp) for name in ("hurry", "given_up")]
     + [(name, np.intp) for name in ("hidden", "normed", "joint", "queries", "attended", "gates", "active", "delta")]
     + [(name, np.intp) for name in ("units", "row_scales", "room", "logits")]
     + [("eps", np.float32)],
@@ -193,9 +194,14 @@ def run_phases(address: Any) -> None:
     thread, threads = parallel.thread_number(), parallel.number_of_threads()
     if a.in_tiles:
         load_tiles(a.tiles)
+    hurry, given_up = carray(_pointer(a.hurry), (1,), np.int64), carray(_pointer(a.given_up), (a.last,), np.int64)
     for phase in range(a.first, a.last):
         if phase > a.first:
+            if thread == 0:
+                given_up[phase] = hurry[0]
             parallel.barrier()
+            if given_up[phase]:  # What one thread has read counts for all of them.
+                break
         _run_phase(a, phase, thread, threads)
     if a.in_tiles:
         release_tiles()

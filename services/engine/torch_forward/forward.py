@@ -33,6 +33,9 @@ class TorchForward:
         # Rows are padded so that every thread's share of an element-wise operation starts at a whole row.
         self._row_multiple = max(2, torch.get_num_threads()) if loaded.device.type == "cpu" else 1
 
+    def hurry(self, wanted: bool) -> None:
+        """A step that has begun is not given up here."""
+
     def run(self, batch: Batch) -> torch.Tensor:
         """See Forward."""
         num_rows = -(-len(batch.token_ids) // self._row_multiple) * self._row_multiple
