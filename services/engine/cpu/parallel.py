@@ -6,6 +6,7 @@ libgomp's ABI). Where torch brings another library, kernels run on the calling t
 """
 
 import ctypes
+from collections import abc
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def pointer(_typing: Any, _address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
-def kernel(**options: Any) -> Any:
+def kernel(**options: Any) -> abc.Callable[[abc.Callable[[Any], None]], Any]:
     """Compiles a function of the address of its arguments for `run`; the code is kept on disk until a source changes.
 
     numba compares the function's own file only, and not those of what it calls: so its name says what all of them are.
@@ -67,8 +68,8 @@ def kernel(**options: Any) -> Any:
 
     def compiled(function: Any) -> Any:
         function.__qualname__ += f"_{state_of(Path(__file__).parent)}"
-        made = cfunc(types.void(types.voidptr), cache=True, **options)(function)
-        taken = _Kernel(made.address)
+        made: Any = cfunc(types.void(types.voidptr), cache=True, **options)(function)
+        taken: Any = _Kernel(made.address)
         taken.made = made  # It is kept for as long as its address is.
         return taken
 

@@ -110,15 +110,15 @@ def attend(
 
     queries and out [rows, heads, dim]; tables [sequences, blocks]; owners and positions [rows]; keys and values are
     addresses. A row sees the last `window` tokens up to its own. Rows of one sequence, or else heads that share keys,
-    are computed up to _TILE at a time, so that keys are read once for all of them. Such tiles go to the shares in turn:
-    later ones see more keys.
+    are computed up to _TILE at a time, so that keys are read once for all of them. Of every tile of rows each share has
+    a run of heads; where the runs are not equal, it has the next one of the next tile.
     """
     num_rows, heads, dim = queries.shape
     group = heads // kv_heads
     scores, states = np.empty((_TILE, _CHUNK), np.float32), np.empty((_TILE, 3), np.float32)
     ends = np.empty(_TILE, np.int64)
-    most_heads = min(_TILE, max(1, num_rows * heads // shares))
-    row, tile = 0, 0
+    unit = group if num_rows >= shares else 1  # Heads that share keys stay together, unless that leaves threads idle.
+    row, turn = 0, share
     while row < num_rows:
         owner, rows = owners[row], 1
         while rows < _TILE and row + rows < num_rows and owners[row + rows] == owner:
@@ -126,17 +126,18 @@ def attend(
         ends[:rows] = positions[row : row + rows] + 1
         if rows == 1:
             ends[:] = ends[0]
-        for kv_head in range(kv_heads):
-            head, last = kv_head * group, (kv_head + 1) * group
-            while head < last:
-                next_head = head + 1 if rows > 1 else min(last, head + most_heads)
-                if tile % shares == share:
-                    count, stride = (rows, 4 * heads * dim) if rows > 1 else (next_head - head, 4 * dim)
-                    at = 4 * (row * heads + head) * dim
-                    _attend_together(
-                        count, queries.ctypes.data + at, stride, kv_head, kv_heads, dim, tables[owner], block_size,
-                        ends, window, keys, values, scaling, out.ctypes.data + at, scores, states,
-                    )  # fmt: skip
-                head = next_head
-                tile += 1
+        step, stride = (1, 4 * heads * dim) if rows > 1 else (_TILE, 4 * dim)
+        size = 1 if rows > 1 else unit
+        head, last = heads // size * turn // shares * size, heads // size * (turn + 1) // shares * size
+        while head < last:
+            kv_head = head // group
+            next_head = min(head + step, last, (kv_head + 1) * group)
+            at = 4 * (row * heads + head) * dim
+            _attend_together(
+                max(rows, next_head - head), queries.ctypes.data + at, stride, kv_head, kv_heads, dim, tables[owner],
+                block_size, ends, window, keys, values, scaling, out.ctypes.data + at, scores, states,
+            )  # fmt: skip
+            head = next_head
         row += rows
+        if heads // size % shares:  # Otherwise a share keeps its heads, whose keys are near.
+            turn = (turn + 1) % shares
