@@ -9,7 +9,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import adapters, ahead, attacks, recovered, repetition, reuse, simulation, speculation, starting
+from benchmarks import (
+    adapters,
+    ahead,
+    attacks,
+    batch,
+    kernels,
+    recovered,
+    repetition,
+    reuse,
+    simulation,
+    speculation,
+    starting,
+)
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.family.page import run_family
 from benchmarks.page import PAGES, WORK_DIR
@@ -66,6 +78,11 @@ def _family(_target: str, _draft: str) -> tuple[Path, bool]:
     return run_family(PAGES, WORK_DIR, is_quick=False, seed=secrets.randbits(16))
 
 
+def _kernels(_target: str, _draft: str) -> tuple[Path, bool]:
+    measured = kernels.run(WORK_DIR)
+    return kernels.write_kernels(measured, PAGES), kernels.holds(measured)
+
+
 def _attacks(target: str, draft: str) -> tuple[Path, bool]:
     measures = attacks.run(target, draft, WORK_DIR)
     return attacks.write_attacks(measures, PAGES), all(measure.holds for measure in measures)
@@ -77,6 +94,11 @@ def _starting(target: str, _draft: str) -> tuple[Path, bool]:
     return starting.write_starting(starts, refusals, PAGES), held
 
 
+def _batch(target: str, _draft: str) -> tuple[Path, bool]:
+    measures = batch.run(target, WORK_DIR)
+    return batch.write_batch(measures, PAGES), all(measure.holds for measure in measures)
+
+
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
@@ -85,6 +107,8 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "adapters": _adapters,
     "attacks": _attacks,
     "starting": _starting,
+    "kernels": _kernels,
+    "batch": _batch,
     "recovered": _recovered,
     "simulation": _simulation,
     "family": _family,

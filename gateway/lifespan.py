@@ -16,6 +16,7 @@ from gateway.grpc_api.cache import CacheServicer
 from gateway.grpc_api.inference import InferenceServicer
 from gateway.grpc_api.models import ModelServicer
 from gateway.grpc_api.usage import UsageServicer
+from gateway.grpc_api.webhooks import WebhookServicer
 from gateway.metrics import GatewayMetrics
 from gateway.model.catalogue import Catalogue
 from gateway.model.replicas import Replicas
@@ -25,6 +26,10 @@ from gateway.tenants.adapters import Adapters
 from gateway.tenants.blocks import Blocks
 from gateway.tenants.grants import Grants
 from gateway.tenants.tenancy import open_tenancy
+from gateway.webhooks.addresses import Addresses
+from gateway.webhooks.delivery import TAKEN_SECONDS, Delivery, open_client
+from gateway.webhooks.endpoints import Endpoints
+from gateway.webhooks.outbox import Outbox
 from paceline.v1 import (
     adapter_pb2,
     adapter_pb2_grpc,
@@ -40,6 +45,8 @@ from paceline.v1 import (
     model_pb2_grpc,
     usage_pb2,
     usage_pb2_grpc,
+    webhook_pb2,
+    webhook_pb2_grpc,
 )
 from services.adapter_store.client import AdapterStoreClient
 from services.common.server import Lifespan, Served
@@ -57,6 +64,7 @@ _SERVICES = (
     cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
     usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name,
+    webhook_pb2.DESCRIPTOR.services_by_name["WebhookService"].full_name,
 )
 
 
@@ -96,6 +104,13 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             usage_pb2_grpc.add_UsageServiceServicer_to_server(
                 UsageServicer(tenancy.database, identity, tenancy.prices.currency), server
             )
+            addresses = Addresses(settings.webhook_networks)
+            webhook_pb2_grpc.add_WebhookServiceServicer_to_server(
+                WebhookServicer(Endpoints(tenancy.database, addresses), identity), server
+            )
+            client = await stack.enter_async_context(open_client())
+            delivery = Delivery(Outbox(tenancy.database, TAKEN_SECONDS), addresses, client)
+            await stack.enter_async_context(delivery.running())
             work = await stack.enter_async_context(open_work(settings, tenancy, generation, catalogue, adapters))
             batch_pb2_grpc.add_BatchServiceServicer_to_server(BatchServicer(*work, identity), server)
             yield Served(_SERVICES, catalogue.ready())

@@ -99,13 +99,18 @@ class GatewaySettings(ProcessSettings):
         "among the user's data.",
     )
     max_batch_streams: int = Field(
-        32, ge=0, description="Items of batches that run at once while nobody waits for a stream; 0: none run here."
+        32, ge=0, description="Items of batches that run at once, on what other requests leave idle; 0: none run here."
     )
-    min_batch_streams: int = Field(1, ge=0, description="Items of batches that run at once beside other requests.")
     batch_lease_seconds: float = Field(
         30.0, gt=0, description="After how long an item of a batch is given to another gateway when its own is gone."
     )
     batch_days: float = Field(30.0, gt=0, description="How long a batch and its results are kept after its end.")
+    webhook_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        (), description="Networks that webhooks may go to although they are not public, and by http."
+    )
+    ledger_days: float = Field(
+        90.0, ge=1, description="How long the ledger knows each request; the sums by day are kept for ever."
+    )
     currency: str = Field("USD", min_length=1, max_length=8, description="What prices are in.")
     max_prompt_bytes: int = Field(4 << 20, ge=1, description="Longest prompt or conversation, in bytes of UTF-8.")
     max_active_requests: int = Field(

@@ -24,6 +24,7 @@ class BatchCalls:
         metadata: Mapping[str, str] | None = None,
         completion_seconds: float | None = None,
         idempotency_key: str = "",
+        max_cost_nanos: int | None = None,
         dry_run: bool = False,
     ) -> batch_pb2.CreateBatchResponse:
         """Submits a batch: JSON Lines (bytes, text, pieces) or the path of a file of them; see batch.proto."""
@@ -31,6 +32,7 @@ class BatchCalls:
             "metadata": metadata or {},
             "completion_seconds": completion_seconds,
             "idempotency_key": idempotency_key,
+            "max_cost_nanos": max_cost_nanos,
             "dry_run": dry_run,
         }
         call = self._batches.CreateBatch(requests(options, lines), metadata=self._of_batches)
@@ -63,6 +65,23 @@ class BatchCalls:
         """Has a paused batch go on."""
         request = batch_pb2.ResumeBatchRequest(id=batch_id)
         return (await answer(self._batches.ResumeBatch(request, metadata=self._of_batches))).batch
+
+    async def retry_batch(
+        self,
+        batch_id: str,
+        *,
+        completion_seconds: float | None = None,
+        idempotency_key: str = "",
+        max_cost_nanos: int | None = None,
+    ) -> batch_pb2.Batch:
+        """Runs what a batch has no results for again, in a new batch."""
+        request = batch_pb2.RetryBatchRequest(
+            id=batch_id,
+            completion_seconds=completion_seconds,
+            idempotency_key=idempotency_key,
+            max_cost_nanos=max_cost_nanos,
+        )
+        return (await answer(self._batches.RetryBatch(request, metadata=self._of_batches))).batch
 
     async def delete_batch(self, batch_id: str) -> None:
         """Deletes a batch that has ended, with its results."""

@@ -25,9 +25,10 @@ from paceline.v1 import (
     model_pb2,
     model_pb2_grpc,
 )
+from paceline.webhook_calls import WebhookCalls
 
 
-class Client(BatchCalls, AdminCalls):
+class Client(BatchCalls, AdminCalls, WebhookCalls):
     """Asynchronous client, of the event loop that it is made in.
 
     Streams begin when they are first asked for an event. What a gateway refuses is raised as one of `paceline.errors`;
@@ -43,6 +44,7 @@ class Client(BatchCalls, AdminCalls):
         self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
         BatchCalls.__init__(self, self._channel, self._metadata)
         AdminCalls.__init__(self, self._channel, self._metadata)
+        WebhookCalls.__init__(self, self._channel, self._metadata)
         self._adapters = adapter_pb2_grpc.AdapterServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:

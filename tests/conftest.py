@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 from gateway.lifespan import gateway_lifespan
 from paceline import Client
 from support.databases import database, database_url, postgres
-from support.system import StartGateway, System, gateway_settings, served, start_system
+from support.served import served
+from support.system import StartGateway, System, gateway_settings, start_system
 from support.tiny import save_noisy, save_tiny, save_tokenizer
 
 __all__ = ["database", "database_url", "postgres"]

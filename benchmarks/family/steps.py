@@ -31,7 +31,7 @@ def measure_steps(config: EngineConfig, streams: Seq[int], *, is_draft: bool) ->
     The sequences are some 64 tokens long.
     """
     engine = Engine(config.model_copy(update={"is_draft": is_draft}))
-    return {count: _Texts(engine, count).measure((0,) if is_draft else _DRAFTED) for count in streams}
+    return {count: Texts(engine, count).measure((0,) if is_draft else _DRAFTED) for count in streams}
 
 
 def seconds_of(times: StepTimes, num_streams: int) -> StepSeconds:
@@ -39,7 +39,7 @@ def seconds_of(times: StepTimes, num_streams: int) -> StepSeconds:
     return interpolated(times[num_streams])
 
 
-class _Texts:
+class Texts:
     """Sequences whose prompts are computed."""
 
     def __init__(self, engine: Engine, count: int) -> None:

@@ -1,13 +1,15 @@
 """Items end, and with the last of them their batch: always inside a transaction that holds the batch's row."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.batch.states import COUNT_OF, END_OF, BatchState, ItemState
+from gateway.batch.states import COUNT_OF, END_OF, ENDED, BatchState, ItemState
 from gateway.database.tables import batch_items, batches
+from gateway.webhooks.outbox import announce
 
 
 async def locked(connection: AsyncConnection, batch_id: str) -> "Row[Any] | None":
@@ -35,10 +37,25 @@ async def count(
     """Adds up items that ended. The batch ends with its last one."""
     added = {name: batches.c[name] + value for name, value in sums.items()}
     changed = {**added, "num_ended": batches.c.num_ended + num_ended, "last_order": last_order}
-    await connection.execute(update(batches).where(batches.c.id == batch_id).values(updated_at=now, **changed))
-    is_done = (batches.c.id == batch_id) & (batches.c.num_ended == batches.c.num_items)
-    for state in (BatchState.QUEUED, BatchState.RUNNING, BatchState.PAUSED, *END_OF):
-        end = END_OF[state][1] if state in END_OF else BatchState.COMPLETED
-        await connection.execute(
-            update(batches).where(is_done & (batches.c.state == state.value)).values(state=end.value, ended_at=now)
-        )
+    of_batch = batches.c.id == batch_id
+    await connection.execute(update(batches).where(of_batch).values(updated_at=now, **changed))
+    row = await locked(connection, batch_id)
+    if row is None or row.num_ended < row.num_items or row.state in ENDED:
+        return
+    end = END_OF[BatchState(row.state)][1] if row.state in END_OF else BatchState.COMPLETED
+    await connection.execute(update(batches).where(of_batch).values(state=end.value, ended_at=now))
+    await announce(connection, row.tenant, f"batch.{end}", _told(row, end, now), now)
+
+
+def _told(row: Row[Any], end: BatchState, now: float) -> dict[str, Any]:
+    """What webhooks are told of a batch that has ended."""
+    counts = {name: getattr(row, f"num_{name}") for name in ("completed", "failed", "cancelled", "expired")}
+    return {
+        "id": row.id,
+        "state": end.value,
+        "ended_at": now,
+        "counts": {"total": row.num_items, **counts},
+        "cost_nanos": row.cost,
+        "metadata": json.loads(row.options),
+        "retry_of": row.retry_of,
+    }

@@ -6,30 +6,29 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
-from gateway.batch.leases import Ended, Item
+from gateway.batch.leases import Ended, Item, Later
+from gateway.batch.pins import Pins
 from gateway.batch.states import STOPPED, ItemState
 from gateway.generation.generation import Generation
 from gateway.generation.outcome import Record
 from gateway.generation.validation import Request
-from gateway.model.catalogue import Catalogue
 from gateway.openai.bodies import CHAT_COMPLETIONS, COMPLETIONS
 from gateway.openai.replies import Reply
 from gateway.tenants.accounts import Accounts
-from gateway.tenants.adapters import Adapters
 from gateway.tenants.identity import Caller
 from gateway.tenants.kind import Kind
 from gateway.tenants.limits import Allowance, Limits
 from gateway.tenants.plan import NO_LIMITS, Plan
-from paceline.errors import FailedPreconditionError, PacelineError, from_call
+from paceline.errors import PacelineError, from_call
 from paceline.v1 import inference_pb2
+from services.common.background import BACKGROUND_PRIORITY
 
 _log = logging.getLogger(__name__)
-_BATCH_PLAN = Plan(max_priority=-101)
-"""Below all that interactive requests may ask for."""
+_BATCH_PLAN = Plan(max_priority=BACKGROUND_PRIORITY)
 _WAITS = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
 """What passes: an item waits for as long as its batch may take."""
 _FAULTS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
@@ -38,20 +37,18 @@ _MAX_ATTEMPTS = 3
 _MAX_PAUSE_SECONDS = 60.0
 
 
-class Later(NamedTuple):
-    """An item that is to be run again."""
-
-    seconds: float
-    is_fault: bool
-    """Whether this counts as an attempt."""
-
-
 class _ItemAccounts:
     """Has the core count one item, and keeps what it says."""
 
     def __init__(self, item: Item) -> None:
         self._item = item
         self.record: Record | None = None
+
+    @property
+    def num_crashes(self) -> int:
+        """Verifiers that it may have crashed, whenever it was run."""
+        has_begun = self.record is not None and self.record.transcripts
+        return self.record.num_crashes if self.record is not None and has_begun else self._item.num_crashes
 
     def request_id(self) -> str:
         return self._item.request_id
@@ -75,14 +72,12 @@ class Execution:
     def __init__(
         self,
         generation: Generation,
-        catalogue: Catalogue,
-        adapters: Adapters,
+        pins: Pins,
         accounts: Accounts,
         clock: Callable[[], float],
     ) -> None:
         self._generation = generation
-        self._catalogue = catalogue
-        self._adapters = adapters
+        self._pins = pins
         self._accounts = accounts
         self._clock = clock
 
@@ -94,8 +89,8 @@ class Execution:
         url = CHAT_COMPLETIONS if item.is_chat else COMPLETIONS
         reply, counted, request = Reply(url), _ItemAccounts(item), _request(item)
         try:
-            await self._check_pins(item, caller, request)
-            async with self._generation.run(request, caller, accounts=counted) as events:
+            await self._pins.check(item.pins, caller, request)
+            async with self._generation.run(request, caller, accounts=counted, num_crashes=item.num_crashes) as events:
                 async for event in events:
                     reply.add(event)
         except asyncio.CancelledError:
@@ -116,7 +111,7 @@ class Execution:
     def _refused(self, item: Item, counted: _ItemAccounts, error: PacelineError) -> Ended | Later:
         if error.code in _WAITS and not error.subject:
             pause = min(_MAX_PAUSE_SECONDS, 2.0 ** min(item.num_attempts, 6))
-            return Later(max(pause, error.retry_after_seconds or 0), is_fault=False)
+            return Later(max(pause, error.retry_after_seconds or 0), counted.num_crashes)
         if error.code in _FAULTS:
             return self._fault(item, counted, error.code.name.lower(), str(error))
         code = error.reason.lower() or error.code.name.lower()
@@ -124,20 +119,8 @@ class Execution:
 
     def _fault(self, item: Item, counted: _ItemAccounts, code: str, message: str) -> Ended | Later:
         if item.num_attempts < _MAX_ATTEMPTS:
-            return Later(2.0**item.num_attempts, is_fault=True)
+            return Later(2.0**item.num_attempts, counted.num_crashes, is_fault=True)
         return self._ended(item, counted, ItemState.FAILED, _error(code, message), None)
-
-    async def _check_pins(self, item: Item, caller: Caller, request: Request) -> None:
-        """Raises FailedPreconditionError when model or adapter are not what they were when the batch was accepted."""
-        pins = json.loads(item.pins)
-        model = self._catalogue.get(request.model)
-        revision = pins["models"].get(model.id)
-        if (await model.info()).revision_digest != revision:
-            raise FailedPreconditionError(f"model {model.id!r} was rolled to another revision", "MODEL_CHANGED")
-        if request.adapter:
-            resolved = await self._adapters.resolve(caller, model, request.adapter)
-            if resolved.target != pins["adapters"].get(f"{model.id}/{request.adapter}"):
-                raise FailedPreconditionError(f"adapter {request.adapter!r} is another one now", "ADAPTER_CHANGED")
 
     def _ended(self, item: Item, counted: _ItemAccounts, state: ItemState, told: dict[str, Any], partial: Any) -> Ended:
         record = counted.record

@@ -9,20 +9,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import func, literal_column, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.batch.budget import affordable
 from gateway.batch.endings import count, end_waiting, locked
-from gateway.batch.states import COUNT_OF, RUNNABLE, STOPPABLE, STOPPING, BatchState, ItemState
+from gateway.batch.states import COUNT_OF, RUNNABLE, RUNS, STOPPABLE, STOPPING, BatchState, ItemState
 from gateway.database.database import Database
 from gateway.database.tables import batch_items, batches, tenants
-from gateway.tenants.ledger import Entry, Ledger
+from gateway.tenants.entry import Entry
+from gateway.tenants.ledger import Ledger
 
 _MAX_BATCHES = 1000
-_RUNS = batch_items.c.state == literal_column(str(ItemState.RUNNING.value))
-"""Written out, as databases want it to take the index of what runs, which stays small in a table of millions."""
 _USED = ("num_prompt_tokens", "num_cached_tokens", "num_completion_tokens", "cost")
 
 
@@ -37,6 +37,8 @@ class Item:
     request: bytes
     num_attempts: int
     """This one counted."""
+    num_crashes: int
+    """Verifiers that it may have crashed."""
     lease: str
     tenant: str
     key_id: str
@@ -58,6 +60,15 @@ class Ended:
     """JSON of its result or error."""
     entry: Entry | None
     """What it used; None where it never ran."""
+
+
+class Later(NamedTuple):
+    """An item that is to be run again after a while."""
+
+    seconds: float
+    num_crashes: int
+    is_fault: bool = False
+    """Whether this counts as an attempt."""
 
 
 class Leases:
@@ -100,7 +111,7 @@ class Leases:
 
     async def renew(self, leases: Sequence[str], *, prolong: bool) -> Mapping[str, BatchState]:
         """How the batches of these leases are that still hold; prolongs them, if that is wanted."""
-        held = batch_items.c.lease.in_(leases) & _RUNS
+        held = batch_items.c.lease.in_(leases) & RUNS
         if prolong:
             async with self._database.write() as connection:
                 until = self._clock() + self.seconds
@@ -135,20 +146,23 @@ class Leases:
         self._ledger.written(entries)
         return num_kept
 
-    async def release(self, items: Iterable[Item], seconds: float, *, is_fault: bool) -> None:
-        """Gives items back, to be run again after a while. What is no fault of theirs does not count as an attempt."""
+    async def release(self, items: Mapping[Item, Later]) -> None:
+        """Gives items back, to be run again after a while."""
         async with self._database.write() as connection:
-            for item in items:
-                attempts = item.num_attempts if is_fault else item.num_attempts - 1
-                values = {"state": ItemState.WAITING.value, "lease": None, "num_attempts": attempts}
-                await connection.execute(
-                    update(batch_items).where(_held(item)).values(not_before=self._clock() + seconds, **values)
-                )
+            for item, later in items.items():
+                values = {
+                    "state": ItemState.WAITING.value,
+                    "lease": None,
+                    "num_attempts": item.num_attempts if later.is_fault else item.num_attempts - 1,
+                    "num_crashes": later.num_crashes,
+                    "not_before": self._clock() + later.seconds,
+                }
+                await connection.execute(update(batch_items).where(_held(item)).values(**values))
 
     async def sweep(self) -> None:
         """Gives back what was not brought back in time, has batches expire, and ends what waits in those that stop."""
         now = self._clock()
-        late = _RUNS & (batch_items.c.lease_until < now)
+        late = RUNS & (batch_items.c.lease_until < now)
         over = batches.c.state.in_([state.value for state in STOPPABLE]) & (batches.c.expires_at <= now)
         stopping = batches.c.state.in_([state.value for state in STOPPING])
         async with self._database.read() as connection:
@@ -166,7 +180,7 @@ class Leases:
 
     async def _runnable(self, connection: AsyncConnection) -> Sequence[Any]:
         """Batches of which items may begin, those that expire first in front."""
-        columns = batches.c["id", "tenant", "key_id", "pins", "state"]
+        columns = batches.c["id", "tenant", "key_id", "pins", "state", "max_cost"]
         wanted = select(*columns, tenants.c.weight).outerjoin(tenants, tenants.c.id == batches.c.tenant)
         runnable = wanted.where(batches.c.state.in_([state.value for state in RUNNABLE]))
         return (
@@ -175,17 +189,19 @@ class Leases:
 
     async def _running(self, connection: AsyncConnection) -> dict[str, int]:
         """Items that run, by tenant."""
-        counts = select(batches.c.tenant, func.count()).join(batch_items).where(_RUNS)
+        counts = select(batches.c.tenant, func.count()).join(batch_items).where(RUNS)
         return {row[0]: row[1] for row in await connection.execute(counts.group_by(batches.c.tenant))}
 
     async def _take(self, connection: AsyncConnection, batch: Any, most: int, now: float) -> list[Item]:
         waiting = (batch_items.c.batch == batch.id) & (batch_items.c.state == ItemState.WAITING)
         wanted = select(batch_items).where(waiting & (batch_items.c.not_before <= now))
         ordered = wanted.order_by(batch_items.c.affinity, batch_items.c.place).limit(most)
-        rows = (await connection.execute(ordered.with_for_update(skip_locked=True))).all()
+        rows: Sequence[Any] = (await connection.execute(ordered.with_for_update(skip_locked=True))).all()
+        if batch.max_cost is not None:
+            rows = await affordable(connection, batch.id, rows, now)
         taken = [
             Item(
-                *(batch.id, row.place, row.custom_id, row.is_chat, row.request, row.num_attempts + 1),
+                *(batch.id, row.place, row.custom_id, row.is_chat, row.request, row.num_attempts + 1, row.num_crashes),
                 *(secrets.token_hex(16), batch.tenant, batch.key_id, batch.pins),
             )
             for row in rows
@@ -221,4 +237,4 @@ def _sums(ended: Sequence[Ended]) -> dict[str, int]:
 def _held(item: Item) -> Any:
     """That an item still has the lease."""
     at_place = (batch_items.c.batch == item.batch) & (batch_items.c.place == item.place)
-    return at_place & (batch_items.c.lease == item.lease) & _RUNS
+    return at_place & (batch_items.c.lease == item.lease) & RUNS

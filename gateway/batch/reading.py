@@ -99,25 +99,28 @@ class Reader:
                 totals.fault(place + 1, error.violations)
                 continue
             totals.seen.add(digest)
-            self._add(line, place)
+            cost = self._add(line, place)
             rows.append(
                 {
                     "batch": batch_id, "place": place, "custom_id": line.custom_id, "is_chat": line.is_chat,
                     "request": line.request, "affinity": line.affinity, "state": ItemState.WAITING.value,
-                    "num_attempts": 0, "not_before": 0.0,
+                    "num_attempts": 0, "not_before": 0.0, "max_cost": cost,
                 }
             )  # fmt: skip
         return rows
 
-    def _add(self, line: Line, place: int) -> None:
+    def _add(self, line: Line, place: int) -> int:
+        """Adds a line up; returns what it costs at most."""
         totals = self.totals
         totals.num_items += 1
         totals.num_prompt_tokens += line.num_prompt_tokens
         totals.max_tokens += line.max_tokens
         usage = inference_pb2.Usage(num_prompt_tokens=line.num_prompt_tokens, num_completion_tokens=line.max_tokens)
-        totals.cost += self._prices.cost(line.model, line.adapter, Kind.BATCH, usage)
+        cost = self._prices.cost(line.model, line.adapter, Kind.BATCH, usage)
+        totals.cost += cost
         if line.adapter:
             totals.adapters.setdefault((line.model, line.adapter), place + 1)
+        return cost
 
 
 async def _chunks(

@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from gateway.batch.acceptance import DAY_SECONDS, Acceptance
 from gateway.batch.batches import Batches
 from gateway.batch.execution import Execution
 from gateway.batch.leases import Leases
+from gateway.batch.pins import Pins
 from gateway.batch.results import Results
+from gateway.batch.retries import Retries
 from gateway.batch.upload import Uploads
 from gateway.batch.worker import Worker
 from gateway.generation.generation import Generation
@@ -17,7 +20,6 @@ from gateway.settings import GatewaySettings
 from gateway.tenants.adapters import Adapters
 from gateway.tenants.tenancy import Tenancy
 
-_DAY_SECONDS = 86400.0
 _BESIDE_BYTES = 1 << 20
 """What a line may hold beside its prompt."""
 
@@ -27,6 +29,7 @@ class Work(NamedTuple):
 
     batches: Batches
     uploads: Uploads
+    retries: Retries
     results: Results
     worker: Worker
 
@@ -41,18 +44,17 @@ async def open_work(
 ) -> AsyncIterator[Work]:
     """Works on batches while the block lasts."""
     database = tenancy.database
-    found = Batches(database)
+    found, acceptance, pins = Batches(database), Acceptance(database), Pins(catalogue, adapters)
     most = settings.max_prompt_bytes + _BESIDE_BYTES
-    uploads = Uploads(database, found, catalogue, adapters, tenancy.accounts, tenancy.prices, most)
+    uploads = Uploads(found, acceptance, pins, catalogue, tenancy.accounts, tenancy.prices, most)
+    retries = Retries(database, found, acceptance, pins, tenancy.accounts)
     worker = Worker(
         Leases(database, tenancy.ledger, settings.batch_lease_seconds),
         found,
-        uploads,
-        Execution(generation, catalogue, adapters, tenancy.accounts, time.time),
+        acceptance,
+        Execution(generation, pins, tenancy.accounts, time.time),
         settings.max_batch_streams,
-        min(settings.min_batch_streams, settings.max_batch_streams),
-        lambda: tenancy.accounts.num_running,
-        settings.batch_days * _DAY_SECONDS,
+        settings.batch_days * DAY_SECONDS,
     )
     async with worker.running():
-        yield Work(found, uploads, Results(database), worker)
+        yield Work(found, uploads, retries, Results(database), worker)

@@ -5,16 +5,19 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from gateway.batch.acceptance import Acceptance
 from gateway.batch.batches import Batches
-from gateway.batch.execution import Execution, Later
-from gateway.batch.leases import Ended, Item, Leases
+from gateway.batch.execution import Execution
+from gateway.batch.leases import Ended, Item, Later, Leases
 from gateway.batch.states import END_OF, ItemState
-from gateway.batch.upload import Uploads
 from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
+_GATHER_SECONDS = 0.05
+"""Items that end within so long are recorded together, and others taken in their places together: transactions cost the
+cores that models run on."""
 _SWEEP_SECONDS = 1.0
 _LAST_SECONDS = 5.0
 
@@ -22,29 +25,23 @@ _LAST_SECONDS = 5.0
 class Worker:
     """One gateway's share of the work.
 
-    It begins `most` items while nobody waits for a stream, and `beside` while somebody does; what has begun goes on, at
-    a priority below all others.
+    It runs `most` items at once, in the background: verifiers give them what others leave idle.
     """
 
     def __init__(
         self,
         leases: Leases,
         batches: Batches,
-        uploads: Uploads,
+        acceptance: Acceptance,
         execution: Execution,
         most: int,
-        beside: int,
-        num_others: Callable[[], int],
         keep_seconds: float,
     ) -> None:
-        """`num_others` says how many requests run or wait that are in no batch."""
         self._leases = leases
         self._batches = batches
-        self._uploads = uploads
+        self._acceptance = acceptance
         self._execution = execution
         self._most = most
-        self._beside = beside
-        self._num_others = num_others
         self._keep_seconds = keep_seconds
         self._running: dict[str, tuple[Item, asyncio.Task[None]]] = {}
         """By lease."""
@@ -74,7 +71,7 @@ class Worker:
 
     async def _claim(self) -> None:
         """Takes items for the room there is."""
-        room = self._room()
+        room = self._most - len(self._running)
         claimed = await self._leases.claim(room) if room > 0 else []
         for item in claimed:
             task = asyncio.create_task(self._run(item))
@@ -85,15 +82,13 @@ class Worker:
                 await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
             except TimeoutError:
                 return
-
-    def _room(self) -> int:
-        return (self._beside if self._num_others() else self._most) - len(self._running)
+            await asyncio.sleep(_GATHER_SECONDS)
 
     async def _run(self, item: Item) -> None:
         try:
             ended = await self._execution.run(item, lambda: self._stopping.get(item.lease))
             if isinstance(ended, Later):
-                await self._release([item], ended)
+                await self._release({item: ended})
             else:
                 self._ended.append(ended)
                 self._has_ended.set()
@@ -102,16 +97,18 @@ class Worker:
             self._stopping.pop(item.lease, None)
             self._wake.set()
 
-    async def _release(self, items: list[Item], later: Later) -> None:
+    async def _release(self, items: dict[Item, Later]) -> None:
         """Gives items back; where that fails their leases run out."""
         try:
-            await self._leases.release(items, later.seconds, is_fault=later.is_fault)
+            await self._leases.release(items)
         except UnavailableError as error:
             _log.warning("%d items are given back when their leases run out: %s", len(items), error)
 
     async def _record(self) -> None:
         """Records what has ended, all of it in one transaction."""
         await self._has_ended.wait()
+        if self._running:
+            await asyncio.sleep(_GATHER_SECONDS)
         ended = list(self._ended)
         num_kept = await self._leases.record(ended)
         if num_kept < len(ended):
@@ -141,7 +138,7 @@ class Worker:
 
     async def _sweep(self) -> None:
         await self._leases.sweep()
-        await self._uploads.drop_abandoned()
+        await self._acceptance.drop_abandoned()
         await self._batches.drop_old(self._keep_seconds)
         await asyncio.sleep(_SWEEP_SECONDS)
 
@@ -154,7 +151,7 @@ class Worker:
         try:
             async with asyncio.timeout(_LAST_SECONDS):
                 if running:
-                    await self._release([item for item, _ in running], Later(0, is_fault=False))
+                    await self._release({item: Later(0, item.num_crashes) for item, _ in running})
                 if self._ended:
                     await self._leases.record(self._ended)
         except (TimeoutError, UnavailableError):

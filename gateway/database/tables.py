@@ -78,6 +78,7 @@ usage_requests = Table(
     Column("outcome", String(16), nullable=False),
     Column("ended_at", Double, nullable=False),
     *_sums(),
+    Index("ix_usage_requests_ended_at", "ended_at"),
 )
 """One row a request that used anything. That a request is here is why it is not added to the sums again."""
 
@@ -123,11 +124,13 @@ batches = Table(
     *[Column(name, Double, nullable=False) for name in ("created_at", "updated_at", "expires_at")],
     *[Column(name, Double) for name in ("accepted_at", "started_at", "cancelled_at", "ended_at")],
     *[Column(name, BigInteger, nullable=False) for name in BATCH_COUNTS],
+    Column("max_cost", BigInteger),
+    Column("retry_of", String(32)),
     Index("ix_batches_tenant", "tenant", "created_at", "id"),
     Index("ix_batches_state", "state", "expires_at"),
     UniqueConstraint("tenant", "idempotency_key", name="uq_batches_idempotency_key"),
 )
-"""Batches, with how many of their items are how, and what they used."""
+"""Batches, with how many of their items are how, what they used, and what they may cost."""
 
 batch_items = Table(
     "batch_items",
@@ -140,6 +143,8 @@ batch_items = Table(
     Column("affinity", String(16), nullable=False),
     Column("state", SmallInteger, nullable=False),
     Column("num_attempts", Integer, nullable=False),
+    Column("num_crashes", Integer, nullable=False, server_default="0"),
+    Column("max_cost", BigInteger, nullable=False, server_default="0"),
     Column("not_before", Double, nullable=False),
     Column("lease", String(32)),
     Column("lease_until", Double),
@@ -151,3 +156,30 @@ batch_items = Table(
 )
 """Items by their place in the input, from 0. `affinity` is alike where prompts begin alike; whoever runs an item has
 the lease that it is recorded with."""
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False, index=True),
+    Column("url", Text, nullable=False),
+    Column("secret", String(64), nullable=False),
+    Column("old_secret", String(64)),
+    Column("old_until", Double),
+    Column("created_at", Double, nullable=False),
+    Column("disabled_at", Double),
+    Column("last_error", Text),
+)
+"""Where tenants are told of what happened. Messages are signed with the secret, and with the old one for a while."""
+
+webhook_messages = Table(
+    "webhook_messages",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("webhook", String(32), ForeignKey("webhooks.id"), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+    Column("num_attempts", Integer, nullable=False),
+    Column("next_at", Double, nullable=False, index=True),
+)
+"""What waits to be sent: written with what it tells of, deleted when it has arrived. Whoever sends one moves its next
+attempt on first, so that another gateway sends it when the first does not come back."""

@@ -29,6 +29,7 @@ from gateway.tenants.identity import Caller
 from paceline.errors import DeadlineExceededError
 from paceline.internal.v1 import speculation_pb2
 from paceline.v1 import inference_pb2
+from services.common.background import BACKGROUND_PRIORITY
 from services.common.seeds import derive_seed
 
 _log = logging.getLogger(__name__)
@@ -75,12 +76,18 @@ class Generation:
 
     @asynccontextmanager
     async def run(
-        self, request: Request, caller: Caller, deadline: float | None = None, accounts: Accounting | None = None
+        self,
+        request: Request,
+        caller: Caller,
+        deadline: float | None = None,
+        accounts: Accounting | None = None,
+        num_crashes: int = 0,
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """The events of a request: Started, then deltas, one Finished a choice, and Usage last.
 
         Leaving the block ends the request: its streams first, then its place is given on, then it is recorded how it
-        ended and what it used. `deadline` is in seconds from now. Raises errors of the tree for what is wrong with the
+        ended and what it used. `deadline` is in seconds from now; `num_crashes`
+        verifiers ended with it when it was run before. Raises errors of the tree for what is wrong with the
         request, is over the caller's limits or cannot be had, DeadlineExceededError when it is over,
         grpc.aio.AioRpcError for what a verifier refuses.
         """
@@ -97,7 +104,7 @@ class Generation:
                 try:
                     async with (
                         self._place(job, caller),
-                        aclosing(self._events(job, record)) as events,  # type: ignore[type-var]
+                        aclosing(self._events(job, record, num_crashes)) as events,  # type: ignore[type-var]
                     ):
                         yield events
                 finally:
@@ -127,7 +134,13 @@ class Generation:
 
     @asynccontextmanager
     async def _place(self, job: _Job, caller: Caller) -> AsyncIterator[None]:
-        """Waits for a place and holds it. Its adapter is loaded meanwhile, as long as the request waits."""
+        """Waits for a place and holds it. Its adapter is loaded meanwhile, as long as the request waits.
+
+        What runs in the background takes no place of others: whoever runs it bounds it.
+        """
+        if job.priority == BACKGROUND_PRIORITY:
+            yield
+            return
         waits = job.adapter.target and self._admission.will_wait
         prefetch = self._adapters.prefetch(caller, job.model, job.adapter.target) if waits else None
         async with AsyncExitStack() as place:
@@ -161,12 +174,12 @@ class Generation:
             max_tokens=len(prompt_ids) + most * parameters.num_choices,
         )
 
-    async def _events(self, job: _Job, record: Record) -> AsyncIterator[Event]:
+    async def _events(self, job: _Job, record: Record, num_crashes: int) -> AsyncIterator[Event]:
         """What happens once there is a place."""
         record.admitted()
         yield record.started()
         openings = [_opening(job, index) for index in range(job.parameters.num_choices)]
-        record.transcripts = [Transcript(opening, job.adapter.draft) for opening in openings]
+        record.transcripts = [Transcript(opening, job.adapter.draft, num_crashes) for opening in openings]
         record.choices = [_choice(job, index) for index in range(len(openings))]
         token = partial(self._grants.sequence_token, job.tenant)
         sources = [

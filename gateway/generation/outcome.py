@@ -101,6 +101,11 @@ class Record:
             sampling=self.sampling,
         )
 
+    @property
+    def num_crashes(self) -> int:
+        """Verifiers in turn that ended with one of its sequences."""
+        return max((transcript.num_crashes for transcript in self.transcripts), default=0)
+
     def usage(self) -> inference_pb2.Usage:
         """What was used so far."""
         usages = [choice.usage for choice in self.choices]

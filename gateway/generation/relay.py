@@ -50,7 +50,7 @@ class Relay:
         """
         adapter = self._transcript.opening.adapter_digest
         attempts = self._model.verifiers.attempts(self._resume_seconds, self._suits, adapter)
-        suspicion = Suspicion(self._model.trials)
+        suspicion = Suspicion(self._model.trials, self._transcript)
         async with Drafting(self._model, self._transcript, self._token) as drafting:
             while True:
                 stream: VerifyStream | None = None

@@ -8,6 +8,7 @@ speaks for are tried one at a time: when a verifier dies again, it is clear of w
 import asyncio
 from contextlib import suppress
 
+from gateway.generation.transcript import Transcript
 from paceline.errors import AbortedError
 from services.verifier.client import VerifyStream
 
@@ -20,32 +21,32 @@ _TURN_SECONDS = 10.0
 class Suspicion:
     """What is known of one sequence."""
 
-    def __init__(self, trials: asyncio.Lock) -> None:
+    def __init__(self, trials: asyncio.Lock, transcript: Transcript) -> None:
         """`trials` is held by the one that is being tried, of all sequences of a model."""
         self._trials = trials
-        self._num_crashes = 0
+        self._transcript = transcript
         self._is_tried = False
         self._has_token = False
 
     async def begin(self) -> None:
         """Says that it goes to a verifier. Waits for its turn if anything speaks against it."""
         self._has_token = False
-        if self._num_crashes:
+        if self._transcript.num_crashes:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._trials.acquire(), _TURN_SECONDS)
                 self._is_tried = True
 
     def passed(self) -> None:
         """Says that the verifier had a token for it."""
-        self._has_token, self._num_crashes = True, 0
+        self._has_token, self._transcript.num_crashes = True, 0
         self.end()
 
     async def lost(self, stream: VerifyStream | None) -> None:
         """Says that its verifier is lost. Raises AbortedError when it is the second in turn that had taken it."""
         if stream is None or self._has_token or not await stream.was_taken():
             return
-        self._num_crashes += 1
-        if self._num_crashes >= _MAX_CRASHES:
+        self._transcript.num_crashes += 1
+        if self._transcript.num_crashes >= _MAX_CRASHES:
             raise AbortedError(
                 f"{_MAX_CRASHES} verifiers in turn ended with this request before its next token", REASON
             )

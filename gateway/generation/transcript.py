@@ -14,11 +14,13 @@ from services.verifier.client import VerifyStream
 class Transcript:
     """One sequence, whoever serves it now."""
 
-    def __init__(self, opening: speculation_pb2.Open, draft_adapter: str) -> None:
+    def __init__(self, opening: speculation_pb2.Open, draft_adapter: str, num_crashes: int = 0) -> None:
         """`draft_adapter` is the digest of the draft's adapter, or empty."""
         self.opening = opening
         self.num_failovers = 0
         """How often it had to be opened again."""
+        self.num_crashes = num_crashes
+        """Verifiers in turn that ended with it before its next token."""
         self.num_wanted: int | None = None
         """Proposed tokens that the verifier would take in its next round; None until it has said so."""
         self.num_dropped = 0

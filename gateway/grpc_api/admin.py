@@ -1,7 +1,8 @@
 """AdminService: tenants and their keys."""
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from collections.abc import Awaitable, Callable
 
+from gateway.grpc_api.timestamps import timestamp
 from gateway.tenants.api_key import Scope, read_scopes
 from gateway.tenants.identity import Identity
 from gateway.tenants.key_store import KeyStore, KnownKey, KnownTenant
@@ -23,17 +24,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.CreateTenantRequest, context: CallContext
     ) -> admin_pb2.CreateTenantResponse:
         """See admin.proto."""
-        await self._identity.caller(context, Scope.ADMIN)
-        tenant = await self._store.create_tenant(request.id, Plan.read(request.plan))
-        return admin_pb2.CreateTenantResponse(tenant=_tenant(tenant))
+        return admin_pb2.CreateTenantResponse(tenant=await self._plan(self._store.create_tenant, request, context))
 
     async def UpdateTenant(
         self, request: admin_pb2.UpdateTenantRequest, context: CallContext
     ) -> admin_pb2.UpdateTenantResponse:
         """See admin.proto."""
-        await self._identity.caller(context, Scope.ADMIN)
-        tenant = await self._store.update_tenant(request.id, Plan.read(request.plan))
-        return admin_pb2.UpdateTenantResponse(tenant=_tenant(tenant))
+        return admin_pb2.UpdateTenantResponse(tenant=await self._plan(self._store.update_tenant, request, context))
 
     async def ListTenants(
         self, request: admin_pb2.ListTenantsRequest, context: CallContext
@@ -68,9 +65,18 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         await self._identity.caller(context, Scope.ADMIN)
         return admin_pb2.ListKeysResponse(keys=map(_key, await self._store.keys_of(request.tenant)))
 
+    async def _plan(
+        self,
+        change: Callable[[str, Plan], Awaitable[KnownTenant]],
+        request: admin_pb2.CreateTenantRequest | admin_pb2.UpdateTenantRequest,
+        context: CallContext,
+    ) -> admin_pb2.Tenant:
+        await self._identity.caller(context, Scope.ADMIN)
+        return _tenant(await change(request.id, Plan.read(request.plan)))
+
 
 def _tenant(known: KnownTenant) -> admin_pb2.Tenant:
-    return admin_pb2.Tenant(id=known.id, plan=known.plan.message(), create_time=_timestamp(known.created_at))
+    return admin_pb2.Tenant(id=known.id, plan=known.plan.message(), create_time=timestamp(known.created_at))
 
 
 def _key(known: KnownKey) -> admin_pb2.ApiKey:
@@ -79,16 +85,7 @@ def _key(known: KnownKey) -> admin_pb2.ApiKey:
         tenant=known.tenant,
         name=known.name,
         scopes=sorted(known.scopes),
-        create_time=_timestamp(known.created_at),
-        expire_time=_timestamp(known.expires_at),
-        revoke_time=_timestamp(known.revoked_at),
+        create_time=timestamp(known.created_at),
+        expire_time=timestamp(known.expires_at),
+        revoke_time=timestamp(known.revoked_at),
     )
-
-
-def _timestamp(moment: float | None) -> Timestamp | None:
-    """A moment in seconds since 1970, to the microsecond."""
-    if moment is None:
-        return None
-    made = Timestamp()
-    made.FromMicroseconds(int(moment * 1e6))
-    return made

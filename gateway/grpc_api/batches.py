@@ -6,14 +6,15 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Row
 
 from gateway.batch.batches import Batches
 from gateway.batch.results import Results
+from gateway.batch.retries import Retries
 from gateway.batch.states import ENDED, BatchState
 from gateway.batch.upload import Uploads
 from gateway.batch.worker import Worker
+from gateway.grpc_api.timestamps import timestamp
 from gateway.tenants.api_key import Scope
 from gateway.tenants.identity import Caller, Identity
 from paceline.errors import DeadlineExceededError, InvalidArgumentError
@@ -28,10 +29,17 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     """Between gRPC and the callers' batches."""
 
     def __init__(
-        self, batches: Batches, uploads: Uploads, results: Results, worker: Worker, identity: Identity
+        self,
+        batches: Batches,
+        uploads: Uploads,
+        retries: Retries,
+        results: Results,
+        worker: Worker,
+        identity: Identity,
     ) -> None:
         self._batches = batches
         self._uploads = uploads
+        self._retries = retries
         self._results = results
         self._worker = worker
         self._identity = identity
@@ -95,6 +103,14 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         self._worker.wake()
         return batch_pb2.ResumeBatchResponse(batch=_message(row))
 
+    async def RetryBatch(
+        self, request: batch_pb2.RetryBatchRequest, context: CallContext
+    ) -> batch_pb2.RetryBatchResponse:
+        """See batch.proto."""
+        row = await self._retries.retry(await self._caller(context), request)
+        self._worker.wake()
+        return batch_pb2.RetryBatchResponse(batch=_message(row))
+
     async def DeleteBatch(
         self, request: batch_pb2.DeleteBatchRequest, context: CallContext
     ) -> batch_pb2.DeleteBatchResponse:
@@ -136,13 +152,13 @@ def _message(row: Row[Any]) -> batch_pb2.Batch:
             expired=row.num_expired,
         ),
         metadata=json.loads(row.options),
-        create_time=_timestamp(row.created_at),
-        accept_time=_timestamp(row.accepted_at),
-        start_time=_timestamp(row.started_at),
-        cancel_time=_timestamp(row.cancelled_at),
-        end_time=_timestamp(row.ended_at),
-        expire_time=_timestamp(row.expires_at),
-        estimated_end_time=_timestamp(_estimated_end(row)),
+        create_time=timestamp(row.created_at),
+        accept_time=timestamp(row.accepted_at),
+        start_time=timestamp(row.started_at),
+        cancel_time=timestamp(row.cancelled_at),
+        end_time=timestamp(row.ended_at),
+        expire_time=timestamp(row.expires_at),
+        estimated_end_time=timestamp(_estimated_end(row)),
         usage=batch_pb2.BatchUsage(
             num_prompt_tokens=row.num_prompt_tokens,
             num_cached_tokens=row.num_cached_tokens,
@@ -150,6 +166,8 @@ def _message(row: Row[Any]) -> batch_pb2.Batch:
             cost_nanos=row.cost,
         ),
         idempotency_key=row.idempotency_key or "",
+        max_cost_nanos=row.max_cost,
+        retry_of=row.retry_of or "",
     )
 
 
@@ -159,12 +177,3 @@ def _estimated_end(row: Row[Any]) -> float | None:
         return None
     now = time.time()
     return float(now + (now - row.started_at) / row.num_ended * (row.num_items - row.num_ended))
-
-
-def _timestamp(moment: float | None) -> Timestamp | None:
-    """A moment in seconds since 1970, to the microsecond."""
-    if moment is None:
-        return None
-    made = Timestamp()
-    made.FromMicroseconds(int(moment * 1e6))
-    return made

@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 
 from gateway.database.tables import MONEY
 from gateway.generation.outcome import Record
+from gateway.tenants.entry import Entry
 from gateway.tenants.identity import Caller
 from gateway.tenants.keys import Keys
 from gateway.tenants.kind import Kind
-from gateway.tenants.ledger import Entry, Ledger
+from gateway.tenants.ledger import Ledger
 from gateway.tenants.limits import Allowance, Limits
 from gateway.tenants.prices import Prices
 from paceline.errors import QuotaExceededError
@@ -29,11 +30,6 @@ class Accounts:
         self._ledger = ledger
         self._prices = prices
         self._clock = clock
-
-    @property
-    def num_running(self) -> int:
-        """Interactive requests that run or wait for a place."""
-        return self._limits.num_running
 
     @asynccontextmanager
     async def request(self, caller: Caller) -> AsyncIterator[Allowance]:

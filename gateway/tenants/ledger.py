@@ -9,19 +9,16 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.database.database import Database
 from gateway.database.tables import SUMS, usage_days, usage_requests
+from gateway.tenants.entry import DAY_SECONDS, Entry, day_of
 from gateway.tenants.fresh import Fresh
-from gateway.tenants.kind import Kind
 from paceline.errors import UnavailableError
-from paceline.v1 import inference_pb2
 from services.common.backoff import Backoff
 
 _log = logging.getLogger(__name__)
@@ -29,59 +26,24 @@ _MAX_WAITING = 100_000
 """Entries that are kept while the database is away; those beyond are logged, which is all that is left of them."""
 _MAX_AT_ONCE = 500
 _MAX_SPENT_SECONDS = 2.0
+_PRUNE_SECONDS = 600.0
+_MAX_PRUNED = 10_000
+"""Rows that one transaction deletes."""
+_SPARE_SECONDS = DAY_SECONDS
+"""Rows are kept so much longer than entries wait to be written: clocks differ, and who repeats one has to find it."""
 _ACCOUNT = ("tenant", "day", "key_id", "model", "adapter", "kind")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What one request used."""
-
-    request_id: str
-    tenant: str
-    key_id: str
-    model: str
-    adapter: str
-    kind: Kind
-    outcome: str
-    ended_at: float
-    """Seconds since 1970."""
-    usage: inference_pb2.Usage
-    cost: int
-    """Billionths of the currency."""
-
-    def row(self) -> dict[str, Any]:
-        """As the tables have it."""
-        return {
-            "request_id": self.request_id,
-            "tenant": self.tenant,
-            "day": day_of(self.ended_at),
-            "key_id": self.key_id,
-            "model": self.model,
-            "adapter": self.adapter,
-            "kind": self.kind.value,
-            "outcome": self.outcome,
-            "ended_at": self.ended_at,
-            "num_requests": 1,
-            "num_prompt_tokens": self.usage.num_prompt_tokens,
-            "num_cached_tokens": self.usage.num_cached_tokens,
-            "num_completion_tokens": self.usage.num_completion_tokens,
-            "num_drafted_tokens": self.usage.num_drafted_tokens,
-            "num_accepted_tokens": self.usage.num_accepted_tokens,
-            "cost": self.cost,
-        }
-
-
-def day_of(moment: float) -> str:
-    """The day (UTC) of a moment, such as "2026-11-26"."""
-    return datetime.fromtimestamp(moment, UTC).date().isoformat()
 
 
 class Ledger:
     """Takes entries in, and answers what was spent."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, database: Database, clock: Callable[[], float] = time.time, keep_seconds: float = float("inf")
+    ) -> None:
+        """Requests are known for `keep_seconds` and a day after their end; then their sums are what is left."""
         self._database = database
         self._clock = clock
+        self._keep_seconds = keep_seconds
         self._waiting: list[Entry] = []
         self._has_some = asyncio.Event()
         self._num_recorded = self._num_written = 0
@@ -150,21 +112,40 @@ class Ledger:
         waiting = sum(entry.cost for entry in self._waiting if entry.tenant == tenant)
         return await self._spent.get((tenant, month)) + waiting
 
+    async def prune(self) -> None:
+        """Deletes rows of requests that ended long ago, again and again, for as long as it is let."""
+        while True:
+            try:
+                while await self.prune_some() == _MAX_PRUNED:
+                    pass
+            except UnavailableError as error:
+                _log.warning("old rows of the ledger are deleted later: %s", error)
+            await asyncio.sleep(_PRUNE_SECONDS)
+
+    async def prune_some(self) -> int:
+        """Deletes some of them, and returns how many: others write meanwhile."""
+        old = usage_requests.c.ended_at < self._clock() - self._keep_seconds - _SPARE_SECONDS
+        some = select(usage_requests.c.request_id).where(old).limit(_MAX_PRUNED)
+        async with self._database.write() as connection:
+            gone = await connection.execute(delete(usage_requests).where(usage_requests.c.request_id.in_(some)))
+            return gone.rowcount
+
     async def _run(self) -> None:
         backoff = Backoff(0.1, 2.0)
         while True:
             await self._has_some.wait()
             entries = self._waiting[:_MAX_AT_ONCE]
+            known = [entry for entry in entries if self._is_known(entry)]
             try:
                 async with self._database.write() as connection:
-                    await self.write(connection, entries)
+                    await self.write(connection, known)
             except UnavailableError:
                 await asyncio.sleep(backoff.failed())
                 continue
             except Exception:
                 # One that cannot be written must not keep the others from being so.
-                entries = entries[:1]
-                await self._write_alone(entries[0])
+                entries = entries[: entries.index(known[0]) + 1]
+                await self._write_alone(known[0])
             backoff.worked()
             self.written(entries)
             del self._waiting[: len(entries)]
@@ -173,6 +154,13 @@ class Ledger:
             async with self._changed:
                 self._num_written += len(entries)
                 self._changed.notify_all()
+
+    def _is_known(self, entry: Entry) -> bool:
+        """Whether it would be known if it was written before: what was begun to be written may have been."""
+        is_known = entry.ended_at >= self._clock() - self._keep_seconds
+        if not is_known:
+            _log.error("has waited too long to be written to the ledger: %s", entry.row())
+        return is_known
 
     async def _write_alone(self, entry: Entry) -> None:
         try:

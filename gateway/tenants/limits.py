@@ -96,8 +96,6 @@ class Limits:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.num_running = 0
-        """Requests that run or wait for a place."""
         self.uses: dict[str, Use] = {}
         """By tenant, those that were met."""
 
@@ -112,12 +110,10 @@ class Limits:
             raise QuotaExceededError(tenant, f"the limit of {limit} requests a minute is used up", wait)
         use.num_requests += 1
         use.num_streams += 1
-        self.num_running += 1
         try:
             yield Allowance(tenant, plan, use)
         finally:
             use.num_streams -= 1
-            self.num_running -= 1
 
     def use(self, tenant: str) -> Use:
         """What a tenant uses here."""

@@ -10,6 +10,7 @@ from gateway.database.database import Database
 from gateway.database.migrate import migrate
 from gateway.settings import GatewaySettings
 from gateway.tenants.accounts import Accounts
+from gateway.tenants.entry import DAY_SECONDS
 from gateway.tenants.identity import LOCAL_TENANT, Identity, is_loopback
 from gateway.tenants.key_store import KeyStore
 from gateway.tenants.keys import Keys
@@ -46,11 +47,12 @@ async def open_tenancy(settings: GatewaySettings) -> AsyncIterator[Tenancy]:
         store = KeyStore(database)
         await _check_strangers(settings, store)
         keys = Keys(store, settings.key_seconds, settings.key_outage_seconds)
-        limits, ledger, prices = Limits(), Ledger(database), Prices.read(settings)
+        limits, prices = Limits(), Prices.read(settings)
+        ledger = Ledger(database, keep_seconds=settings.ledger_days * DAY_SECONDS)
         shared = SharedUse(database, limits)
         stack.push_async_callback(_forget, shared)
         await stack.enter_async_context(ledger.running())
-        await stack.enter_async_context(_background(keys.watch(), shared.run()))
+        await stack.enter_async_context(_background(keys.watch(), shared.run(), ledger.prune()))
         identity = Identity(
             keys, tenant_header=settings.tenant_header, proxies=settings.proxies, anonymous=settings.anonymous
         )

@@ -20,6 +20,7 @@ from paceline.cli.tenants import tenants
 from paceline.cli.terminal import out
 from paceline.cli.up import up
 from paceline.cli.usage import usage
+from paceline.cli.webhooks import webhooks
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +37,7 @@ app.add_typer(batch, name="batch")
 app.add_typer(cache, name="cache")
 app.add_typer(keys, name="keys")
 app.add_typer(tenants, name="tenants")
+app.add_typer(webhooks, name="webhooks")
 
 
 def _show_version(wanted: bool) -> None:

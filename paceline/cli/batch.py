@@ -11,14 +11,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from paceline.batches import Lines
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, day, err, fail, money, out, print_json
+from paceline.cli.terminal import (
+    DEFAULT_ADDRESS,
+    Address,
+    AsJson,
+    connected,
+    day,
+    err,
+    fail,
+    money,
+    nanos,
+    out,
+    print_json,
+)
 from paceline.v1 import batch_pb2
 
 batch = typer.Typer(no_args_is_help=True, help="Batches of requests that need not be answered now.")
 BatchId = Annotated[str, typer.Argument(help="Id of the batch.")]
 File = Annotated[str, typer.Argument(help="JSON Lines in OpenAI's batch format; - reads standard input.")]
+Hours = Annotated[float, typer.Option(help="What is not done after as many hours expires.")]
+Key = Annotated[str, typer.Option(help="The same key again does not make another batch.")]
+Budget = Annotated[float | None, typer.Option(min=0, help="Most that it may cost.")]
 _POLL_SECONDS = 1.0
-_ENDED = ("completed", "cancelled", "expired")
+_ENDED = ("completed", "cancelled", "expired", "failed")
 
 
 class Kind(StrEnum):
@@ -33,15 +48,20 @@ class Kind(StrEnum):
 def submit(
     file: File,
     address: Address = DEFAULT_ADDRESS,
-    hours: Annotated[float, typer.Option(help="What is not done after as many hours expires.")] = 24,
-    key: Annotated[str, typer.Option(help="The same key again does not make another batch.")] = "",
+    hours: Hours = 24,
+    key: Key = "",
+    budget: Budget = None,
     note: Annotated[list[str] | None, typer.Option(help="NAME=VALUE to keep with it; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Submits a batch and prints its id."""
     with connected(address) as client:
         made = client.create_batch(
-            _lines(file), completion_seconds=hours * 3600, idempotency_key=key, metadata=_notes(note or [])
+            _lines(file),
+            completion_seconds=hours * 3600,
+            idempotency_key=key,
+            max_cost_nanos=nanos(budget),
+            metadata=_notes(note or []),
         )
         if as_json:
             print_json(made)
@@ -75,6 +95,10 @@ def status(batch_id: BatchId, address: Address = DEFAULT_ADDRESS, as_json: AsJso
         table.add_row(name, f"{getattr(found.counts, name):,}")
     table.add_row("output tokens", f"{found.usage.num_completion_tokens:,}")
     table.add_row("cost", money(found.usage.cost_nanos))
+    if found.HasField("max_cost_nanos"):
+        table.add_row("budget", money(found.max_cost_nanos))
+    if found.retry_of:
+        table.add_row("retry of", found.retry_of)
     for title in ("create", "accept", "start", "cancel", "end", "estimated_end", "expire"):
         if found.HasField(f"{title}_time"):  # type: ignore[arg-type]
             table.add_row(title.replace("_", " "), day(getattr(found, f"{title}_time")))
@@ -139,6 +163,18 @@ def resume(batch_id: BatchId, address: Address = DEFAULT_ADDRESS) -> None:
     """Has a paused batch go on."""
     with connected(address) as client:
         out.print(_state(client.resume_batch(batch_id)))
+
+
+@batch.command()
+def retry(
+    batch_id: BatchId, address: Address = DEFAULT_ADDRESS, hours: Hours = 24, key: Key = "", budget: Budget = None
+) -> None:
+    """Runs what has no result again, in a new batch, and prints its id."""
+    with connected(address) as client:
+        made = client.retry_batch(
+            batch_id, completion_seconds=hours * 3600, idempotency_key=key, max_cost_nanos=nanos(budget)
+        )
+        out.print(made.id)
 
 
 @batch.command()

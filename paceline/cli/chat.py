@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import typer
 
@@ -36,6 +38,7 @@ _HELP = """/reset   forgets the conversation
 /help    shows this
 Ctrl-C stops an answer; what was said so far stays."""
 _MAX_HISTORY = 1000
+T = TypeVar("T")
 
 
 def chat(
@@ -113,7 +116,8 @@ def _answer(
     text: list[str] = []
     events = client.chat(messages, **options)
     try:
-        print_stream(events, stats=stats, text=text)
+        with _interrupted() as interrupted:
+            print_stream(_up_to(events, interrupted), stats=stats, text=text)
     except KeyboardInterrupt:
         out.print()
     except PacelineError as error:
@@ -124,6 +128,29 @@ def _answer(
     finally:
         events.close()
     return "".join(text)
+
+
+@contextlib.contextmanager
+def _interrupted() -> Iterator[threading.Event]:
+    """Remembers Ctrl-C: an exception that a signal raises amid a callback of C code is lost."""
+    pressed = threading.Event()
+
+    def press(*_: object) -> NoReturn:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _up_to(events: Iterable[T], interrupted: threading.Event) -> Iterator[T]:
+    for event in events:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        yield event
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 """`paceline tenants`: who may use a gateway, and how much."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, day, money, out, print_json
+from paceline import SyncClient
+from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, day, money, nanos, out, print_json
 from paceline.v1 import admin_pb2
 
 tenants = typer.Typer(no_args_is_help=True, help="Tenants and what they may use; takes a key of scope admin.")
@@ -20,48 +22,45 @@ Priority = Annotated[int | None, typer.Option(min=-100, max=100, help="Largest p
 Weight = Annotated[float | None, typer.Option(help="Its share among tenants that wait; default 1.")]
 
 
-@tenants.command()
-def create(
-    tenant: Name,
-    address: Address = DEFAULT_ADDRESS,
-    requests_per_minute: Requests = None,
-    tokens_per_minute: Tokens = None,
-    max_streams: Streams = None,
-    max_batch_items: BatchItems = None,
-    max_batch_tokens: BatchTokens = None,
-    max_monthly_cost: Cost = None,
-    max_priority: Priority = None,
-    weight: Weight = None,
+def _command(
+    name: str, change: Callable[[SyncClient, str, admin_pb2.Plan], admin_pb2.Tenant], done: str, text: str
 ) -> None:
-    """Makes a tenant. What is not said has no limit."""
-    plan = _plan(
-        *(requests_per_minute, tokens_per_minute, max_streams, max_batch_items, max_batch_tokens),
-        *(max_monthly_cost, max_priority, weight),
-    )
-    with connected(address) as client:
-        out.print(f"{client.create_tenant(tenant, plan).id} made")
+    """A command that gives a tenant a plan."""
+
+    @tenants.command(name, help=text)
+    def command(
+        tenant: Name,
+        address: Address = DEFAULT_ADDRESS,
+        requests_per_minute: Requests = None,
+        tokens_per_minute: Tokens = None,
+        max_streams: Streams = None,
+        max_batch_items: BatchItems = None,
+        max_batch_tokens: BatchTokens = None,
+        max_monthly_cost: Cost = None,
+        max_priority: Priority = None,
+        weight: Weight = None,
+    ) -> None:
+        plan = admin_pb2.Plan(
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            max_streams=max_streams,
+            max_batch_items=max_batch_items,
+            max_batch_tokens=max_batch_tokens,
+            max_monthly_cost_nanos=nanos(max_monthly_cost),
+            max_priority=max_priority,
+            weight=weight,
+        )
+        with connected(address) as client:
+            out.print(f"{change(client, tenant, plan).id} {done}")
 
 
-@tenants.command()
-def update(
-    tenant: Name,
-    address: Address = DEFAULT_ADDRESS,
-    requests_per_minute: Requests = None,
-    tokens_per_minute: Tokens = None,
-    max_streams: Streams = None,
-    max_batch_items: BatchItems = None,
-    max_batch_tokens: BatchTokens = None,
-    max_monthly_cost: Cost = None,
-    max_priority: Priority = None,
-    weight: Weight = None,
-) -> None:
-    """Replaces what a tenant may use, all of it. What is not said has no limit any more."""
-    plan = _plan(
-        *(requests_per_minute, tokens_per_minute, max_streams, max_batch_items, max_batch_tokens),
-        *(max_monthly_cost, max_priority, weight),
-    )
-    with connected(address) as client:
-        out.print(f"{client.update_tenant(tenant, plan).id} changed")
+_command("create", SyncClient.create_tenant, "made", "Makes a tenant. What is not said has no limit.")
+_command(
+    "update",
+    SyncClient.update_tenant,
+    "changed",
+    "Replaces what a tenant may use, all of it. What is not said has no limit any more.",
+)
 
 
 @tenants.command("list")
@@ -80,25 +79,3 @@ def list_tenants(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) ->
             limits.append(f"{field.name.removesuffix('_nanos')}={money(value) if is_money else format(value, 'g')}")
         table.add_row(tenant.id, day(tenant.create_time), ", ".join(limits) or "none")
     out.print(table)
-
-
-def _plan(
-    requests: int | None,
-    tokens: int | None,
-    streams: int | None,
-    batch_items: int | None,
-    batch_tokens: int | None,
-    cost: float | None,
-    priority: int | None,
-    weight: float | None,
-) -> admin_pb2.Plan:
-    return admin_pb2.Plan(
-        requests_per_minute=requests,
-        tokens_per_minute=tokens,
-        max_streams=streams,
-        max_batch_items=batch_items,
-        max_batch_tokens=batch_tokens,
-        max_monthly_cost_nanos=None if cost is None else round(cost * 1e9),
-        max_priority=priority,
-        weight=weight,
-    )

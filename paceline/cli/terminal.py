@@ -67,6 +67,11 @@ def money(nanos: int) -> str:
     return f"{amount:.2f}" if amount >= 1 or not nanos else f"{amount:.4g}"
 
 
+def nanos(amount: float | None) -> int | None:
+    """An amount in billionths, as messages have it."""
+    return None if amount is None else round(amount * 1e9)
+
+
 def day(moment: Timestamp) -> str:
     """When something was, to the minute, in the local time."""
     return moment.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -9,7 +9,7 @@ from services.common.sampling_params import SamplingParams
 from services.engine.adapter import AdapterError, Packer, Target
 from services.engine.block_pool import NULL_BLOCK, BlockPool
 from services.engine.config import EngineConfig
-from services.engine.errors import BrokenEngineError, Failure
+from services.engine.errors import BrokenEngineError, Failure, InterruptedStepError
 from services.engine.halving import run_by_halves
 from services.engine.kv_cache import Buffer
 from services.engine.loading import Phase, Progress, Report, unreported
@@ -61,7 +61,9 @@ class Engine:
         self.config = config
         self.runner = ModelRunner(config, report)
         self.pool = BlockPool(self.runner.kv_cache.num_blocks)
-        self.scheduler = Scheduler(self.pool, config.block_size, config.max_step_tokens, config.max_sequences)
+        self.scheduler = Scheduler(
+            self.pool, config.block_size, config.max_step_tokens, config.max_sequences, self._spare_rows
+        )
         self.num_steps = 0
         self.step_times = StepTimes()
         self.facts = self._facts()
@@ -93,7 +95,11 @@ class Engine:
         if not works:
             return []
         started = time.perf_counter()
-        results, failures = run_by_halves(self.runner.run, works)
+        try:
+            results, failures = run_by_halves(self.runner.run, works)
+        except InterruptedStepError:
+            self.num_steps += 1
+            return []
         seconds = time.perf_counter() - started
         self.scheduler.computed(works)
         self.num_steps += 1
@@ -101,6 +107,10 @@ class Engine:
             return self._without_failed(results, failures)
         self.step_times.observe(sum(work.num_tokens for work in works), seconds)
         return results
+
+    def hurry(self, wanted: bool) -> None:
+        """Says whether something has come that cannot wait: a step in the background is given up. Any thread may."""
+        self.runner.forward.hurry(wanted)
 
     def take_failures(self) -> list[Failure]:
         """The sequences that could not be computed since this was asked last. Each has to be removed."""
@@ -200,6 +210,9 @@ class Engine:
         works = [Work(_dummy(token_id), 0, 1) for token_id in range(min(_PROBES, self.facts.description.vocab_size))]
         if all(BROKEN in result.token_ids for result in self.runner.run(works)):
             raise BrokenEngineError("the model's numbers are not finite, whatever it is asked")
+
+    def _spare_rows(self, rows: int) -> int:
+        return self.step_times.spare_rows(rows, self.config.max_step_tokens - rows)
 
     def _facts(self) -> EngineFacts:
         loaded, kv_cache, forward = self.runner.loaded, self.runner.kv_cache, self.runner.forward

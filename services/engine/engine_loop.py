@@ -62,6 +62,7 @@ class EngineLoop(Generic[R]):
         self._loop = loop
         self._outbox: Outbox[Any] = Outbox(loop)
         self._inbox: queue.SimpleQueue[abc.Callable[[R], object] | None] = queue.SimpleQueue()
+        self._engine: Engine | None = None
         self._ready: asyncio.Future[EngineFacts] = loop.create_future()
         self._progressed = asyncio.Event()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -114,6 +115,11 @@ class EngineLoop(Generic[R]):
 
         self._inbox.put(guarded)
 
+    def hurry(self) -> None:
+        """Has what was submitted not wait for a step in the background."""
+        if self._engine is not None:
+            self._engine.hurry(True)
+
     async def ask(self, question: abc.Callable[[R], T]) -> T:
         """What `question(role)` gives, or raises, on the engine's thread before its next step.
 
@@ -153,6 +159,7 @@ class EngineLoop(Generic[R]):
             call(self._could_not_load, error)
             return
         self.readings = {**engine.readings(), **role.readings()}
+        self._engine = engine
         call(_settle, self._ready, engine.facts, None)
         self._report(Progress(Phase.READY, 1.0))
         try:
@@ -189,6 +196,7 @@ class EngineLoop(Generic[R]):
         """
         scheduler = role.engine.scheduler
         while True:
+            role.engine.hurry(False)  # What is said from here on may be of a command that is not taken here.
             if not self._drain(role):
                 return False
             now = time.monotonic()

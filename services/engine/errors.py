@@ -9,6 +9,10 @@ class BrokenEngineError(RuntimeError):
     """What an engine holds cannot be trusted any more: its process has to end."""
 
 
+class InterruptedStepError(Exception):
+    """A step was given up because something came that cannot wait. Nothing was computed."""
+
+
 class Failure(NamedTuple):
     """A sequence that cannot be computed, and why. It has to be removed."""
 

@@ -24,6 +24,8 @@ class Batch(NamedTuple):
     """Positions are those of the rows in their own sequences."""
     wanted: list[int]
     """Wanted are the numbers of the rows whose logits are asked for: one at least."""
+    can_wait: bool = False
+    """Whether the step may be given up for what cannot wait."""
 
 
 class Forward(Protocol):
@@ -40,8 +42,12 @@ class Forward(Protocol):
     def run(self, batch: Batch) -> torch.Tensor:
         """Computes logits [wanted, vocab] and stores the KV of all rows.
 
-        The bits of a row depend on its own sequence and never on the other rows of the batch.
+        The bits of a row depend on its own sequence and never on the other rows of the batch. Raises
+        InterruptedStepError.
         """
+
+    def hurry(self, wanted: bool) -> None:
+        """Says whether something has come that cannot wait: a step that can is given up. Any thread may say so."""
 
 
 def identify(kind: str, loaded: LoadedModel) -> str:

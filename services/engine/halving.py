@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from services.engine.errors import BrokenEngineError, Failure
+from services.engine.errors import BrokenEngineError, Failure, InterruptedStepError
 from services.engine.model_runner import Result
 from services.engine.scheduler import Work
 
@@ -27,7 +27,9 @@ class Halved(NamedTuple):
 
 
 def run_by_halves(run: abc.Callable[[abc.Sequence[Work]], list[Result]], works: abc.Sequence[Work]) -> Halved:
-    """Runs a step. Raises BrokenEngineError when it fails in a way that says something of the engine."""
+    """Runs a step. Raises BrokenEngineError when it fails in a way that says something of the engine,
+    InterruptedStepError.
+    """
     return _run(run, works, ran_out=False)
 
 
@@ -50,6 +52,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def _run(run: abc.Callable[[abc.Sequence[Work]], list[Result]], works: abc.Sequence[Work], *, ran_out: bool) -> Halved:
     try:
         return Halved(run(works), [])
+    except InterruptedStepError:
+        raise
     except Exception as error:
         raise_if_broken(error)
         if is_out_of_memory(error):

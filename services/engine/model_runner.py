@@ -11,7 +11,7 @@ from services.engine.forwards import choose_forward
 from services.engine.kv_cache import KVCache
 from services.engine.loading import Phase, Progress, Report
 from services.engine.model import load_model
-from services.engine.sampler import Picks, Row, RowLogprobs, RunnerUp, sample
+from services.engine.sampler import BROKEN, Picks, Row, RowLogprobs, RunnerUp, sample
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 
@@ -47,7 +47,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, works: abc.Sequence[Work]) -> list[Result]:
-        """Computes the scheduled tokens and picks a token after each wanted one."""
+        """Computes the scheduled tokens and picks a token after each wanted one. Raises InterruptedStepError."""
         token_ids: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
@@ -55,26 +55,20 @@ class ModelRunner:
         results: list[Result] = []
         for sequence, start, count in works:
             end = start + count
-            first = max(start, sequence.first_logits)
-            if first < end:
-                wanted.extend(range(len(token_ids) + first - start, len(token_ids) + count))
-                rows.extend(
-                    Row(
-                        sequence.params,
-                        position,
-                        sequence.token_ids,
-                        sequence.num_prompt_tokens,
-                        sequence.num_runners_up,
-                    )
-                    for position in range(first + 1, end + 1)
-                )
-                results.append(Result(sequence, first + 1, [], [], []))
+            # The last row tells whether a text's numbers are finite, even where no pick is wanted yet.
+            first = max(start, min(sequence.first_logits, end - 1))
+            wanted.extend(range(len(token_ids) + first - start, len(token_ids) + count))
+            rows.extend(
+                Row(sequence.params, position, sequence.token_ids, sequence.num_prompt_tokens, sequence.num_runners_up)
+                for position in range(first + 1, end + 1)
+            )
+            results.append(Result(sequence, first + 1, [], [], []))
             token_ids.extend(sequence.token_ids[start:end])
             positions.extend(range(start, end))
-        logits = self.forward.run(Batch(works, token_ids, positions, wanted or [0]))
-        if not rows:
-            return []
-        return _split(results, works, sample(logits, rows))
+        can_wait = all(work.sequence.is_background for work in works)
+        logits = self.forward.run(Batch(works, token_ids, positions, wanted, can_wait))
+        split = _split(results, works, sample(logits, rows))
+        return [result for result in split if result.first > result.sequence.first_logits or BROKEN in result.token_ids]
 
 
 def _split(results: list[Result], works: abc.Sequence[Work], picks: Picks) -> list[Result]:

@@ -27,7 +27,6 @@ from services.engine.kv_cache import KVCache
 from services.engine.model import LoadedModel
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
-from services.engine.torch_forward import alone, attention
 from services.engine.torch_forward.own import own_forward
 
 _TEXT, _OTHER, _NEIGHBOUR = 40, 27, 300
@@ -37,6 +36,8 @@ _TOLERANCE, _ROUGH_TOLERANCE = 1e-3, 0.05
 """Largest difference of logits, as a share of their spread: in float32, and where weights are quantized."""
 _BLOCK_SIZE = 16
 _MAX_ID = 1000
+_SOURCES = ("attention_layers.py", "kv_cache.py", "model.py", "probe.py", "reach.py", "rope.py")
+"""What a verdict holds for, beside the forward itself."""
 
 
 def check_model_agrees(loaded: LoadedModel) -> None:
@@ -195,13 +196,14 @@ def _kept(loaded: LoadedModel) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline" / "probes"
     config = loaded.model.config.to_dict()
     config.pop("_name_or_path", None)
-    sources = (__file__, attention.__file__, alone.__file__)
+    here = Path(__file__).parent
+    sources = (*sorted((here / "torch_forward").glob("*.py")), *(here / name for name in _SOURCES))
     what = {
         "config": config,
         "class": type(loaded.model).__qualname__,
         "context": loaded.description.max_context_tokens,
         "device": loaded.device.type,
         "versions": [torch.__version__, importlib.metadata.version("transformers")],
-        "code": [blake3(Path(source).read_bytes()).hexdigest() for source in sources],
+        "code": [blake3(source.read_bytes()).hexdigest() for source in sources],
     }
     return cache / blake3(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()

@@ -2,7 +2,8 @@
 
 One rule: sequences run in order of priority, then of arrival. Each that is runnable gets as many of its uncomputed
 tokens as the step has room for. When blocks run out, the last sequence in that order loses all its blocks and is
-computed anew later (preemption by recomputation).
+computed anew later (preemption by recomputation). While there are others, those in the background get no more rows than
+hardly change the time of a step.
 """
 
 import math
@@ -40,11 +41,20 @@ class Registered(NamedTuple):
 class Scheduler:
     """Holds the sequences of an engine and the blocks that they use."""
 
-    def __init__(self, pool: BlockPool, block_size: int, max_step_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        block_size: int,
+        max_step_tokens: int,
+        max_sequences: int,
+        spare_rows: abc.Callable[[int], int] | None = None,
+    ) -> None:
+        """`spare_rows` says how many rows a step of so many has room for that cost next to nothing."""
         self.pool = pool
         self.block_size = block_size
         self.max_step_tokens = max_step_tokens
         self.max_sequences = max_sequences
+        self._spare_rows = spare_rows or (lambda _: max_step_tokens)
         self.num_preemptions = 0
         self.registered: deque[Registered] = deque(maxlen=_MAX_REGISTERED)
         """Blocks that were computed and may be kept elsewhere wait here to be taken; the oldest fall out."""
@@ -109,7 +119,11 @@ class Scheduler:
         budget = self.max_step_tokens
         works: list[Work] = []
         copies: list[tuple[int, int]] = []
+        has_others = any(not sequence.is_background for sequence in self._sequences)
         for sequence in tuple(self._sequences):
+            if has_others and sequence.is_background:
+                has_others = False  # They yield once, all together.
+                budget = min(budget, self._spare_rows(self.max_step_tokens - budget))
             if budget == 0:
                 break
             if not sequence.num_uncomputed or sequence.hold_until > now:

@@ -6,6 +6,7 @@ is the last token and the proposed ones; rejecting is truncating; eviction is "n
 
 from collections import abc
 
+from services.common.background import BACKGROUND_PRIORITY
 from services.common.sampling_params import SamplingParams
 from services.engine.roots import NO_ROOTS, Roots
 
@@ -80,6 +81,11 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """Tokens that the next steps have to compute."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def is_background(self) -> bool:
+        """Whether it runs on what others leave idle."""
+        return self.priority == BACKGROUND_PRIORITY
 
     def fork(self, length: int, priority: int) -> "Sequence":
         """Another sequence that begins with the first `length` tokens of this one. It has no blocks yet."""

@@ -15,6 +15,8 @@ _LOCAL = 0.15
 _GLOBAL = 0.05
 _MOST = 2.0
 """A step that took longer than this many times what was expected, or less than one in so many, counts as that."""
+_NEARLY = 1.03
+"""A step that takes so many times as long is taken to be as long."""
 _ROW_COST = 0.05
 """Share of a step's time that a further row is taken to cost as long as nothing is known."""
 
@@ -49,6 +51,11 @@ class StepTimes:
             return np.zeros(last - first + 1)
         end = max(last, ROWS[-1] + 1)
         return np.interp(np.arange(first, last + 1), [*ROWS, end], [*self._times, self.seconds(end)])
+
+    def spare_rows(self, rows: int, most: int) -> int:
+        """How many of `most` further rows lengthen a step of so many by a few hundredths at most."""
+        times = self.curve(max(1, rows), rows + most)
+        return max(0, int(np.searchsorted(times, _NEARLY * times[0], side="right")) - (rows > 0))
 
     def observe(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""

@@ -82,6 +82,8 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     ) -> abc.AsyncGenerator[Committed, None]:
         """One sequence from its opening to its end, whatever ends it."""
         self._engine_loop.submit(lambda role: role.open(target), stream.fail)
+        if not target.sequence.is_background:
+            self._engine_loop.hurry()
         reader = asyncio.create_task(self._read(requests, stream, target))
         try:
             with stream.ends_with(self._engine_loop.stopped):

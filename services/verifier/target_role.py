@@ -97,7 +97,11 @@ class TargetRole:
         waiting: list[TargetSequence] = []
         other_rows = 0
         most_rows = self.engine.config.max_step_tokens
-        for target in self._by_sequence.values():
+        front, rest = self._split()
+        for target in rest:
+            target.take(NO_OFFER)
+            target.sequence.hold_until = 0.0
+        for target in front:
             other_rows += target.num_due - 1
             if target.num_due > most_rows // 2:
                 target.take(NO_OFFER)
@@ -139,15 +143,20 @@ class TargetRole:
         for result in results:
             target = self._by_sequence[result.sequence]
             rounds.append((target, result, self._accept(target, result)))
-        step_times = self.engine.step_times
+        step_times, (front, rest) = self.engine.step_times, self._split()
+        of_front = [(target, accepted) for target, _, accepted in rounds if target not in rest]
+        if not of_front:
+            self.planner.mix()
         self.planner.record(
-            sum(len(accepted.token_ids) for _, _, accepted in rounds),
-            [target for target, _, _ in rounds],
+            sum(len(accepted.token_ids) for _, accepted in of_front),
+            [target for target, _ in of_front],
             sum(len(result.token_ids) for _, result, _ in rounds),
             step_times,
         )
-        allocation = self.planner.plan(self._by_sequence.values(), step_times)
-        now, plain = time.monotonic(), step_times.seconds(len(self._by_sequence))
+        allocation = self.planner.plan(front, step_times)
+        for target in rest:
+            target.wanted = 0
+        now, plain = time.monotonic(), step_times.seconds(len(front))
         for target, result, accepted in rounds:
             self._commit(target, result, accepted)
             if target.done:
@@ -170,6 +179,12 @@ class TargetRole:
     def readings(self) -> Readings:
         """What it decided, and what it measured to decide it."""
         return self.planner.readings()
+
+    def _split(self) -> tuple[list[TargetSequence], list[TargetSequence]]:
+        """Those that speculation is for, and the others: what runs in the background while there is anything else."""
+        front = [target for target in self._by_sequence.values() if not target.sequence.is_background]
+        rest = [target for target in self._by_sequence.values() if target.sequence.is_background]
+        return (front, rest) if front else (rest, [])
 
     def _prepare_plain(self) -> None:
         """Has every sequence go on at once with its own next token: nothing is looked up, and nothing is waited for."""

@@ -24,7 +24,8 @@ from services.model_server.seal import Seal
 from services.prefix_cache.block import sealed
 from support.cached import SEAL_KEY, CachedSystem
 from support.redis_server import running_redis
-from support.system import served, start_system
+from support.served import served
+from support.system import start_system
 
 PROMPT = random.Random(3).choices(range(3, 250), k=200)
 OPTIONS: dict[str, Any] = {"temperature": 1, "seed": 9, "max_tokens": 8, "ignore_eos": True}

@@ -3,18 +3,15 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from gateway.database.database import Database
 from gateway.lifespan import gateway_lifespan
-from gateway.tenants.api_key import ALL_SCOPES, USUAL_SCOPES, Scope
-from gateway.tenants.key_store import KeyStore
-from gateway.tenants.plan import Plan
+from gateway.tenants.api_key import ALL_SCOPES
 from paceline import (
     Client,
     FailedPreconditionError,
@@ -25,22 +22,16 @@ from paceline import (
 from paceline.cli.app import app
 from paceline.v1 import admin_pb2, usage_pb2
 from services.common.settings import ServerSettings
-from support.databases import new_sqlite_url
+from support.batch import Stalls
+from support.databases import migrated, new_sqlite_url
 from support.fakes import FakeVerifier, serve_fakes
-from support.system import StartGateway, collect, gateway_settings, served
+from support.keys import make_key
+from support.postgres_server import PostgresServer
+from support.served import served
+from support.system import StartGateway, collect, first_tokens, gateway_settings
 
 OPTIONS: dict[str, Any] = {"max_tokens": 6}
 PRICES = {"prompt": "1", "completion": "2"}
-
-
-async def make_key(url: str, tenant: str = "acme", scopes: frozenset[Scope] = USUAL_SCOPES, **plan: Any) -> str:
-    database = Database(url)
-    store = KeyStore(database)
-    if tenant not in {known.id for known in await store.tenants()}:
-        await store.create_tenant(tenant, Plan(**plan))
-    _, key = await store.create_key(tenant, "", scopes)
-    await database.close()
-    return key.text
 
 
 async def rows_of(client: Client, **asked: Any) -> Sequence[usage_pb2.UsageRow]:
@@ -48,15 +39,6 @@ async def rows_of(client: Client, **asked: Any) -> Sequence[usage_pb2.UsageRow]:
     while not (rows := (await client.usage(**asked)).rows):
         await asyncio.sleep(0.01)
     return rows
-
-
-class Stalls(FakeVerifier):
-    """Produces three tokens and no more."""
-
-    async def _commits(self, opening: Any, context: Any) -> AsyncIterator[Any]:
-        async for response in super()._commits(opening, context):
-            yield response
-            await asyncio.Event().wait()
 
 
 async def test_a_tenant_is_made_given_a_key_and_served(start_gateway: StartGateway, database_url: str) -> None:
@@ -215,3 +197,25 @@ async def test_the_command_line_goes_from_the_first_key_to_usage(
         assert "revoked" in await do("keys", "list")
         await do("usage", key=successor)
         assert "does not hold" in await do("usage", key=key[:-1] + "!", code=1)
+
+
+async def test_a_stream_needs_the_database_for_none_of_its_tokens(
+    start_gateway: StartGateway, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    server = PostgresServer(tmp_path_factory.mktemp("away"))
+    await server.start()
+    verifier = Stalls()
+    url = server.url()
+    await migrated(url)
+    key = await make_key(url, max_monthly_cost=10**9, tokens_per_minute=10**6)
+    async with serve_fakes(verifier) as address, start_gateway([address], database=url) as system:
+        async with Client(system.gateway, key=key) as client:
+            events = client.generate("abc", max_tokens=300)
+            tokens = await first_tokens(events)
+            server.stop()
+            verifier.go_on.set()
+            async for event in events:
+                tokens += event.delta.token_ids
+            assert len(tokens) == 300
+        await server.start()
+    server.stop()

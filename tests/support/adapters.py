@@ -24,7 +24,7 @@ from services.common.channel import open_channel
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, tensor_names
 from services.common.settings import ServerSettings
 from services.common.tokens import TokenMint, new_signing_key, public_key
-from support.system import served
+from support.served import served
 
 MODULES = {
     f"model.layers.{layer}.{name}": shape

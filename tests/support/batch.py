@@ -1,13 +1,35 @@
-"""Batches to submit, and what is read of them."""
+"""Batches to submit, a verifier that keeps them waiting, and what is read of them."""
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from paceline import Client
 from paceline.v1 import batch_pb2
+from support.fakes import FakeVerifier, continue_from
 
-_ENDED = (batch_pb2.BATCH_STATE_COMPLETED, batch_pb2.BATCH_STATE_CANCELLED, batch_pb2.BATCH_STATE_EXPIRED)
+PRICES = {"prompt": "1", "completion": "2", "batch_discount": 0.5}
+_FIRST = 33
+_ENDED = (
+    batch_pb2.BATCH_STATE_COMPLETED,
+    batch_pb2.BATCH_STATE_CANCELLED,
+    batch_pb2.BATCH_STATE_EXPIRED,
+    batch_pb2.BATCH_STATE_FAILED,
+)
+
+
+class Stalls(FakeVerifier):
+    """Produces three tokens a stream and waits then, until it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def _commits(self, opening: Any, context: Any) -> AsyncIterator[Any]:
+        async for response in super()._commits(opening, context):
+            yield response
+            await self.go_on.wait()
 
 
 def line(custom_id: str, *, chat: bool = False, **body: Any) -> dict[str, Any]:
@@ -45,3 +67,13 @@ async def read(client: Client, batch_id: str, **asked: Any) -> list[dict[str, An
 def texts(lines: list[dict[str, Any]]) -> dict[str, str]:
     """What was produced, by custom id."""
     return {each["custom_id"]: each["response"]["body"]["choices"][0]["text"] for each in lines if each["response"]}
+
+
+def expected(prompt: str, count: int = 6) -> str:
+    """What the scripted verifier makes of a prompt without spaces."""
+    return text_of(continue_from([ord(character) - _FIRST for character in prompt], count))
+
+
+def text_of(token_ids: Sequence[int]) -> str:
+    """As the tests' tokenizer has it: a token a byte, visible ones in front."""
+    return "".join(chr(token_id + _FIRST) for token_id in token_ids)

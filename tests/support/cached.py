@@ -17,7 +17,8 @@ from services.prefix_cache.lifespan import prefix_cache_lifespan
 from services.prefix_cache.settings import PrefixCacheSettings
 from services.verifier.lifespan import verifier_lifespan
 from services.verifier.settings import VerifierSettings
-from support.system import SERVER, Reply, collect, engine_config, gateway_settings, served
+from support.served import SERVER, served
+from support.system import Reply, collect, engine_config, gateway_settings
 
 TENANT_HEADER = "x-tenant"
 SEAL_KEY = "5e" * 32

@@ -27,7 +27,8 @@ def _run_apart(work: Coroutine[None, None, None]) -> None:
     thread.join()
 
 
-async def _migrated(url: str) -> None:
+async def migrated(url: str) -> None:
+    """Brings a database to the newest migration."""
     database = Database(url)
     await migrate(database)
     await database.close()
@@ -39,7 +40,7 @@ def _template() -> Path:
     folder = tempfile.mkdtemp(prefix="paceline-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = Path(folder) / "template.sqlite"
-    _run_apart(_migrated(f"sqlite:///{path}"))
+    _run_apart(migrated(f"sqlite:///{path}"))
     return path
 
 
@@ -58,7 +59,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
     async def prepare() -> None:
         await server.start()
         await server.execute(f"CREATE DATABASE {_TEMPLATE}")
-        await _migrated(server.url(_TEMPLATE))
+        await migrated(server.url(_TEMPLATE))
 
     _run_apart(prepare())
     yield server

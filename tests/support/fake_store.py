@@ -14,7 +14,7 @@ from paceline.v1 import adapter_pb2
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 from services.common.server import Served
 from support.lora import digest_of, read_files
-from support.system import served
+from support.served import served
 
 
 @dataclass

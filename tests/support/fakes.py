@@ -21,7 +21,7 @@ from paceline.v1 import model_pb2, sampling_pb2
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.server import Served
 from services.model_server.client import TAKEN
-from support.system import served
+from support.served import SERVER, served
 
 INFO = model_pb2.ModelInfo(id="fake", max_context_tokens=512, vocab_size=256, eos_token_ids=[255])
 
@@ -204,8 +204,8 @@ class FakeDraft(FakeModelServer, draft_pb2_grpc.DraftServiceServicer):
 
 
 @asynccontextmanager
-async def serve_fakes(*servicers: FakeVerifier | FakeDraft) -> AsyncIterator[str]:
-    """Address of a server with these servicers."""
+async def serve_fakes(*servicers: FakeVerifier | FakeDraft, port: int = 0) -> AsyncIterator[str]:
+    """Address of a server with these servicers; port 0 takes a free one."""
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
@@ -218,5 +218,5 @@ async def serve_fakes(*servicers: FakeVerifier | FakeDraft) -> AsyncIterator[str
                 draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server)
         yield Served(())
 
-    async with served(lifespan) as address:
+    async with served(lifespan, SERVER.model_copy(update={"port": port})) as address:
         yield address

@@ -11,7 +11,7 @@ import grpc
 from paceline.errors import InvalidArgumentError, NotFoundError
 from paceline.v1 import adapter_pb2, adapter_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from services.common.server import Served
-from support.system import served
+from support.served import served
 
 
 @dataclass

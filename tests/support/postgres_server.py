@@ -32,10 +32,14 @@ class PostgresServer:
             # the user, which gRPC's threads do not survive.
             self._as_user = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
             os.chown(folder, pwd.getpwnam(_USER).pw_uid, -1)
-            for parent in folder.parents[:-1]:
-                if parent.stat().st_uid == os.geteuid():
-                    parent.chmod(parent.stat().st_mode | 0o011)
+            self._open_way()
         self._run("initdb", "-D", str(self._data), "-U", "paceline", "--no-sync", "--auth=trust", "-E", "UTF8")
+
+    def _open_way(self) -> None:
+        """Lets its user get to its folder; another run of tests closes the one that all of them are in."""
+        for parent in self._data.parent.parents[:-1] if self._as_user else ():
+            if parent.stat().st_uid == os.geteuid():
+                parent.chmod(parent.stat().st_mode | 0o011)
 
     def url(self, name: str = "postgres") -> str:
         """Address of one of its databases."""
@@ -45,6 +49,7 @@ class PostgresServer:
         """Starts it, or starts it again; returns once it answers."""
         options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
         own = ["-p", str(self.port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self._data}"]
+        self._open_way()
         command = [*self._as_user, _binary("postgres"), "-D", str(self._data), *own, *options]
         with (self._data.parent / "log").open("ab") as log:
             self._process = self._spawn(command, log)

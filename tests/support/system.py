@@ -10,8 +10,6 @@ from gateway.lifespan import gateway_lifespan
 from gateway.settings import GatewaySettings, ModelSettings
 from paceline import Client, Options
 from paceline.v1 import inference_pb2
-from services.common.server import Lifespan, running_server
-from services.common.settings import ServerSettings
 from services.draft.lifespan import draft_lifespan
 from services.draft.settings import DraftSettings
 from services.engine.config import EngineConfig
@@ -19,8 +17,7 @@ from services.engine.engine_loop import EngineLoop
 from services.verifier.lifespan import verifier_lifespan
 from services.verifier.settings import VerifierSettings
 from support.databases import new_sqlite_url
-
-SERVER = ServerSettings(port=0, grace_seconds=0.2)
+from support.served import SERVER, served
 
 
 class Reply(NamedTuple):
@@ -105,13 +102,6 @@ def gateway_settings(
     model = ModelSettings(id=model_id, tokenizer=tokenizer, verifiers=tuple(verifiers), drafts=tuple(drafts), **own)
     settings = {"server": SERVER, "database": new_sqlite_url(), **settings}
     return GatewaySettings(models=(model,), **settings)
-
-
-@asynccontextmanager
-async def served(lifespan: Lifespan, settings: ServerSettings = SERVER) -> AsyncIterator[str]:
-    """Address of a server with this lifespan."""
-    async with running_server(settings, lifespan) as server:
-        yield f"127.0.0.1:{server.port}"
 
 
 @asynccontextmanager

@@ -23,9 +23,9 @@ from services.engine.cpu.kernels import Floats
 from services.engine.cpu.kinds import Kind, tile_configuration
 from services.engine.cpu.layers import (
     ARGUMENTS,
-    LAYER_FIELDS,
+    LAYER,
     PHASES,
-    PRODUCT_FIELDS,
+    PRODUCT,
     PRODUCT_PHASES,
     PRODUCTS,
     run_phases,
@@ -33,6 +33,7 @@ from services.engine.cpu.layers import (
 from services.engine.cpu.packed import Packed, aligned, pack, row_bytes
 from services.engine.cpu.plan import RowPlan
 from services.engine.cpu.product import MOST_ROWS, ROOM_BYTES
+from services.engine.errors import InterruptedStepError
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, product_of
 
@@ -51,13 +52,18 @@ class FusedDecoder:
         packed.append(pack(kind, model.lm_head.weight, model.lm_head.bias))
         norms = [_norms(layer) for layer in body.layers]
         self._final_norm = body.norm.weight.numpy()
-        self._products = np.array([_addresses(weight) for weight in packed], np.int64)
-        self._layers = np.zeros((len(layers), len(LAYER_FIELDS)), np.int64)
-        for index, layer in enumerate(layers):
-            stored = kv_cache.keys[index].data_ptr(), kv_cache.values[index].data_ptr()
-            self._layers[index] = *(_address(norm) for norm in norms[index]), layer.window or _EVERYTHING, *stored
-        self._scalings = np.array([layer.scaling for layer in layers], np.float64)
+        self._products = np.zeros(len(packed), PRODUCT)
+        for product, weight in zip(self._products, packed, strict=True):
+            _describe(weight, kind, product)
+        self._layers = np.zeros(len(layers), LAYER)
+        for index, (described, layer) in enumerate(zip(self._layers, layers, strict=True)):
+            _fill(described, **norms[index], window=layer.window or _EVERYTHING, scaling=layer.scaling)
+            _fill(described, keys=kv_cache.keys[index].data_ptr(), values=kv_cache.values[index].data_ptr())
         self._tiles = tile_configuration()
+        self.hurry = np.zeros(1, np.int64)
+        """Set by any thread: a step that can wait is given up at its next phase."""
+        self._calm = np.zeros(1, np.int64)
+        self._given_up = np.zeros(PHASES * len(layers) + 2, np.int64)
         self._kept = packed, norms, embedding, kv_cache  # The tables hold addresses only.
         shape = layers[0].kv_shape
         self._num_layers = len(layers)
@@ -65,45 +71,52 @@ class FusedDecoder:
         self._heads = self._joint_width // shape.key_dim - 2 * shape.num_kv_heads
         self._dim, self._inner, self._vocab = shape.key_dim, packed[3].in_features, packed[-1].out_features
         self._width = embedding.shape[1]
-        self._row_bytes = max(row_bytes(kind, weight.in_features) for weight in packed)
+        self._row_bytes = int(self._products["row_bytes"].max())
+        self._threads = torch.get_num_threads()
         self._rotary = copy.deepcopy(body.rotary_emb)  # The model is let go of; longer texts need more angles.
         self._cos, self._sin = self._angles(0, 1024)
         self._arguments = np.zeros((), ARGUMENTS)
-        self._set(
-            kind=kind, layers=len(layers), width=self._width, inner=self._inner, vocab=self._vocab, heads=self._heads,
-            kv_heads=shape.num_kv_heads, dim=self._dim, rotated=self._cos.shape[1],
+        _fill(
+            self._arguments, kind=kind, layers=len(layers), width=self._width, inner=self._inner, vocab=self._vocab,
+            heads=self._heads, kv_heads=shape.num_kv_heads, dim=self._dim, rotated=self._cos.shape[1],
             slots_in_all=kv_cache.keys[0].shape[0], block_size=kv_cache.block_size, half_embedding=half,
-            layer_table=self._layers, product_table=self._products, scalings=self._scalings,
+            in_tiles=kind.in_tiles, layer_table=self._layers, product_table=self._products,
             final_norm=self._final_norm, embedding=embedding.data_ptr(), tiles=self._tiles, eps=norm_eps(body.norm),
         )  # fmt: skip
         self._capacity, self._rooms = 0, dict[str, NDArray[Any]]()
 
-    def forward(self, plan: RowPlan, token_ids: list[int], wanted: list[int], lora: Lora | None) -> torch.Tensor:
+    def forward(
+        self, plan: RowPlan, token_ids: list[int], wanted: list[int], lora: Lora | None, *, can_wait: bool = False
+    ) -> torch.Tensor:
         """Logits [wanted, vocab] for rows of tokens, valid until the next call; KV goes where the plan says.
 
-        `lora` adds what the adapters of rows add; None when no row has any.
+        `lora` adds what the adapters of rows add; None when no row has any. Raises InterruptedStepError.
         """
-        rows, threads = len(token_ids), torch.get_num_threads()
-        self._make_room(rows, threads)
+        rows = len(token_ids)
+        self._make_room(rows)
         cos, sin = self._reach(int(plan.positions.max()))
         tokens, wanted_rows = np.array(token_ids, np.int64), np.array(wanted, np.int64)
-        self._set(
-            rows=rows, wanted_rows=len(wanted), sequences=plan.tables.shape[0], blocks=plan.tables.shape[1],
-            angles=len(cos), cos=cos, sin=sin, token_ids=tokens, positions=plan.positions, slots=plan.slots,
-            owners=plan.owners, tables=plan.tables, wanted=wanted_rows,
+        _fill(
+            self._arguments, rows=rows, wanted_rows=len(wanted), sequences=plan.tables.shape[0],
+            blocks=plan.tables.shape[1], angles=len(cos), cos=cos, sin=sin, token_ids=tokens,
+            positions=plan.positions, slots=plan.slots, owners=plan.owners, tables=plan.tables, wanted=wanted_rows,
+            hurry=self.hurry if can_wait else self._calm, given_up=self._given_up,
         )  # fmt: skip
         end = PHASES * self._num_layers + 2
         if lora is None:
-            self._run(0, end, threads)
+            self._run(0, end)
         else:
-            self._run_with(lora, rows, threads, end)
+            self._run_with(lora, rows, end)
         return torch.from_numpy(self._rooms["logits"][: len(wanted)])
 
-    def _run(self, first: int, last: int, threads: int) -> None:
+    def _run(self, first: int, last: int) -> None:
         self._arguments["first"], self._arguments["last"] = first, last
-        parallel.run(run_phases, self._arguments.ctypes.data, threads)
+        self._given_up[:] = 0
+        parallel.run(run_phases, self._arguments.ctypes.data, self._threads)
+        if self._given_up.any():
+            raise InterruptedStepError
 
-    def _run_with(self, lora: Lora, rows: int, threads: int, end: int) -> None:
+    def _run_with(self, lora: Lora, rows: int, end: int) -> None:
         """Stops behind each product of the layers for what adapters add to it."""
         views = {name: torch.from_numpy(room[:rows]) for name, room in self._rooms.items() if name != "logits"}
         ends = [("normed", "joint"), ("attended", "delta"), ("normed", "gates"), ("active", "delta")]
@@ -111,12 +124,12 @@ class FusedDecoder:
         for layer in range(self._num_layers):
             for index, (phase, (x, y)) in enumerate(zip(PRODUCT_PHASES, ends, strict=True)):
                 last = PHASES * layer + phase + 1
-                self._run(first, last, threads)
+                self._run(first, last)
                 lora.add(PRODUCTS * layer + index, views[x], views[y])
                 first = last
-        self._run(first, end, threads)
+        self._run(first, end)
 
-    def _make_room(self, rows: int, threads: int) -> None:
+    def _make_room(self, rows: int) -> None:
         """Has rooms for so many rows between phases; they are kept, because fresh memory costs more than the work."""
         rows = -(-rows // MOST_ROWS) * MOST_ROWS
         if rows <= self._capacity:
@@ -130,13 +143,9 @@ class FusedDecoder:
         self._capacity = rows
         self._fixed = {
             "units": aligned((rows, self._row_bytes), np.uint8), "row_scales": np.zeros(rows, np.float32),
-            "room": aligned((threads, ROOM_BYTES), np.uint8),
+            "room": aligned((self._threads, ROOM_BYTES), np.uint8),
         }  # fmt: skip
-        self._set(**self._rooms, **self._fixed)
-
-    def _set(self, **values: Any) -> None:
-        for name, value in values.items():
-            self._arguments[name] = _address(value) if isinstance(value, np.ndarray) else value
+        _fill(self._arguments, **self._rooms, **self._fixed)
 
     def _reach(self, position: int) -> tuple[Floats, Floats]:
         """Cosines and sines [positions, rotated dimensions] of all positions up to this one, at least."""
@@ -165,26 +174,25 @@ def _join(parts: list[nn.Linear], kind: Kind) -> Packed:
     return pack(kind, torch.cat([part.weight for part in parts]), bias)
 
 
-def _norms(layer: Any) -> list[Floats]:
-    """Weights of input, MLP, query and key norms; empty where heads are not normalised."""
-    none = np.empty(0, np.float32)
-    attention = layer.self_attn
-    heads = [getattr(attention, name).weight.numpy() if hasattr(attention, name) else none for name in HEAD_NORMS]
-    return [layer.input_layernorm.weight.numpy(), layer.post_attention_layernorm.weight.numpy(), *heads]
+def _norms(layer: Any) -> dict[str, Floats]:
+    """Weights by field; none where heads are not normalised."""
+    norms = {"input_norm": layer.input_layernorm, "mlp_norm": layer.post_attention_layernorm}
+    norms |= {f: n for f, name in HEAD_NORMS.items() if (n := getattr(layer.self_attn, name, None)) is not None}
+    return {field: norm.weight.numpy() for field, norm in norms.items()}
 
 
-def _addresses(weight: Packed) -> list[int]:
-    """One row of the table of products."""
-    values = {
-        "weights": _address(weight.blocks), "units": weight.blocks.shape[1], "out": weight.out_features,
-        "scales": _address(weight.scales), "offsets": _address(weight.sums), "bias": _address(weight.bias),
-    }  # fmt: skip
-    return [values[name] for name in PRODUCT_FIELDS]
+def _describe(weight: Packed, kind: Kind, product: Any) -> None:
+    _fill(
+        product, weights=weight.blocks, scales=weight.scales, offsets=weight.sums, bias=weight.bias,
+        units=weight.blocks.shape[1], row_bytes=row_bytes(kind, weight.in_features), outputs=weight.out_features,
+    )  # fmt: skip
 
 
-def _address(array: NDArray[Any]) -> int:
-    """Where an array begins; 0 for one without elements."""
-    return array.ctypes.data if array.size else 0
+def _fill(record: Any, **values: Any) -> None:
+    """Sets fields of a record: of an array, its address; 0 for one without elements."""
+    for name, value in values.items():
+        is_array = isinstance(value, np.ndarray)
+        record[name] = (value.ctypes.data if value.size else 0) if is_array else value
 
 
 def fused_products(targets: abc.Mapping[str, Target], num_layers: int) -> list[Product]:

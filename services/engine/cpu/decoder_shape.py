@@ -12,8 +12,8 @@ from services.engine.cpu.llvm import LANES
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-HEAD_NORMS = ("q_norm", "k_norm")
-"""Norms of single heads, which a model may have."""
+HEAD_NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
+"""Norms of single heads, which a model may have, and what it calls them."""
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -29,14 +29,18 @@ def fits(model: Any, layers: list[AttentionLayer]) -> bool:
     for layer in body.layers:
         attention: Any = getattr(layer, "self_attn", None)
         mlp: Any = getattr(layer, "mlp", None)
-        if _children(layer) != _LAYER or _children(mlp) != _MLP or _children(attention) - set(HEAD_NORMS) != _ATTENTION:
+        if (
+            _children(layer) != _LAYER
+            or _children(mlp) != _MLP
+            or _children(attention) - set(HEAD_NORMS.values()) != _ATTENTION
+        ):
             return False
         parts = [getattr(attention, name) for name in _ATTENTION]
         parts += [getattr(mlp, name) for name in _MLP - {"act_fn"}]
         if any(type(part) is not nn.Linear for part in parts) or not _is_silu(mlp.act_fn):
             return False
         norms += [layer.input_layernorm, layer.post_attention_layernorm]
-        norms += [getattr(attention, name) for name in set(HEAD_NORMS) & _children(attention)]
+        norms += [getattr(attention, name) for name in set(HEAD_NORMS.values()) & _children(attention)]
     if len({norm_eps(norm) for norm in norms}) != 1 or any(getattr(norm, "weight", None) is None for norm in norms):
         return False
     shapes = {layer.kv_shape for layer in layers}

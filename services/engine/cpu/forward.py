@@ -22,10 +22,14 @@ class CpuForward:
         self._kv_cache = kv_cache
         self._decoder = decoder
 
+    def hurry(self, wanted: bool) -> None:
+        """See Forward."""
+        self._decoder.hurry[0] = wanted
+
     def run(self, batch: Batch) -> torch.Tensor:
         """See Forward."""
         adapters, rows = self.adapters, len(batch.token_ids)
         if adapters is not None and not adapters.select(batch.works, rows):
             adapters = None
         plan = RowPlan(batch.works, rows, self._kv_cache)
-        return self._decoder.forward(plan, batch.token_ids, batch.wanted, adapters)
+        return self._decoder.forward(plan, batch.token_ids, batch.wanted, adapters, can_wait=batch.can_wait)

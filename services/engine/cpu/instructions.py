@@ -113,7 +113,6 @@ def _generate_product(
     rows, blocks = shape
     weights, units, x, stride, sums, sums_stride = arguments
     vector = ints if kind in (Kind.INT8, Kind.INT8_AVX512) else floats
-    unit_bytes = 8 if kind in (Kind.BFLOAT16, Kind.FLOAT16, Kind.INT8) else 4
     totals = {(row, block): variable(builder, vector) for row in range(rows) for block in range(blocks)}
     ends = {}
     for (row, block), total in totals.items():
@@ -128,7 +127,7 @@ def _generate_product(
     block_bytes = builder.mul(units, number(4 * LANES))
     with cgutils.for_range(builder, units) as loop:
         at = builder.mul(loop.index, number(4 * LANES))
-        column = builder.add(x, builder.mul(loop.index, number(unit_bytes)))
+        column = builder.add(x, builder.mul(loop.index, number(kind.unit_bytes)))
         for block in range(blocks):
             address = builder.add(builder.add(weights, at), builder.mul(block_bytes, number(block)))
             if ahead:

@@ -18,7 +18,7 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 _ONE = np.float32(1.0)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def rms_norm(x: Floats, weight: Floats, eps: np.float32, out: Floats) -> None:
     """out = x / sqrt(mean(x^2) + eps) * weight. x and out [rows, width]."""
     rows, width = x.shape

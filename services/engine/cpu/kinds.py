@@ -29,6 +29,21 @@ class Kind(IntEnum):
     INT8_AMX = 6
     FLOAT16 = 7
 
+    @property
+    def unit_inputs(self) -> int:
+        """How many inputs make a unit: 64 bytes of a block of weights."""
+        return 1 if self is Kind.FLOAT32 else 4 if self in (Kind.INT8, Kind.INT8_AVX512, Kind.INT8_AMX) else 2
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of a unit of a row, which some kinds multiply in a wider type than that of the weights."""
+        return 8 if self in (Kind.BFLOAT16, Kind.FLOAT16, Kind.INT8) else 4
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether threads have to load the tile registers before they multiply."""
+        return self in (Kind.BFLOAT16_AMX, Kind.INT8_AMX)
+
 
 @cache
 def kinds() -> frozenset[Kind]:

@@ -8,13 +8,12 @@ Every row is computed by itself, in an order that its position alone decides: it
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit
+from numba import njit
 from numba.np.numpy_support import carray
 
 from services.engine.cpu import parallel
 from services.engine.cpu.instructions import load_tiles, release_tiles
-from services.engine.cpu.kernels import FAST, Floats, activate, rms_norm, rotate_and_store
-from services.engine.cpu.kinds import Kind
+from services.engine.cpu.kernels import FAST, Floats, Ints, activate, rms_norm, rotate_and_store
 from services.engine.cpu.llvm import LANES
 from services.engine.cpu.packed import OUTPUTS_AT_ONCE
 from services.engine.cpu.product import ROOM_BYTES, multiply, to_units
@@ -24,21 +23,29 @@ PHASES = 10
 """A layer has so many phases; two more follow the last layer: its norm, and the output product."""
 PRODUCT_PHASES = (1, 5, 7, 9)
 """The layer's products: queries, keys and values; attention's output; gate and up; down."""
+PRODUCTS = len(PRODUCT_PHASES)
 _NORM, _QUERY_KEY_VALUE, _ROTATE, _ATTEND, _TAKE_ATTENDED, _OUT, _MLP_NORM, _GATE_UP, _ACTIVATE, _DOWN = range(PHASES)
-LAYER_FIELDS = ("input_norm", "mlp_norm", "query_norm", "key_norm", "window", "keys", "values")
-"""Addresses, 0 where there is none, and how many tokens a row sees."""
-PRODUCT_FIELDS = ("weights", "units", "out", "scales", "offsets", "bias")
-"""Of a packed weight: addresses, 0 where there is none, its units, and its outputs."""
-_NO_WEIGHT, _UNITS, _OUT_FEATURES, _SCALES, _OFFSETS, _BIAS = range(len(PRODUCT_FIELDS))
-_FIRST_WITH_TILES, _LAST_WITH_TILES = int(Kind.BFLOAT16_AMX), int(Kind.INT8_AMX)
 _pointer: Any = parallel.pointer
 
+LAYER = np.dtype(
+    [(name, np.intp) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm", "keys", "values")]
+    + [("window", np.int64), ("scaling", np.float32)],
+    align=True,
+)
+"""Addresses, 0 where there is none, how many tokens a row sees, and what scores are multiplied by."""
+PRODUCT = np.dtype(
+    [(name, np.intp) for name in ("weights", "scales", "offsets", "bias")]
+    + [(name, np.int64) for name in ("units", "row_bytes", "outputs")],
+    align=True,
+)
+"""Of a packed weight: addresses, 0 where there is none, units of a row and its bytes as `to_units` writes it."""
 ARGUMENTS = np.dtype(
     [(name, np.int64) for name in ("kind", "first", "last", "layers", "rows", "wanted_rows", "width", "inner", "vocab")]
     + [(name, np.int64) for name in ("heads", "kv_heads", "dim", "rotated", "angles", "slots_in_all")]
-    + [(name, np.int64) for name in ("sequences", "blocks", "block_size", "half_embedding")]
-    + [(name, np.intp) for name in ("layer_table", "product_table", "scalings", "final_norm", "embedding", "tiles")]
+    + [(name, np.int64) for name in ("sequences", "blocks", "block_size", "half_embedding", "in_tiles")]
+    + [(name, np.intp) for name in ("layer_table", "product_table", "final_norm", "embedding", "tiles")]
     + [(name, np.intp) for name in ("token_ids", "positions", "slots", "owners", "tables", "wanted", "cos", "sin")]
+    + [(name, np.intp) for name in ("hurry", "given_up")]
     + [(name, np.intp) for name in ("hidden", "normed", "joint", "queries", "attended", "gates", "active", "delta")]
     + [(name, np.intp) for name in ("units", "row_scales", "room", "logits")]
     + [("eps", np.float32)],
@@ -67,19 +74,27 @@ def _floats(address: int, rows: int, width: int) -> Floats:
 
 
 @njit(nogil=True)
+def _row_numbers(a: Any, address: int) -> Ints:
+    return carray(_pointer(address), (a.rows,), np.int64)
+
+
+@njit(nogil=True)
+def _vector(address: int, width: int) -> Floats:
+    """No elements where there is no address."""
+    return carray(_pointer(address), (width if address else 0,), np.float32)
+
+
+@njit(nogil=True)
 def _product(a: Any, index: int, y: Floats, thread: int, threads: int) -> None:
     """This thread's outputs of a product of the rows that lie in units."""
-    fields = carray(_pointer(a.product_table), (4 * a.layers + 1, 6), np.int64)[index]
-    out, units = fields[_OUT_FEATURES], fields[_UNITS]
-    groups = (out + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
-    scaled = groups * OUTPUTS_AT_ONCE if fields[_SCALES] else 0
-    bias = out if fields[_BIAS] else 0
-    stride = units * (8 if a.kind in (1, 2, 7) else 4)
+    product = carray(_pointer(a.product_table), (PRODUCTS * a.layers + 1,), PRODUCT)[index]
+    groups = (product.outputs + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
+    filled = groups * OUTPUTS_AT_ONCE
+    offsets = carray(_pointer(product.offsets), (filled if product.offsets else 0,), np.int32)
     multiply(
-        a.kind, fields[_NO_WEIGHT], units, out, groups * thread // threads, groups * (thread + 1) // threads,
-        a.units, stride, carray(_pointer(a.row_scales), (y.shape[0],), np.float32),
-        carray(_pointer(fields[_SCALES]), (scaled,), np.float32),
-        carray(_pointer(fields[_OFFSETS]), (scaled,), np.int32), carray(_pointer(fields[_BIAS]), (bias,), np.float32),
+        a.kind, product.weights, product.units, product.outputs, groups * thread // threads,
+        groups * (thread + 1) // threads, a.units, product.row_bytes, _vector(a.row_scales, y.shape[0]),
+        _vector(product.scales, filled), offsets, _vector(product.bias, product.outputs),
         a.room + thread * ROOM_BYTES, y,
     )  # fmt: skip
 
@@ -87,11 +102,9 @@ def _product(a: Any, index: int, y: Floats, thread: int, threads: int) -> None:
 @njit(nogil=True)
 def _take(a: Any, index: int, row: int, x: Floats) -> None:
     """Makes x [in] the row that a product multiplies."""
-    fields = carray(_pointer(a.product_table), (4 * a.layers + 1, 6), np.int64)[index]
-    units = fields[_UNITS]
-    stride = units * (8 if a.kind in (1, 2, 7) else 4)
-    scales = carray(_pointer(a.row_scales), (row + 1,), np.float32)
-    scales[row] = to_units(a.kind, x, units, a.units + row * stride)
+    product = carray(_pointer(a.product_table), (PRODUCTS * a.layers + 1,), PRODUCT)[index]
+    scale = to_units(a.kind, x, product.units, a.units + row * product.row_bytes)
+    _vector(a.row_scales, row + 1)[row] = scale
 
 
 @njit(nogil=True)
@@ -101,65 +114,60 @@ def _norm(a: Any, index: int, row: int, from_row: int, weight: int, add: bool) -
     if add:
         delta = _floats(a.delta, a.rows, a.width)
         hidden[from_row] += delta[from_row]
-    rms_norm(
-        hidden[from_row : from_row + 1], carray(_pointer(weight), (a.width,), np.float32), a.eps,
-        normed[row : row + 1],
-    )  # fmt: skip
+    rms_norm(hidden[from_row : from_row + 1], _vector(weight, a.width), a.eps, normed[row : row + 1])
     _take(a, index, row, normed[row])
 
 
 @njit(nogil=True)
-def _rotate(a: Any, fields: Any, first: int, last: int) -> None:
+def _rotate(a: Any, layer: Any, first: int, last: int) -> None:
     joint = _floats(a.joint, a.rows, (a.heads + 2 * a.kv_heads) * a.dim)
     queries = carray(_pointer(a.queries), (a.rows, a.heads, a.dim), np.float32)
     groups, parts = a.slots_in_all // LANES, a.dim // LANES
-    keys = carray(_pointer(fields[5]), (groups, a.kv_heads, a.dim, LANES), np.float32)
-    values = carray(_pointer(fields[6]), (groups, a.kv_heads, parts, LANES, LANES), np.float32)
-    normed = a.dim if fields[2] else 0
+    keys = carray(_pointer(layer.keys), (groups, a.kv_heads, a.dim, LANES), np.float32)
+    values = carray(_pointer(layer.values), (groups, a.kv_heads, parts, LANES, LANES), np.float32)
     rotate_and_store(
-        joint[first:last], carray(_pointer(fields[2]), (normed,), np.float32),
-        carray(_pointer(fields[3]), (normed,), np.float32), a.eps, _floats(a.cos, a.angles, a.rotated),
-        _floats(a.sin, a.angles, a.rotated), carray(_pointer(a.positions), (a.rows,), np.int64)[first:last],
-        carray(_pointer(a.slots), (a.rows,), np.int64)[first:last], queries[first:last], keys, values,
+        joint[first:last], _vector(layer.query_norm, a.dim), _vector(layer.key_norm, a.dim), a.eps,
+        _floats(a.cos, a.angles, a.rotated), _floats(a.sin, a.angles, a.rotated),
+        _row_numbers(a, a.positions)[first:last], _row_numbers(a, a.slots)[first:last], queries[first:last],
+        keys, values,
     )  # fmt: skip
 
 
 @njit(nogil=True)
-def _attend(a: Any, fields: Any, scaling: float, first: int, last: int) -> None:
+def _attend(a: Any, layer: Any, thread: int, threads: int) -> None:
     attend(
-        carray(_pointer(a.queries), (a.rows, a.heads, a.dim), np.float32), first, last,
-        carray(_pointer(a.tables), (a.sequences, a.blocks), np.int64), carray(_pointer(a.owners), (a.rows,), np.int64),
-        carray(_pointer(a.positions), (a.rows,), np.int64), a.block_size, a.kv_heads, fields[5], fields[6],
-        np.float32(scaling), fields[4], carray(_pointer(a.attended), (a.rows, a.heads, a.dim), np.float32),
+        carray(_pointer(a.queries), (a.rows, a.heads, a.dim), np.float32), thread, threads,
+        carray(_pointer(a.tables), (a.sequences, a.blocks), np.int64), _row_numbers(a, a.owners),
+        _row_numbers(a, a.positions), a.block_size, a.kv_heads, layer.keys, layer.values, layer.scaling, layer.window,
+        carray(_pointer(a.attended), (a.rows, a.heads, a.dim), np.float32),
     )  # fmt: skip
 
 
 @njit(nogil=True)
 def _run_phase(a: Any, phase: int, thread: int, threads: int) -> None:  # noqa: PLR0912 - one case a phase
-    layer, part = phase // PHASES, phase % PHASES
+    number, part = phase // PHASES, phase % PHASES
     first, last = a.rows * thread // threads, a.rows * (thread + 1) // threads
-    if layer == a.layers:
-        wanted = carray(_pointer(a.wanted), (a.wanted_rows,), np.int64)
+    index = PRODUCTS * number
+    if number == a.layers:
         if part == 0:
+            wanted = carray(_pointer(a.wanted), (a.wanted_rows,), np.int64)
             for row in range(a.wanted_rows * thread // threads, a.wanted_rows * (thread + 1) // threads):
-                _norm(a, PRODUCTS * layer, row, wanted[row], a.final_norm, True)
+                _norm(a, index, row, wanted[row], a.final_norm, True)
         else:
-            _product(a, PRODUCTS * layer, _floats(a.logits, a.wanted_rows, a.vocab), thread, threads)
+            _product(a, index, _floats(a.logits, a.wanted_rows, a.vocab), thread, threads)
         return
-    fields = carray(_pointer(a.layer_table), (a.layers, len(LAYER_FIELDS)), np.int64)[layer]
-    index = PRODUCTS * layer
+    layer = carray(_pointer(a.layer_table), (a.layers,), LAYER)[number]
     if part == _NORM:
-        if layer == 0:
+        if number == 0:
             _embed(a, _floats(a.hidden, a.rows, a.width), first, last)
         for row in range(first, last):
-            _norm(a, index, row, row, fields[0], layer > 0)
+            _norm(a, index, row, row, layer.input_norm, number > 0)
     elif part == _QUERY_KEY_VALUE:
         _product(a, index, _floats(a.joint, a.rows, (a.heads + 2 * a.kv_heads) * a.dim), thread, threads)
     elif part == _ROTATE:
-        _rotate(a, fields, first, last)
+        _rotate(a, layer, first, last)
     elif part == _ATTEND:
-        scalings = carray(_pointer(a.scalings), (a.layers,), np.float64)
-        _attend(a, fields, scalings[layer], a.kv_heads * thread // threads, a.kv_heads * (thread + 1) // threads)
+        _attend(a, layer, thread, threads)
     elif part == _TAKE_ATTENDED:
         for row in range(first, last):
             _take(a, index + 1, row, _floats(a.attended, a.rows, a.heads * a.dim)[row])
@@ -167,7 +175,7 @@ def _run_phase(a: Any, phase: int, thread: int, threads: int) -> None:  # noqa: 
         _product(a, index + 1, _floats(a.delta, a.rows, a.width), thread, threads)
     elif part == _MLP_NORM:
         for row in range(first, last):
-            _norm(a, index + 2, row, row, fields[1], True)
+            _norm(a, index + 2, row, row, layer.mlp_norm, True)
     elif part == _GATE_UP:
         _product(a, index + 2, _floats(a.gates, a.rows, 2 * a.inner), thread, threads)
     elif part == _ACTIVATE:
@@ -179,23 +187,21 @@ def _run_phase(a: Any, phase: int, thread: int, threads: int) -> None:  # noqa: 
         _product(a, index + 3, _floats(a.delta, a.rows, a.width), thread, threads)
 
 
-PRODUCTS = len(PRODUCT_PHASES)
-
-
-@cfunc(parallel.kernel_signature, cache=True)
-def _run_phases(address: Any) -> None:
+@parallel.kernel()
+def run_phases(address: Any) -> None:
+    """Runs phases [first, last) on every thread."""
     a = carray(address, (1,), ARGUMENTS)[0]
     thread, threads = parallel.thread_number(), parallel.number_of_threads()
-    in_tiles = a.kind in (_FIRST_WITH_TILES, _LAST_WITH_TILES)
-    if in_tiles:
+    if a.in_tiles:
         load_tiles(a.tiles)
+    hurry, given_up = carray(_pointer(a.hurry), (1,), np.int64), carray(_pointer(a.given_up), (a.last,), np.int64)
     for phase in range(a.first, a.last):
         if phase > a.first:
+            if thread == 0:
+                given_up[phase] = hurry[0]
             parallel.barrier()
+            if given_up[phase]:  # What one thread has read counts for all of them.
+                break
         _run_phase(a, phase, thread, threads)
-    if in_tiles:
+    if a.in_tiles:
         release_tiles()
-
-
-run_phases = parallel.as_kernel(_run_phases)
-"""What `parallel.run` takes."""

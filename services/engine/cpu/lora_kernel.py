@@ -8,7 +8,7 @@ them; cost grows with the rows that have an adapter, not with the adapters there
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core.errors import NumbaTypeError
 from numba.extending import overload
 from numba.np.numpy_support import carray
@@ -40,7 +40,7 @@ def _widen_for(weight: Any) -> Any:
     raise NumbaTypeError(f"no weight: {weight}")
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def add_tile(
     x: Floats, y: Floats, rows: Ints, down: Any, up: Any, first: int, scaling: np.float32, hidden: Floats
 ) -> None:
@@ -99,8 +99,8 @@ ARGUMENTS = np.dtype(
 products, MAX_PARTS, PART_FIELDS]; scalings [slots]; half says that weights are bfloat16."""
 
 
-@cfunc(parallel.kernel_signature, cache=True, fastmath=FAST)
-def _add_shares(address: Any) -> None:
+@parallel.kernel(fastmath=FAST)
+def add_shares(address: Any) -> None:
     """Adds to this thread's shares of the selected rows."""
     a = carray(address, (1,), ARGUMENTS)[0]
     x = carray(_pointer(a.x), (a.rows, a.in_features), np.float32)
@@ -132,7 +132,3 @@ def _add_shares(address: Any) -> None:
                         carray(_pointer(up), (rank, count), np.float32), first, scalings[slot], hidden,
                     )  # fmt: skip
             at = end
-
-
-add_shares = parallel.as_kernel(_add_shares)
-"""What `parallel.run` takes."""

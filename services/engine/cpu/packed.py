@@ -19,6 +19,9 @@ from services.engine.cpu.llvm import LANES
 BLOCKS_AT_ONCE = 4
 """The outputs of a weight are filled up to a multiple of so many blocks, which one thread computes together."""
 OUTPUTS_AT_ONCE = LANES * BLOCKS_AT_ONCE
+_BFLOAT16 = Kind.BFLOAT16, Kind.BFLOAT16_AVX512, Kind.BFLOAT16_AMX
+_INT8 = Kind.INT8, Kind.INT8_AVX512, Kind.INT8_AMX
+"""Kinds stand in the order of the Instructions that they need."""
 
 
 class Packed(NamedTuple):
@@ -38,42 +41,27 @@ class Packed(NamedTuple):
 
 def kind_for(weights: torch.dtype, newest: Instructions, *, round_to_int8: bool) -> Kind:
     """The fastest kind here for weights of a data type, or for weights that are rounded to 8 bits."""
-    if round_to_int8:
-        order = {
-            Instructions.AMX: Kind.INT8_AMX,
-            Instructions.AVX512: Kind.INT8_AVX512,
-            Instructions.PORTABLE: Kind.INT8,
-        }
-    elif weights == torch.bfloat16:
-        order = {
-            Instructions.AMX: Kind.BFLOAT16_AMX, Instructions.AVX512: Kind.BFLOAT16_AVX512,
-            Instructions.PORTABLE: Kind.BFLOAT16,
-        }  # fmt: skip
-    else:
+    if not round_to_int8 and weights != torch.bfloat16:
         return Kind.FLOAT16 if weights == torch.float16 else Kind.FLOAT32
-    allowed = list(Instructions)[: list(Instructions).index(newest) + 1]
-    return next(kind for instructions, kind in order.items() if instructions in allowed and kind in kinds())
-
-
-def unit_inputs(kind: Kind) -> int:
-    """How many inputs make a unit."""
-    return {Kind.FLOAT32: 1, Kind.INT8: 4, Kind.INT8_AVX512: 4, Kind.INT8_AMX: 4}.get(kind, 2)
+    by_age = _INT8 if round_to_int8 else _BFLOAT16
+    allowed = by_age[: list(Instructions).index(newest) + 1]
+    return [kind for kind in allowed if kind in kinds()][-1]
 
 
 def row_bytes(kind: Kind, in_features: int) -> int:
     """Bytes of a row of so many inputs as `to_units` writes it."""
-    return num_units(kind, in_features) * (8 if kind in (Kind.BFLOAT16, Kind.FLOAT16, Kind.INT8) else 4)
+    return num_units(kind, in_features) * kind.unit_bytes
 
 
 def num_units(kind: Kind, in_features: int) -> int:
     """Units of a row, filled up to a multiple of what a tile takes."""
-    return -(-in_features // (LANES * unit_inputs(kind))) * LANES
+    return -(-in_features // (LANES * kind.unit_inputs)) * LANES
 
 
 def pack(kind: Kind, weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
     """Lays out a weight [out, in]."""
     out_features, in_features = weight.shape
-    per_unit, units = unit_inputs(kind), num_units(kind, in_features)
+    per_unit, units = kind.unit_inputs, num_units(kind, in_features)
     outputs = -(-out_features // OUTPUTS_AT_ONCE) * OUTPUTS_AT_ONCE
     scales, sums = np.zeros(0, np.float32), np.zeros(0, np.int32)
     weight = weight.float()

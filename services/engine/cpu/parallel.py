@@ -6,14 +6,18 @@ libgomp's ABI). Where torch brings another library, kernels run on the calling t
 """
 
 import ctypes
+from collections import abc
 from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
 from llvmlite import binding
-from numba import types
+from numba import cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from services.engine.cpu.kinds import kinds
 
 _Count = ctypes.CFUNCTYPE(ctypes.c_int)
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -44,8 +48,6 @@ number_of_threads: Any = types.ExternalFunction("paceline_omp_get_num_threads", 
 """A kernel calls this for how many threads the region has."""
 barrier: Any = types.ExternalFunction("paceline_GOMP_barrier", types.void())
 """A kernel calls this to wait until all threads of the region have called it."""
-kernel_signature = types.void(types.voidptr)
-"""The `cfunc`s that `run` takes are given the address of their arguments."""
 
 
 @intrinsic
@@ -58,14 +60,31 @@ def pointer(_typing: Any, _address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
-def as_kernel(compiled: Any) -> Any:
-    """What `run` takes, from a `cfunc` of the kernel signature."""
-    return _Kernel(compiled.address)
+def kernel(**options: Any) -> abc.Callable[[abc.Callable[[Any], None]], Any]:
+    """Compiles a function of the address of its arguments for `run`; the code is kept on disk until a source changes.
+
+    numba compares the function's own file only, and not those of what it calls: so its name says what all of them are.
+    """
+
+    def compiled(function: Any) -> Any:
+        function.__qualname__ += f"_{state_of(Path(__file__).parent)}"
+        made: Any = cfunc(types.void(types.voidptr), cache=True, **options)(function)
+        taken: Any = _Kernel(made.address)
+        taken.made = made  # It is kept for as long as its address is.
+        return taken
+
+    return compiled
 
 
-def run(kernel: Any, arguments: int, num_threads: int) -> None:
-    """Runs a kernel on so many threads at once and waits for all. `arguments` is an address."""
+def state_of(folder: Path) -> str:
+    """A digest of the sources in a folder, and of the instructions that code is generated for."""
+    sources = [source.read_bytes() for source in sorted(folder.glob("*.py"))]
+    return blake3(b"".join([*sources, repr(sorted(kinds())).encode()])).hexdigest(length=8)
+
+
+def run(compiled: Any, arguments: int, num_threads: int) -> None:
+    """Runs a `kernel` on so many threads at once and waits for all. `arguments` is an address."""
     if num_threads > 1 and _openmp is not None:
-        _openmp.GOMP_parallel(kernel, arguments, num_threads, 0)
+        _openmp.GOMP_parallel(compiled, arguments, num_threads, 0)
     else:
-        kernel(arguments)
+        compiled(arguments)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numba.np.numpy_support import carray
+from numpy.typing import NDArray
 
 from services.engine.cpu import parallel
 from services.engine.cpu.instructions import rows_times_blocks, tiles_times_blocks
@@ -27,11 +28,10 @@ _FEW_ROWS = 4
 """Up to so many rows of 8 bits vectors are faster than tiles."""
 ROOM_BYTES = 4096
 """What `multiply` needs for sums."""
-_FLOAT32, _FLOAT16, _BFLOAT16, _INT8 = (int(kind) for kind in (Kind.FLOAT32, Kind.FLOAT16, Kind.BFLOAT16, Kind.INT8))
-_BFLOAT16_AVX512, _INT8_AVX512 = int(Kind.BFLOAT16_AVX512), int(Kind.INT8_AVX512)
-_BFLOAT16_AMX, _INT8_AMX = int(Kind.BFLOAT16_AMX), int(Kind.INT8_AMX)
 _pointer: Any = parallel.pointer
 _ONE = np.float32(1.0)
+_MAGNITUDE, _INFINITY, _QUIET = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000), np.uint32(0x40)
+"""Bits of a float32: all but its sign, those of infinity (what is larger is NaN), and the one of a bfloat16 NaN."""
 
 
 def _by_rows(kind: Kind) -> Any:
@@ -56,7 +56,7 @@ def _by_rows(kind: Kind) -> Any:
 @njit(nogil=True)
 def _blocks_of(kind: int, rows: int) -> int:
     """So many blocks at once leave the sums of so many rows in registers."""
-    if kind in (_FLOAT32, _FLOAT16, _BFLOAT16, _INT8):
+    if kind in (Kind.FLOAT32, Kind.FLOAT16, Kind.BFLOAT16, Kind.INT8):
         return 2 if rows <= 2 else 1
     return 4 if rows <= 4 else 2
 
@@ -68,29 +68,44 @@ _bfloat16_tile, _bfloat16_tiles = (tiles_times_blocks(Kind.BFLOAT16_AMX, tiles, 
 _int8_tile, _int8_tiles = (tiles_times_blocks(Kind.INT8_AMX, tiles, 2) for tiles in (1, 2))
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
+def _highest(all_bits: NDArray[np.uint32]) -> np.uint32:
+    """Bits of the largest magnitude of a row. As integers these are in the same order, and NaN is the largest."""
+    highest = np.uint32(0)
+    for bits in all_bits:
+        highest = max(highest, np.uint32(bits & _MAGNITUDE))
+    return highest
+
+
+@njit(nogil=True)
 def to_units(kind: int, row: Floats, units: int, address: int) -> np.float32:
-    """Writes a row [in] as a product of this kind reads it, filled up with zeros, and returns the row's scale."""
+    """Writes a row [in] as a product of this kind reads it, filled up with zeros, and returns the row's scale.
+
+    What is not finite stays so: in 8 bits the scale is NaN then, and what the row is written as does not matter.
+    """
     width = row.shape[0]
-    if kind in (_FLOAT32, _FLOAT16, _BFLOAT16):
-        padded = units if kind == _FLOAT32 else 2 * units
+    all_bits = row.view(np.uint32)
+    if kind in (Kind.FLOAT32, Kind.FLOAT16, Kind.BFLOAT16):
+        padded = units if kind == Kind.FLOAT32 else 2 * units
         floats = carray(_pointer(address), (padded,), np.float32)
         floats[:width] = row
         floats[width:] = np.float32(0.0)
         return _ONE
-    if kind in (_BFLOAT16_AVX512, _BFLOAT16_AMX):
+    if kind in (Kind.BFLOAT16_AVX512, Kind.BFLOAT16_AMX):
         halves = carray(_pointer(address), (2 * units,), np.uint16)
         halves[width:] = np.uint16(0)
-        all_bits = row.view(np.uint32)
         for i in range(width):  # To nearest, ties to even.
             bits = all_bits[i]
-            halves[i] = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+            upper = bits >> np.uint32(16)
+            rounded = (bits + np.uint32(0x7FFF) + (upper & np.uint32(1))) >> np.uint32(16)
+            halves[i] = upper | _QUIET if bits & _MAGNITUDE > _INFINITY else rounded
         return _ONE
-    most = np.float32(1e-12)
-    for i in range(width):
-        most = max(most, abs(row[i]))
+    highest = _highest(all_bits)
+    if highest >= _INFINITY:
+        return np.float32(np.nan)
+    most = max(np.uint32(highest).view(np.float32), np.float32(1e-12))
     to_integer = np.float32(127.0) / most
-    if kind == _INT8:
+    if kind == Kind.INT8:
         shorts = carray(_pointer(address), (units, 4), np.int16)
         shorts[width >> 2 :] = np.int16(0)
         for i in range(width):
@@ -107,15 +122,15 @@ def to_units(kind: int, row: Floats, units: int, address: int) -> np.float32:
 
 @njit(nogil=True)
 def _vectors(kind: int, rows: int, weights: int, units: int, x: int, stride: int, sums: int) -> None:
-    if kind == _FLOAT32:
+    if kind == Kind.FLOAT32:
         _float32(rows, weights, units, x, stride, sums)
-    elif kind == _FLOAT16:
+    elif kind == Kind.FLOAT16:
         _float16(rows, weights, units, x, stride, sums)
-    elif kind == _BFLOAT16:
+    elif kind == Kind.BFLOAT16:
         _bfloat16(rows, weights, units, x, stride, sums)
-    elif kind == _INT8:
+    elif kind == Kind.INT8:
         _int8(rows, weights, units, x, stride, sums)
-    elif kind == _BFLOAT16_AVX512:
+    elif kind == Kind.BFLOAT16_AVX512:
         _wide_bfloat16(rows, weights, units, x, stride, sums)
     else:
         _wide_int8(rows, weights, units, x, stride, sums)
@@ -123,7 +138,7 @@ def _vectors(kind: int, rows: int, weights: int, units: int, x: int, stride: int
 
 @njit(nogil=True)
 def _tiles(kind: int, tiles: int, weights: int, units: int, x: int, stride: int, sums: int) -> None:
-    if kind == _BFLOAT16_AMX:
+    if kind == Kind.BFLOAT16_AMX:
         if tiles == 1:
             _bfloat16_tile(weights, units, x, stride, sums)
         else:
@@ -171,8 +186,8 @@ def multiply(
     address of 4 KiB for sums; y [rows, out].
     """
     total = y.shape[0]
-    in_tiles = kind == _BFLOAT16_AMX or (kind == _INT8_AMX and total > _FEW_ROWS)
-    vectors = _INT8_AVX512 if kind == _INT8_AMX else kind
+    in_tiles = kind == Kind.BFLOAT16_AMX or (kind == Kind.INT8_AMX and total > _FEW_ROWS)
+    vectors = Kind.INT8_AVX512 if kind == Kind.INT8_AMX else kind
     for group in range(first, last):
         row = 0
         while row < total:

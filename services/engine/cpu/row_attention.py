@@ -103,38 +103,41 @@ def _attend_together(
 
 @njit(nogil=True)
 def attend(
-    queries: Floats, first_kv_head: int, last_kv_head: int, tables: Ints, owners: Ints, positions: Ints,
-    block_size: int, kv_heads: int, keys: int, values: int, scaling: np.float32, window: int, out: Floats,
+    queries: Floats, share: int, shares: int, tables: Ints, owners: Ints, positions: Ints, block_size: int,
+    kv_heads: int, keys: int, values: int, scaling: np.float32, window: int, out: Floats,
 ) -> None:  # fmt: skip
-    """Attention of the heads that share the KV heads [first_kv_head, last_kv_head).
+    """One of so many shares of the attention of all rows and heads.
 
     queries and out [rows, heads, dim]; tables [sequences, blocks]; owners and positions [rows]; keys and values are
     addresses. A row sees the last `window` tokens up to its own. Rows of one sequence, or else heads that share keys,
-    are computed up to _TILE at a time, so that keys are read once for all of them.
+    are computed up to _TILE at a time, so that keys are read once for all of them. Of every tile of rows each share has
+    a run of heads; where the runs are not equal, it has the next one of the next tile.
     """
     num_rows, heads, dim = queries.shape
     group = heads // kv_heads
     scores, states = np.empty((_TILE, _CHUNK), np.float32), np.empty((_TILE, 3), np.float32)
     ends = np.empty(_TILE, np.int64)
-    row = 0
+    unit = group if num_rows >= shares else 1  # Heads that share keys stay together, unless that leaves threads idle.
+    row, turn = 0, share
     while row < num_rows:
-        owner, count = owners[row], 1
-        while count < _TILE and row + count < num_rows and owners[row + count] == owner:
-            count += 1
-        for kv_head in range(first_kv_head, last_kv_head):
-            head, end = kv_head * group, (kv_head + 1) * group
-            while head < end:
-                if count > 1:
-                    together, stride, step = count, 4 * heads * dim, 1
-                else:
-                    together = min(_TILE, end - head)
-                    stride, step = 4 * dim, together
-                for line in range(together):
-                    ends[line] = positions[row + line if count > 1 else row] + 1
-                at = 4 * (row * heads + head) * dim
-                _attend_together(
-                    together, queries.ctypes.data + at, stride, kv_head, kv_heads, dim, tables[owner], block_size,
-                    ends, window, keys, values, scaling, out.ctypes.data + at, scores, states,
-                )  # fmt: skip
-                head += step
-        row += count
+        owner, rows = owners[row], 1
+        while rows < _TILE and row + rows < num_rows and owners[row + rows] == owner:
+            rows += 1
+        ends[:rows] = positions[row : row + rows] + 1
+        if rows == 1:
+            ends[:] = ends[0]
+        step, stride = (1, 4 * heads * dim) if rows > 1 else (_TILE, 4 * dim)
+        size = 1 if rows > 1 else unit
+        head, last = heads // size * turn // shares * size, heads // size * (turn + 1) // shares * size
+        while head < last:
+            kv_head = head // group
+            next_head = min(head + step, last, (kv_head + 1) * group)
+            at = 4 * (row * heads + head) * dim
+            _attend_together(
+                max(rows, next_head - head), queries.ctypes.data + at, stride, kv_head, kv_heads, dim, tables[owner],
+                block_size, ends, window, keys, values, scaling, out.ctypes.data + at, scores, states,
+            )  # fmt: skip
+            head = next_head
+        row += rows
+        if heads // size % shares:  # Otherwise a share keeps its heads, whose keys are near.
+            turn = (turn + 1) % shares

@@ -73,6 +73,7 @@ class RowLora:
     def __init__(self, products: abc.Sequence[Product], num_slots: int, max_rank: int, *, half: bool) -> None:
         self.packer = RowPacker(products, half)
         self._products = products
+        self._threads = torch.get_num_threads()
         self._installed: dict[int, PackedAdapter] = {}
         self._segments: Ints = np.zeros((num_slots, len(products), MAX_PARTS, PART_FIELDS), np.int64)
         self._scalings = np.zeros(num_slots, np.float32)
@@ -97,7 +98,7 @@ class RowLora:
         rows, slots = rows_with_adapters(works)
         self._rows, self._slots = np.array(rows, np.int64), np.array(slots, np.int64)
         self._arguments["selected"] = len(rows)
-        self._arguments["shares"] = min(torch.get_num_threads(), len(rows))
+        self._arguments["shares"] = min(self._threads, len(rows))
         self._arguments["row_numbers"] = self._rows.ctypes.data
         self._arguments["row_slots"] = self._slots.ctypes.data
         return bool(rows)

@@ -55,9 +55,12 @@ def _weigh(_typing: Any, _scores: Any, _count: Any, _scaling: Any, _start: Any, 
 
 
 def exponential(builder: Any, x: Any) -> Any:
-    """exp(x) for x <= 0 to about one unit in the last place: reduction and polynomial of Cephes' `expf` (Moshier)."""
-    x = _largest(builder, x, reals(-87.0))
-    n = call(builder, "llvm.floor.v16f32", floats, builder.fadd(builder.fmul(x, reals(1.44269504)), reals(0.5)))
+    """exp(x) for x <= 0 to about one unit in the last place: reduction and polynomial of Cephes' `expf` (Moshier).
+
+    NaN stays NaN: only the power of two, which is made of an integer, is that of a number.
+    """
+    number, x = _largest(builder, x, reals(-87.0)), _largest_or_nan(builder, x, reals(-87.0))
+    n = call(builder, "llvm.floor.v16f32", floats, builder.fadd(builder.fmul(number, reals(1.44269504)), reals(0.5)))
     r = _fused(builder, n, reals(-0.693359375), x)
     r = _fused(builder, n, reals(2.12194440e-4), r)
     p = reals(_POLYNOMIAL[0])
@@ -85,6 +88,11 @@ def _lanes(builder: Any, value: Any) -> Any:
 
 def _largest(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _largest_or_nan(builder: Any, a: Any, b: Any) -> Any:
+    """NaN where a is."""
+    return builder.select(builder.fcmp_unordered(">", a, b), a, b)
 
 
 def _sum(builder: Any, a: Any, b: Any) -> Any:

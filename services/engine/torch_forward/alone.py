@@ -1,10 +1,11 @@
-"""The forward of models that attend by themselves: text by text, with their own attention over our KV blocks.
+"""The forward of models that attend by themselves: token by token, with their own attention over our KV blocks.
 
 Some models do not use the attention interface of `transformers` (GPT-J, Falcon, Bloom, MPT and their like), and some
 take no positions. Those that use its cache have one here that stands between them and the blocks: what a layer stores
 goes into its text's slots, and what it is given back are the keys and values of all of the text. The others, which
-have no layers here (GPT, DeepSeek V3.2), compute a text from its beginning in every step. Slower where many texts are
-computed at once, and rows may round otherwise in a step of many than in one of few.
+have no layers here (GPT, DeepSeek V3.2), compute a text from its beginning for every row that is wanted. How a model's
+own attention rounds depends on how many rows it is given: so it is given one at a time, or all up to the one wanted,
+whatever else is in the step. That is slow, and the same bits with speculation and without.
 """
 
 import inspect
@@ -19,6 +20,7 @@ from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora
 from services.engine.model import LoadedModel
 from services.engine.scheduler import Work
+from services.engine.sequence import Sequence
 
 
 class AloneForward:
@@ -39,42 +41,46 @@ class AloneForward:
 
     def run(self, batch: Batch) -> torch.Tensor:
         """See Forward."""
+        wanted = frozenset(batch.wanted)
         found: list[torch.Tensor] = []
         row = 0
         for work in batch.works:
-            end = row + work.num_tokens
-            wanted = [work.start + at - row for at in batch.wanted if row <= at < end]
-            if wanted or self._num_layers:
-                found.append(self._run_one(work, wanted))
-            row = end
+            for position in range(work.start, work.start + work.num_tokens):
+                if row in wanted or self._num_layers:
+                    logits = self._logits_behind(work, position)
+                    found.extend([logits] if row in wanted else ())
+                row += 1
         return torch.cat(found)
 
-    def _run_one(self, work: Work, wanted: list[int]) -> torch.Tensor:
-        """Logits [wanted, vocab] behind tokens of a text at these positions."""
-        first, end = work.start if self._num_layers else 0, work.start + work.num_tokens
+    def hurry(self, wanted: bool) -> None:
+        """A step that has begun is not given up here."""
+
+    def _logits_behind(self, work: Work, position: int) -> torch.Tensor:
+        """Logits [1, vocab] behind a token of a text."""
+        first, count = (position, 1) if self._num_layers else (0, position + 1)
         if self.adapters is not None:
-            self.adapters.select([Work(work.sequence, first, end - first)], end - first)
-        rows = torch.tensor([at - first for at in wanted], dtype=torch.long, device=self._device)
+            self.adapters.select([Work(work.sequence, first, count)], count)
         more: dict[str, Any] = {"use_cache": False}
         if self._num_layers:
-            more = {"use_cache": True, "past_key_values": BlockCache(self._kv_cache, work, self._num_layers)}
+            cache = BlockCache(self._kv_cache, work.sequence, position, self._num_layers)
+            more = {"use_cache": True, "past_key_values": cache}
         if self._takes_positions:
-            more["position_ids"] = torch.arange(first, end, device=self._device)[None] + self._first_position
+            more["position_ids"] = torch.arange(first, first + count, device=self._device)[None] + self._first_position
         if self._picks_rows:
-            more["logits_to_keep"] = rows
-        ids = torch.tensor([work.sequence.token_ids[first:end]], device=self._device)
-        logits: torch.Tensor = self._model(input_ids=ids, **more).logits[0]
-        return logits if self._picks_rows else logits[rows]
+            more["logits_to_keep"] = 1
+        ids = torch.tensor([work.sequence.token_ids[first : first + count]], device=self._device)
+        logits: torch.Tensor = self._model(input_ids=ids, **more).logits[0, -1:]
+        return logits
 
 
 class BlockCache(DynamicCache):
-    """The blocks of one text, as `transformers` knows a cache."""
+    """The blocks of one text up to a position, as `transformers` knows a cache."""
 
-    def __init__(self, kv_cache: KVCache, work: Work, num_layers: int) -> None:
+    def __init__(self, kv_cache: KVCache, sequence: Sequence, position: int, num_layers: int) -> None:
         super().__init__()
-        table, end = work.sequence.block_table, work.start + work.num_tokens
-        slots = torch.tensor([kv_cache.slot(table, at) for at in range(end)], device=kv_cache.keys[0].device)
-        self.layers = [_BlockLayer(kv_cache, index, slots, work.start) for index in range(num_layers)]
+        table = sequence.block_table
+        slots = torch.tensor([kv_cache.slot(table, at) for at in range(position + 1)], device=kv_cache.keys[0].device)
+        self.layers = [_BlockLayer(kv_cache, index, slots, position) for index in range(num_layers)]
 
 
 class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]

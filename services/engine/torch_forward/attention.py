@@ -8,7 +8,7 @@ The plan of a step (indices and masks) is made once and serves every layer.
 
 from collections import abc
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,16 +80,21 @@ class AttentionPlan:
         *,
         keep_finite: bool = False,
     ) -> None:
-        """`keep_finite`: an adapter may make a row infinite; what masks hide of it would still break other rows."""
+        """`keep_finite`: an adapter may make a row huge, whose products with what masks hide are not finite."""
         self._kv_cache = kv_cache
         self._device = device
         self._num_rows = num_rows
-        self._most = min(_MOST, torch.finfo(kv_cache.keys[0].dtype).max) if keep_finite else None
+        largest = torch.finfo(kv_cache.keys[0].dtype).max
+        self._most = min(_MOST, largest) if keep_finite else largest
+        self._broken: torch.Tensor | None = None
         slots: list[int] = []
+        self._starts: list[int] = []
+        """The first row of the same sequence, [present rows]."""
         blocks: list[_Block] = []
         for sequence, start, count in works:
             table = sequence.block_table
             offset = len(slots) - start
+            self._starts.extend([len(slots)] * count)
             slots.extend([kv_cache.slot(table, position) for position in range(start, start + count)])
             end = start + count
             for number in range(start // QUERY_BLOCK, (end - 1) // QUERY_BLOCK + 1):
@@ -160,11 +165,11 @@ class AttentionPlan:
         query [1, heads, rows, dim], key and value [1, kv_heads, rows, dim]; returns [1, rows, heads, value_dim].
         """
         slots, places = self._on_device
-        if self._most is not None:
-            key, value = key.clamp(-self._most, self._most), value.clamp(-self._most, self._most)
+        stored = [part[0].transpose(0, 1) for part in (key, value)]
         # What is not finite would reach the next sequence that is given its block, through keys that are masked.
-        key, value = key.nan_to_num(0.0, 0.0, 0.0), value.nan_to_num(0.0, 0.0, 0.0)
-        self._kv_cache.write(index, slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        broken = torch.stack([(part.abs() <= self._most).all(-1).all(-1) for part in stored]).all(0).logical_not()
+        self._broken = broken if self._broken is None else self._broken | broken
+        self._kv_cache.write(index, slots, *(part.masked_fill(broken.view(-1, 1, 1), 0.0) for part in stored))
         num_heads, num_kv_heads = query.shape[1], key.shape[1]
         group_size = num_heads // num_kv_heads
         rows = query[0].transpose(0, 1)[: self.num_present]
@@ -175,6 +180,13 @@ class AttentionPlan:
         out = attended.new_zeros(self._num_rows, num_heads, value.shape[-1])
         out[: self.num_present] = attended.reshape(-1, num_heads, value.shape[-1]).index_select(0, places)
         return out.unsqueeze(0)
+
+    def broken(self, rows: torch.Tensor) -> torch.Tensor:
+        """Which of some rows of the step see a key or value, in any layer, that is not finite and was not stored."""
+        if self._broken is None:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        before = torch.nn.functional.pad(self._broken.cumsum(0), (1, 0))
+        return before[rows + 1] > before[torch.tensor(self._starts, device=self._device)[rows]]
 
     @property
     def _on_device(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -245,50 +257,3 @@ def _bent_attention(
     column = sinks.float().view(num_kv_heads, 1, -1).expand(-1, QUERY_BLOCK, -1).reshape(1, num_kv_heads, num_lines, 1)
     scores = torch.cat([scores, column.expand(len(query), -1, -1, -1)], dim=-1)
     return scores.softmax(dim=-1)[..., :-1].to(value.dtype) @ value
-
-
-class Paging:
-    """What the attention of one forward's layers is told: the plan of the step that is being computed."""
-
-    def __init__(self, layers: abc.Sequence[AttentionLayer], modules: abc.Sequence[torch.nn.Module]) -> None:
-        """Has the modules, which call attention in this order, find it."""
-        self._layers = layers
-        self._modules = modules
-        self._plan: AttentionPlan | None = None
-        self._num_calls = 0
-        for module in modules:
-            module.paging = self  # type: ignore[assignment]
-
-    def begin(self, plan: AttentionPlan) -> None:
-        """A step begins."""
-        self._plan = plan
-        self._num_calls = 0
-
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """See AttentionPlan. Raises RuntimeError when the calls are not those that were noted."""
-        index = self._num_calls
-        self._num_calls += 1
-        if self._plan is None or index >= len(self._modules) or self._modules[index] is not module:
-            raise RuntimeError("attention was called in another order than when the model was loaded")
-        return self._plan.attend(index, query, key, value, self._layers[index], sinks)
-
-
-def paged_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    _attention_mask: torch.Tensor | None = None,
-    s_aux: torch.Tensor | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """What `transformers` calls in every attention layer. What else it gives was noted when the model was loaded."""
-    paging: Paging = module.paging
-    return paging.attend(module, query, key, value, s_aux), None

@@ -9,7 +9,8 @@ from services.engine.forward import Batch, identify
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora
 from services.engine.model import LoadedModel
-from services.engine.torch_forward.attention import AttentionPlan, Paging, paged_attention
+from services.engine.torch_forward.attention import AttentionPlan
+from services.engine.torch_forward.paging import Paging, paged_attention
 
 _IMPLEMENTATION = "paceline_paged"
 
@@ -32,18 +33,23 @@ class TorchForward:
         # Rows are padded so that every thread's share of an element-wise operation starts at a whole row.
         self._row_multiple = max(2, torch.get_num_threads()) if loaded.device.type == "cpu" else 1
 
+    def hurry(self, wanted: bool) -> None:
+        """A step that has begun is not given up here."""
+
     def run(self, batch: Batch) -> torch.Tensor:
         """See Forward."""
         num_rows = -(-len(batch.token_ids) // self._row_multiple) * self._row_multiple
         padding = [0] * (num_rows - len(batch.token_ids))
         has_adapters = self.adapters is not None and self.adapters.select(batch.works, num_rows)
         wanted = torch.tensor(batch.wanted, device=self._device)
-        self._paging.begin(AttentionPlan(batch.works, num_rows, self._kv_cache, self._device, keep_finite=has_adapters))
+        plan = AttentionPlan(batch.works, num_rows, self._kv_cache, self._device, keep_finite=has_adapters)
+        self._paging.begin(plan)
         out = self._model(
             input_ids=torch.tensor([batch.token_ids + padding], device=self._device),
             position_ids=torch.tensor([batch.positions + padding], device=self._device) + self._first_position,
             use_cache=False,
             **({"logits_to_keep": wanted} if self._picks_rows else {}),
         )
-        logits: torch.Tensor = out.logits[0]
-        return logits if self._picks_rows else logits[wanted]
+        logits: torch.Tensor = out.logits[0] if self._picks_rows else out.logits[0, wanted]
+        logits[plan.broken(wanted)] = torch.nan
+        return logits

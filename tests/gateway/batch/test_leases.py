@@ -8,12 +8,13 @@ import pytest
 from sqlalchemy import func, insert, select, update
 
 from gateway.batch.batches import Batches
-from gateway.batch.leases import Ended, Item, Leases
+from gateway.batch.leases import Ended, Item, Later, Leases
 from gateway.batch.states import BatchState, ItemState
 from gateway.database.database import Database
 from gateway.database.tables import BATCH_COUNTS, batch_items, batches, tenants, usage_days
+from gateway.tenants.entry import Entry
 from gateway.tenants.kind import Kind
-from gateway.tenants.ledger import Entry, Ledger
+from gateway.tenants.ledger import Ledger
 from paceline.v1 import inference_pb2
 
 
@@ -119,8 +120,7 @@ async def test_what_is_given_back_waits_and_counts_only_where_it_was_a_fault(
 ) -> None:
     await add_batch(database, "b", 2)
     items = await leases.claim(2)
-    await leases.release(items[:1], 10, is_fault=True)
-    await leases.release(items[1:], 10, is_fault=False)
+    await leases.release({items[0]: Later(10, 0, is_fault=True), items[1]: Later(10, 0)})
     assert await leases.claim(2) == []
     clock.now += 10
     again = {item.place: item.num_attempts for item in await leases.claim(2)}

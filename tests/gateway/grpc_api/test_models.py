@@ -16,7 +16,8 @@ from paceline.client import Client, Options
 from paceline.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from support.databases import new_sqlite_url
 from support.fakes import FakeDraft, FakeVerifier, continue_from, serve_fakes
-from support.system import SERVER, Reply, collect, served
+from support.served import SERVER, served
+from support.system import Reply, collect
 
 PROMPT = [70, 71, 72]
 

@@ -9,7 +9,8 @@ from gateway.lifespan import gateway_lifespan
 from paceline.client import Client
 from paceline.v1 import model_pb2
 from support.fakes import INFO, FakeDraft, FakeVerifier, serve_fakes
-from support.system import collect, gateway_settings, served
+from support.served import served
+from support.system import collect, gateway_settings
 
 
 def _info(name: str, vocab_size: int, digest: str) -> model_pb2.ModelInfo:

@@ -18,7 +18,7 @@ from paceline.v1 import cache_pb2
 from services.common.server import Served
 from services.prefix_cache.client import PrefixCacheClient
 from support.dead import dead_servers
-from support.system import served
+from support.served import served
 
 CALLER = Caller("a")
 COMBINATIONS = [dead for count in (1, 2, 3) for dead in itertools.product([False, True], repeat=count)]

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from gateway.database.database import Database
 from gateway.database.migrate import migrate
+from gateway.database.tables import usage_requests
 from gateway.settings import PriceSettings
+from gateway.tenants.entry import Entry
 from gateway.tenants.kind import Kind
-from gateway.tenants.ledger import Entry, Ledger
+from gateway.tenants.ledger import Ledger
 from gateway.tenants.prices import Prices
 from gateway.tenants.usage import EVERYBODY, read_usage
 from paceline.errors import InvalidArgumentError
@@ -94,6 +97,29 @@ async def test_entries_wait_while_the_database_is_away(tmp_path_factory: pytest.
     assert (await total(database)).total.num_requests == 2
     await database.close()
     server.stop()
+
+
+async def test_old_requests_are_deleted_and_are_not_billed_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.tenants.ledger._MAX_PRUNED", 2)
+    now, day = NOW, 86400.0
+    ledger = Ledger(database, lambda: now, keep_seconds=2 * day)
+    entries = [entry(f"{number}", ended_at=NOW + number * day) for number in range(5)]
+    async with ledger.running():
+        for each in entries:
+            ledger.record(each)
+        await ledger.flushed(30)
+        now = NOW + 6.5 * day
+        assert [await ledger.prune_some() for _ in range(3)] == [2, 2, 0]
+        for each in entries:
+            ledger.record(each)
+        await ledger.flushed(30)
+    async with database.read() as connection:
+        left = list((await connection.execute(select(usage_requests.c.request_id))).scalars())
+    assert left == ["4"]
+    found = (await total(database, start_day="2026-01-01", end_day="2026-12-31")).total
+    assert (found.num_requests, found.cost_nanos) == (5, 35)
 
 
 async def test_what_cannot_be_written_is_logged_and_keeps_nothing_up(database: Database, caplog: Any) -> None:

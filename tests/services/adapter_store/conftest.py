@@ -15,7 +15,7 @@ from services.adapter_store.objects import Objects
 from services.adapter_store.s3_objects import S3Objects
 from services.adapter_store.settings import AdapterStoreSettings
 from support.adapters import Store, contents, running_store
-from support.system import SERVER
+from support.served import SERVER
 
 KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region": "us-east-1"}
 BUCKET = "adapters"

@@ -15,7 +15,7 @@ from services.adapter_store.client import AdapterStoreClient
 from services.common.channel import open_channel
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
 from services.common.server import Served
-from support.system import served
+from support.served import served
 
 Announced = list[tuple[str, int]]
 BOTH: Announced = [(CONFIG_NAME, 2), (WEIGHTS_NAME, 4)]

@@ -17,7 +17,7 @@ from services.adapter_store.s3_objects import S3Objects
 from services.adapter_store.settings import AdapterStoreSettings
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
 from support.adapters import Store, code_of, files
-from support.system import SERVER
+from support.served import SERVER
 
 
 async def test_a_sweep_deletes_what_no_name_is_on_once_its_time_is_over(objects: Objects, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.channel import open_channel
 from services.common.server import Served
-from support.system import served
+from support.served import served
 
 _SERVER = """
 import asyncio

@@ -26,7 +26,7 @@ from paceline.errors import (
 from paceline.internal.v1 import verifier_pb2, verifier_pb2_grpc
 from paceline.v1 import model_pb2, model_pb2_grpc
 from services.common.server import Served
-from support.system import SERVER, served
+from support.served import SERVER, served
 
 ERRORS: list[PacelineError] = [
     InvalidArgumentError("a.b", "must be 1", FieldViolation("c", "too long")),

@@ -13,7 +13,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from paceline.v1 import model_pb2, model_pb2_grpc
 from services.common.server import Served, running_server
 from services.common.settings import ServerSettings
-from support.system import SERVER, System
+from support.served import SERVER
+from support.system import System
 
 NAME = "paceline.v1.ModelService"
 

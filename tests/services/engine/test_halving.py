@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from services.common.sampling_params import SamplingParams
+from services.engine.config import Dtype, Weights
 from services.engine.engine import Engine
 from services.engine.errors import BrokenEngineError
 from services.engine.model_runner import Result
@@ -115,21 +116,37 @@ def test_blocks_that_disagree_after_a_failure_end_the_engine(engine: Engine, mon
         engine.step()
 
 
-@pytest.fixture(params=["llama", "qwen3", "gpt_neox"])
+ROUNDED = {"dtype": Dtype.BFLOAT16, "weights": Weights.INT8}
+OWN = {"num_blocks": 16, "block_size": 4}
+"""No forward of ours takes blocks of four tokens."""
+
+
+@pytest.fixture(
+    params=[
+        ("llama", {}),
+        ("qwen3", {}),
+        ("qwen3", {"dtype": Dtype.BFLOAT16}),
+        ("qwen3", ROUNDED),
+        ("qwen3", OWN),
+        ("gpt_neox", {}),
+    ],
+    ids=["llama", "qwen3", "bfloat16", "int8", "own forward", "gpt_neox"],
+)
 def poisoned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """A model whose embedding of one token is not a number; its forward is one of ours, or the model's own."""
     from transformers import AutoModelForCausalLM
 
-    folder = save_tiny(tmp_path_factory.mktemp("poisoned"), request.param)
+    architecture, settings = request.param
+    folder = save_tiny(tmp_path_factory.mktemp("poisoned"), architecture)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         model.get_input_embeddings().weight[POISON] = torch.nan
-    if request.param == "llama":
+    if architecture == "llama":
         model.config.tie_word_embeddings = False
         head = torch.nn.Linear(64, 256, bias=False)
         model.lm_head = head
     model.save_pretrained(folder)
-    return make_engine(folder, num_blocks=16, block_size=4)
+    return make_engine(folder, **{"num_blocks": 5, **settings})
 
 
 def test_a_text_whose_numbers_are_not_finite_ends_alone_and_leaves_nothing_behind(poisoned: Engine) -> None:
@@ -140,6 +157,15 @@ def test_a_text_whose_numbers_are_not_finite_ends_alone_and_leaves_nothing_behin
         failed = run_to_the_end(poisoned, 8)
         assert isinstance(failed[bad], NonFiniteLogitsError)
         assert good.token_ids[5:] == alone[0]
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_a_token_whose_numbers_are_not_finite_ends_a_text_wherever_it_stands(poisoned: Engine, place: int) -> None:
+    text = [3, 4, 5, 6, 7, 8, 9]
+    text[place] = POISON
+    poisoned.scheduler.max_step_tokens = 3
+    bad = add(poisoned, text)
+    assert isinstance(run_to_the_end(poisoned, 1)[bad], NonFiniteLogitsError)
 
 
 def test_a_model_whose_numbers_are_never_finite_ends_the_engine(

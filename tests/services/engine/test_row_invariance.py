@@ -1,9 +1,11 @@
 """The bits of a row's logits and KV depend on its own sequence, never on what else is in the step."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.engine.config import Dtype, Instructions, Weights
 from services.engine.engine import Engine
@@ -88,17 +90,31 @@ def test_equal_bits_alone_in_batches_and_in_any_chunking(
 ) -> None:
     engine = make_engine(model, dtype, num_threads=num_threads, num_blocks=512, **more)
     try:
-        rng = random.Random(int(dtype is Dtype.FLOAT32) + 2 * num_threads)
-        tokens = [rng.randrange(VOCAB) for _ in range(LENGTH)]
-        expected = forward(engine, tokens, [LENGTH], [], 0)
-        assert not torch.equal(expected[0][0], expected[0][1])
-        for trial, longest in enumerate([1, 2, 5, 9, 17, 33, 64, LENGTH]):
-            others = [[rng.randrange(VOCAB) for _ in range(rng.randrange(1, 150))] for _ in range(trial % 5)]
-            got = forward(engine, tokens, cut(LENGTH, longest, rng), others, trial)
-            for part, (one, other) in enumerate(zip(expected, got, strict=True)):
-                assert torch.equal(one, other), f"part {part} differs in chunks of up to {longest} tokens"
+        check_bits(engine, LENGTH, random.Random(int(dtype is Dtype.FLOAT32) + 2 * num_threads))
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "openai-gpt"])
+def test_models_that_attend_by_themselves_give_equal_bits_too(tmp_path: Path, architecture: str) -> None:
+    more = {"rotary_dim": 32} if architecture == "gptj" else {}
+    config = AutoConfig.for_model(
+        architecture, vocab_size=VOCAB, n_embd=384, n_layer=2, n_head=6, n_positions=160, initializer_range=0.05, **more
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    check_bits(make_engine(str(tmp_path), num_blocks=512), 40, random.Random(1))
+
+
+def check_bits(engine: Engine, length: int, rng: random.Random) -> None:
+    tokens = [rng.randrange(VOCAB) for _ in range(length)]
+    expected = forward(engine, tokens, [length], [], 0)
+    assert not torch.equal(expected[0][0], expected[0][1])
+    for trial, longest in enumerate([1, 2, 5, 9, 17, 33, 64, length]):
+        others = [[rng.randrange(VOCAB) for _ in range(rng.randrange(1, 150))] for _ in range(trial % 5)]
+        got = forward(engine, tokens, cut(length, longest, rng), others, trial)
+        for part, (one, other) in enumerate(zip(expected, got, strict=True)):
+            assert torch.equal(one, other), f"part {part} differs in chunks of up to {longest} tokens"
 
 
 def test_linears_give_equal_bits_for_any_number_of_rows() -> None:

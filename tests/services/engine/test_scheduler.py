@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from services.common.background import BACKGROUND_PRIORITY
 from services.engine.block_pool import BlockPool
 from services.engine.roots import Roots
 from services.engine.scheduler import Scheduler
@@ -243,3 +244,24 @@ def test_blocks_of_a_sequence_that_failed_are_known_to_nobody() -> None:
     made.check_integrity()
     made.add(sequence(16))
     assert made.schedule(NOW).works[0].start == 0
+
+
+def test_the_background_has_all_rows_alone_and_only_spare_ones_beside_others() -> None:
+    asked: list[int] = []
+
+    def spare(rows: int) -> int:
+        asked.append(rows)
+        return 3
+
+    pool = BlockPool(NUM_BLOCKS)
+    made = Scheduler(pool, BLOCK, STEP_TOKENS, 8, spare)
+    background = [sequence(5, priority=BACKGROUND_PRIORITY) for _ in range(2)]
+    for each in background:
+        made.add(each)
+    assert [work.num_tokens for work in made.schedule(NOW).works] == [5, 4]
+    other = sequence(2)
+    made.add(other)
+    assert [(work.sequence, work.num_tokens) for work in made.schedule(NOW).works] == [(other, 2), (background[0], 3)]
+    other.hold_until = NOW + 1
+    assert [work.num_tokens for work in made.schedule(NOW).works] == [3]
+    assert asked == [2, 0]

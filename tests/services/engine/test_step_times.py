@@ -53,3 +53,12 @@ def test_a_curve_holds_the_same_times() -> None:
     for first, last in ((1, 1), (1, 40), (300, 900)):
         assert times.curve(first, last).tolist() == pytest.approx([times.seconds(n) for n in range(first, last + 1)])
     assert StepTimes().curve(1, 3).tolist() == [0, 0, 0]
+
+
+def test_rows_are_spare_as_long_as_a_step_takes_hardly_longer() -> None:
+    times = StepTimes({1: 1.0, 8: 1.02, 16: 2.0, 64: 8.0})
+    assert times.spare_rows(1, 100) == 7
+    assert times.spare_rows(0, 100) == 8
+    assert times.spare_rows(8, 100) == 0
+    assert times.spare_rows(2, 3) == 3
+    assert StepTimes().spare_rows(4, 100) == 100

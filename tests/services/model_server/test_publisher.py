@@ -22,7 +22,7 @@ from services.model_server.publisher import Computed, Publisher
 from services.model_server.seal import Seal
 from services.prefix_cache.client import PrefixCacheClient
 from services.verifier.target_role import TargetRole
-from support.system import served
+from support.served import served
 
 MOST_PENDING = 3
 """So many blocks may be on their way."""

@@ -16,7 +16,7 @@ from services.prefix_cache.incoming import Incoming
 from services.prefix_cache.lifespan import prefix_cache_lifespan
 from services.prefix_cache.settings import PrefixCacheSettings
 from support.blocks import SIZE, block
-from support.system import SERVER, served
+from support.served import SERVER, served
 
 KEY = new_signing_key()
 MINT = TokenMint(KEY, 60)

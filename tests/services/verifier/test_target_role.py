@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.common.background import BACKGROUND_PRIORITY
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.engine import Engine
@@ -130,3 +131,17 @@ def test_a_prefix_seen_before_is_found(engine: Engine) -> None:
         run(role)
         counts.append(commits[0].num_cached_tokens)
     assert counts == [0, 64]
+
+
+def test_beside_others_the_background_is_not_speculated_for(engine: Engine, answer: list[int]) -> None:
+    role = TargetRole(engine, Collected())  # type: ignore[arg-type]
+    targets = [open_target(role, PROMPT, NUM_TOKENS, PARAMS, max_draft_tokens=5) for _ in range(2)]
+    (background, behind), (front, commits) = targets
+    engine.scheduler.prioritise(background.sequence, BACKGROUND_PRIORITY)
+    for target in (background, front):
+        role.propose(target, len(PROMPT), extend_digest(EMPTY_DIGEST, PROMPT), answer)
+    run(role)
+    assert [len(c.token_ids) for c in commits] == [6] * 5
+    assert [c.num_drafted for c in behind[:5]] == [0] * 5
+    assert max(c.num_drafted for c in behind) > 0
+    assert [t for c in behind for t in c.token_ids] == [t for c in commits for t in c.token_ids] == answer

@@ -44,13 +44,18 @@ def _queries(rows: int, heads: int) -> NDArray[np.float32]:
 
 
 def _attend(
-    works: list[Work], kv_cache: KVCache, queries: NDArray[np.float32], window: int | None, shares: int = 1
+    works: list[Work],
+    kv_cache: KVCache,
+    queries: NDArray[np.float32],
+    window: int | None,
+    shares: int = 1,
+    only: int | None = None,
 ) -> torch.Tensor:
     plan = RowPlan(works, len(queries), kv_cache)
     out = np.full_like(queries, np.nan)
-    for share in range(shares):
+    for share in range(shares) if only is None else [only]:
         attend(
-            queries, KV_HEADS * share // shares, KV_HEADS * (share + 1) // shares, plan.tables, plan.owners,
+            queries, share, shares, plan.tables, plan.owners,
             plan.positions, BLOCK, KV_HEADS, kv_cache.keys[0].data_ptr(), kv_cache.values[0].data_ptr(),
             np.float32(0.3), window or 1 << 40, out,
         )  # fmt: skip
@@ -103,6 +108,18 @@ def test_the_number_of_threads_changes_no_bit(kv_cache: KVCache, counts: tuple[i
     assert all(torch.equal(result, results[0]) for result in results)
 
 
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1), (1, 200, 5, 16, 9)])
+def test_threads_have_about_as_much_to_do_whatever_the_number_of_heads(
+    kv_cache: KVCache, counts: tuple[int, ...]
+) -> None:
+    queries = _queries(sum(counts), KV_HEADS)
+    for shares in (2, 4):
+        parts = [_attend(_works(counts), kv_cache, queries, None, shares, only) for only in range(shares)]
+        done = [int(part.isfinite().sum()) / part.numel() for part in parts]
+        assert sum(done) == pytest.approx(1)
+        assert max(done) <= 1 / shares + 0.05
+
+
 @pytest.mark.parametrize("group", [1, 3])
 def test_one_row_has_the_bits_that_it_has_among_others(kv_cache: KVCache, group: int) -> None:
     queries = _queries(5, KV_HEADS * group)
@@ -125,3 +142,21 @@ def test_what_lies_behind_a_text_in_its_last_block_is_not_seen(kv_cache: KVCache
             kv_cache.keys[0][block * 16 : (block + 1) * 16].view(KV_HEADS, DIM, 16)[:, :, lane] = torch.nan
             kv_cache.values[0][block * 16 : (block + 1) * 16].view(KV_HEADS, DIM // 16, 16, 16)[:, :, lane] = torch.inf
     assert torch.equal(_attend(works, kv_cache, queries, None), expected)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("token", [0, 9, 199])
+def test_a_key_or_value_that_is_not_finite_is_no_absent_token(kv_cache: KVCache, value: float, token: int) -> None:
+    queries = _queries(5, KV_HEADS)
+    works = _works((1, 1, 1, 1, 1))
+    expected = _attend(works, kv_cache, queries, None)
+    slot = kv_cache.slot(works[1].sequence.block_table, token)
+    for stored in (kv_cache.keys[0], kv_cache.values[0]):
+        block = stored[slot // 16 * 16 : slot // 16 * 16 + 16].view(KV_HEADS, DIM // 16, 16, 16)
+        lanes = block.view(KV_HEADS, DIM, 16)[:, :, slot % 16] if stored is kv_cache.keys[0] else block[:, :, slot % 16]
+        before = lanes.clone()
+        lanes.fill_(value)
+        got = _attend(works, kv_cache, queries, None)
+        lanes.copy_(before)
+        assert not got[1].isfinite().any()
+        assert torch.equal(got[[0, 2, 3, 4]], expected[[0, 2, 3, 4]])

@@ -1,0 +1,80 @@
+"""What goes wrong beside a batch costs it no item."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from paceline import (
+    UnavailableError,
+)
+from support.batch import Stalls, expected, jsonl, line, read, text_of, texts, until_ended
+from support.fakes import FakeVerifier, serve_fakes
+from support.postgres_server import PostgresServer
+from support.system import StartGateway
+
+POISON = ord("~") - 33
+
+
+async def test_seeds_are_kept_so_that_a_repeated_execution_gives_the_same(start_gateway: StartGateway) -> None:
+    verifier = FakeVerifier(break_after=1, break_code=grpc.StatusCode.INTERNAL)
+    async with serve_fakes(verifier) as address, start_gateway([address], resume_seconds=0.05) as system:
+        made = await system.client.create_batch(jsonl(line("a"), line("b", seed=7)))
+        while {text_of(opening.token_ids[:1]) for opening in verifier.opens} != {"a", "b"}:
+            await asyncio.sleep(0.01)
+        verifier.break_after = None
+        await until_ended(system.client, made.batch.id)
+        lines = await read(system.client, made.batch.id)
+    seeds = {(text_of(opening.token_ids[:1]), opening.sampling.seed) for opening in verifier.opens}
+    assert len(seeds) == 2
+    assert ("b", 7) in seeds
+    assert texts(lines) == {"a": expected("a"), "b": expected("b")}
+
+
+async def test_a_database_that_goes_away_and_comes_back_costs_no_item(
+    start_gateway: StartGateway, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    server = PostgresServer(tmp_path_factory.mktemp("gone"))
+    await server.start()
+    verifier = Stalls()
+    settings = {"database": server.url(), "max_batch_streams": 4, "batch_lease_seconds": 1.0}
+    async with serve_fakes(verifier) as address, start_gateway([address], **settings) as system:
+        names = [f"{number}" for number in range(12)]
+        made = await system.client.create_batch(jsonl(*map(line, names)))
+        await verifier.opened.wait()
+        server.stop()
+        verifier.go_on.set()
+        with pytest.raises(UnavailableError, match="database"):
+            await system.client.get_batch(made.batch.id)
+        await server.start()
+        await until_ended(system.client, made.batch.id)
+        lines = await read(system.client, made.batch.id)
+        (used,) = (await system.client.usage(groups=["kind"])).rows
+    server.stop()
+    assert texts(lines) == {name: expected(name) for name in names}
+    assert (used.num_requests, used.num_completion_tokens) == (12, 72)
+
+
+async def test_an_item_that_verifiers_die_of_fails_by_itself(start_gateway: StartGateway) -> None:
+    names = ["a", "b", "~", "c"]
+    verifiers = [FakeVerifier(crash_on=POISON) for _ in range(2)]
+    async with serve_fakes(verifiers[0]) as one, serve_fakes(verifiers[1]) as other:
+        async with start_gateway([one, other]) as system:
+            made = await system.client.create_batch(jsonl(*map(line, names)))
+            done = await until_ended(system.client, made.batch.id)
+            lines = await read(system.client, made.batch.id)
+    assert (done.counts.completed, done.counts.failed) == (3, 1)
+    assert texts(lines) == {name: expected(name) for name in "abc"}
+    assert [each["error"]["code"] for each in lines if each["error"]] == ["crashed_twice"]
+
+
+async def test_that_an_item_crashed_a_verifier_is_known_when_it_is_run_again(start_gateway: StartGateway) -> None:
+    """There is one verifier, and whoever is at it when it ends is told that there is none."""
+    verifier = FakeVerifier(crash_on=POISON)
+    async with serve_fakes(verifier) as address, start_gateway([address], resume_seconds=0.0) as system:
+        made = await system.client.create_batch(jsonl(*map(line, "~a")))
+        done = await until_ended(system.client, made.batch.id)
+        lines = await read(system.client, made.batch.id)
+    assert (done.counts.completed, done.counts.failed) == (1, 1)
+    assert lines[0]["error"]["code"] == "crashed_twice"
+    assert sum(POISON in opening.token_ids for opening in verifier.opens) == 2
