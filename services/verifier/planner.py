@@ -16,7 +16,7 @@ _SHOWN_DIGITS = 12
 """A draft's digest is shown by so many of its first digits."""
 _PROMPT_ROWS = 512
 """The time of a prompt's token is that of a step of so many rows, by each."""
-_ALWAYS_SECONDS = 0.25
+_ALWAYS_SECONDS = 0.1
 """A proposal is waited for so long where it is to be used whether that pays or not."""
 _DRAFT_SHARE = 0.25
 """A draft is taken to compute prompts in this share of the target's time until it says how long its steps take."""

@@ -41,6 +41,8 @@ class TargetRole:
         self._offers = Offers(suffix_drafting=suffix_drafting)
         self.planner = planner or Planner(Speculation.ALWAYS)
         self._typical = TypicalAcceptance()
+        self._together_until = 0.0
+        """Sequences of the latest step wait for each other until then, and for no newer one."""
         self._eos = engine.facts.description.eos_token_ids
         self._vocab_size = engine.facts.description.vocab_size
 
@@ -130,7 +132,8 @@ class TargetRole:
             rows = len(ready) + sum(allocation.num_tokens)
             start = best_start(now, allocation, rows, [self._pending(t) for t in waiting if t.draft_is_apart], seconds)
             # A step meanwhile would keep a draft on the same cores from its work, and be one more for fewer sequences.
-            start = max([start, *(t.waiting_until for t in waiting if not t.draft_is_apart)])
+            latest = max((t.waiting_until for t in waiting if not t.draft_is_apart), default=start)
+            start = max(start, min(latest, self._together_until))
         for (target, offer), count in zip(ready, allocation.num_tokens, strict=True):
             target.take(offer.first(count))
             target.sequence.hold_until = start
@@ -164,6 +167,7 @@ class TargetRole:
                 continue
             target.undecided = True
             self.planner.wait(target, allocation, plain, now)
+            self._together_until = max(self._together_until, target.waiting_until)
 
     def end(self, sequence: Sequence, error: Exception) -> None:
         """Ends a sequence that cannot be computed."""
