@@ -43,8 +43,8 @@ def write_peers(report: Report, folder: Path) -> Path:
         f"**{report.bandwidth / 1e9:.1f} GB/s** (two threads, a gibibyte that was written, the best of several "
         f"readers). {versions}. Everything on this page comes from one run.",
         "",
-        f"The pair is `{report.pair}` of [the family](../measuring.md): the same weights, prompts of 64 random tokens and "
-        f"number of tokens ({NUM_TOKENS} a stream, {MANY_TOKENS} where there are 32) for all, greedy, in turns, "
+        f"The pair is `{report.pair}` of [the family](../measuring.md): the same weights, prompts of 64 random tokens "
+        f"and number of tokens ({NUM_TOKENS} a stream, {MANY_TOKENS} where there are 32) for all, greedy, in turns, "
         f"prompts included; medians of {report.plan.repeats} runs. Peers draft at the best of several settings, found "
         "by a trial at each number of streams; Paceline chooses by itself, begins without having met the pair, and has "
         "its draft in 8 bits unless said otherwise. All weights read once a token at the speed of memory would be "
