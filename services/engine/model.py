@@ -29,12 +29,14 @@ from services.engine.attention_layers import (
 from services.engine.config import Device, Dtype, EngineConfig
 from services.engine.kv_cache import KVShape
 from services.engine.loading import Report, reporting_weights
-from services.engine.rope import fix_frequencies
+from services.engine.rope import fix_frequencies, goes_on
 from services.engine.sampling_defaults import sampling_defaults
 from services.engine.vocabulary import vocabulary_digest
 
 _CONTEXTS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "max_target_positions")
 """What configurations call the most tokens of a text."""
+_FAR = 1 << 20
+"""Tokens of a text that has no end but that of memory."""
 _STORED_IN_VAIN = KVShape(1, 32, 32)
 
 
@@ -117,6 +119,8 @@ def _load(config: EngineConfig, report: Report) -> LoadedModel:
     first_position = find_first_position(model)
     max_context_tokens = _max_context(text_config, config.max_context_tokens, first_position)
     fix_frequencies(model, max_context_tokens)
+    if config.is_draft and goes_on(model, max_context_tokens):  # What it says may get worse, and is only ever help.
+        max_context_tokens = config.max_context_tokens or _FAR
     description = ModelDescription(
         revision_digest=revision_digest(config.model, hf_config),
         architecture=(hf_config.architectures or [type(model).__name__])[0],

@@ -22,6 +22,15 @@ async def test_past_its_own_context_a_draft_proposes_nothing(target_folder: str,
         assert (await system.client.list_models())[0].draft.max_context_tokens == 64
 
 
+async def test_a_rotary_draft_goes_on_past_its_own_context(target_folder: str, tmp_path: Path) -> None:
+    short = save_tiny(tmp_path / "short", "llama", max_position_embeddings=64)
+    options = {"temperature": 0, "max_tokens": 50, "ignore_eos": True}
+    async with start_system(target_folder, [short]) as system:
+        helped = await system.generate("ab" * 60, **options)
+        assert helped.usage.num_drafted_tokens > 0
+        assert helped.token_ids == (await system.generate("ab" * 60, **options, speculation=False)).token_ids
+
+
 @pytest.mark.parametrize("vocab_size", [288, 320])
 async def test_a_draft_of_another_padding_is_used(target_folder: str, tmp_path: Path, vocab_size: int) -> None:
     padded = save_tiny(tmp_path, "llama", vocab_size=vocab_size)
