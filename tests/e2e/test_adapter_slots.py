@@ -85,7 +85,7 @@ async def test_an_adapter_is_loaded_once_for_many_streams_and_kept(
 
 
 async def test_all_slots_in_use_is_said_after_a_bounded_wait(store: FakeAdapterStore, start: Start) -> None:
-    async with serve_store(store) as address, start(address, max_adapters=1, adapter_seconds=0.5) as system:
+    async with serve_store(store) as address, start(address, max_adapters=1, adapter_seconds=1.0) as system:
         long = system.client.generate(PROMPT, adapter="a0", max_tokens=500, ignore_eos=True, seed=1)
         assert await first_tokens(long)
         with pytest.raises(ResourceExhaustedError) as raised:
@@ -137,7 +137,7 @@ async def test_what_nobody_waits_for_any_more_is_not_loaded(
     store: FakeAdapterStore, start: Start, adapters: list[Path], expected: dict[str, list[int]]
 ) -> None:
     store.fetch_when = asyncio.Event()
-    async with serve_store(store) as address, start(address, max_adapters=1, adapter_seconds=0.3) as system:
+    async with serve_store(store) as address, start(address, max_adapters=1, adapter_seconds=1.0) as system:
         async with grpc.aio.insecure_channel(system.verifier) as channel:
             request = model_server_pb2.PrefetchAdapterRequest(
                 adapter_digest=digest_of(adapters[1]), tenant={"namespace": "tenant/a"}
