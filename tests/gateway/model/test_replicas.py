@@ -3,85 +3,16 @@
 import asyncio
 import itertools
 import time
-from dataclasses import dataclass, field
-from typing import Any
 
 import grpc
 import pytest
-from google.rpc import status_pb2
-from grpc.aio import AioRpcError, Metadata
 
-from gateway.model.attempts import LostError, NoneSuitsError
 from gateway.model.replica import State
-from gateway.model.replicas import Replicas
 from paceline.errors import UnavailableError
-from services.common.backoff import Backoff
+from support.replicas import Service, error, pool, started
 
 COMBINATIONS = [dead for count in (1, 2, 3) for dead in itertools.product([False, True], repeat=count)]
 SOME_LIVE = [dead for dead in COMBINATIONS if not all(dead)]
-LONG = 60.0
-
-
-def error(code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, *, by_service: bool = False) -> AioRpcError:
-    """A failed call: by gRPC, or with the details that services add."""
-    status = status_pb2.Status(code=code.value[0], message="said so").SerializeToString()
-    trailing = Metadata(("grpc-status-details-bin", status)) if by_service else Metadata()
-    return AioRpcError(code, Metadata(), trailing, details="dead")
-
-
-@dataclass(eq=False)
-class Service:
-    """The client of a service that does what a test wants, and counts."""
-
-    target: str
-    fails: AioRpcError | None = None
-    says: str = "a"
-    asks: int = 0
-    calls: int = 0
-    calling: asyncio.Event = field(default_factory=asyncio.Event)
-    answer_when: asyncio.Event | None = None
-
-    async def close(self) -> None:
-        pass
-
-    async def describe(self) -> str:
-        self.asks += 1
-        if self.fails is not None:
-            raise self.fails
-        return self.says
-
-    async def do(self) -> str:
-        self.calls += 1
-        self.calling.set()
-        if self.fails is not None:
-            raise self.fails
-        if self.answer_when is not None:
-            await self.answer_when.wait()
-        return self.target
-
-
-class Pool(Replicas[Service, str]):
-    """Replicas of services in this process, with pauses of one length."""
-
-    def __init__(self, services: list[Service], pause: float = LONG) -> None:
-        super().__init__("service", services, Service.describe, lambda: Backoff(pause, pause, lambda longest: longest))
-        self.services = services
-
-    async def do(self, **options: Any) -> str:
-        return await self.call(Service.do, **options)
-
-
-def pool(*dead: bool, pause: float = LONG) -> Pool:
-    return Pool([Service(f"s{n}", error() if is_dead else None) for n, is_dead in enumerate(dead)], pause)
-
-
-async def started(*dead: bool, pause: float = LONG) -> Pool:
-    """Services that die once all of them were found living."""
-    made = pool(*(False for _ in dead), pause=pause)
-    await made.look()
-    for service, is_dead in zip(made.services, dead, strict=True):
-        service.fails = error() if is_dead else None
-    return made
 
 
 @pytest.mark.parametrize("dead", SOME_LIVE)
@@ -203,7 +134,7 @@ async def test_what_a_service_refuses_is_passed_on_and_hurts_nobody() -> None:
     replicas = await started(False, False)
     for service in replicas.services:
         service.fails = error(grpc.StatusCode.NOT_FOUND, by_service=True)
-    with pytest.raises(AioRpcError):
+    with pytest.raises(grpc.aio.AioRpcError):
         await replicas.do()
     assert sum(service.calls for service in replicas.services) == 1
     assert all(replica.state is State.LIVING for replica in replicas)
@@ -250,74 +181,3 @@ async def test_each_that_can_be_reached_answers_for_itself() -> None:
     assert replicas.services[0].calls == 1
     with pytest.raises(UnavailableError):
         await (await started(True, True)).call_each(Service.do)
-
-
-async def test_the_one_with_the_fewest_uses_is_chosen_then_the_one_that_had_the_adapter() -> None:
-    replicas = await started(False, False, False)
-    chosen = [await replicas.do(affinity="x") for _ in range(3)]
-    assert len(set(chosen)) == 1
-    attempts = replicas.attempts(1.0, affinity="x")
-    async with attempts.another() as first:
-        async with replicas.attempts(1.0, affinity="x").another() as second:
-            assert first.client.target == chosen[0] != second.client.target
-            async with replicas.attempts(1.0).another() as third:
-                assert len({first.client, second.client, third.client}) == 3
-
-
-async def test_only_what_suits_is_used_and_what_does_not_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    replicas = await started(False, False)
-    replicas.services[1].says = "b"
-    assert await replicas.do(suits="a".__eq__) in ("s0", "s1")
-    with pytest.raises(NoneSuitsError):
-        await replicas.do(suits="b".__eq__)
-    monkeypatch.setattr("gateway.model.replica._STALE_SECONDS", 0.0)
-    with pytest.raises(NoneSuitsError):
-        await replicas.do(suits="b".__eq__)
-    await replicas.look()
-    assert await replicas.do(suits="b".__eq__) == "s1"
-
-
-async def test_what_is_away_may_come_back_as_what_is_wanted() -> None:
-    replicas = await started(True, pause=0.01)
-    with pytest.raises(UnavailableError):
-        await replicas.do(suits="a".__eq__)
-    replicas.services[0].fails, replicas.services[0].says = None, "b"
-    with pytest.raises(NoneSuitsError):
-        await replicas.do(suits="a".__eq__)
-
-
-async def test_a_request_that_got_on_may_go_back() -> None:
-    replicas = await started(False, pause=0.01)
-    attempts = replicas.attempts(0.2)
-    for _ in range(3):
-        with pytest.raises(LostError):
-            async with attempts.another() as use:
-                use.worked()
-                raise error()
-        assert not attempts.has_another()
-
-
-async def test_ready_waits_for_the_first_that_answers() -> None:
-    replicas = pool(True, True, pause=0.01)
-    waiting = asyncio.create_task(replicas.ready())
-    await asyncio.sleep(0.05)
-    assert not waiting.done()
-    replicas.services[1].fails = None
-    await asyncio.wait_for(waiting, 5)
-
-
-async def test_who_gives_up_waiting_for_what_a_replica_is_takes_nobody_with_him() -> None:
-    answered = asyncio.Event()
-
-    async def ask(service: Service) -> str:
-        await answered.wait()
-        return service.says
-
-    (replica,) = Replicas("service", [Service("s", says="new")], ask)
-    waiting = [asyncio.create_task(replica.renew()) for _ in range(2)]
-    await asyncio.sleep(0)
-    waiting[0].cancel()
-    await asyncio.gather(waiting[0], return_exceptions=True)
-    answered.set()
-    await asyncio.wait_for(waiting[1], 10)
-    assert replica.info == "new"
