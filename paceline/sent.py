@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import grpc
 
 T = TypeVar("T")
-_WRITTEN_TOO_LATE = "Internal error from Core"
+WRITTEN_TOO_LATE = "Internal error from Core"
+"""What grpc.aio says in the place of any status when a message is written in the moment in which a call ends."""
 _STATUS_SECONDS = 1.0
 _POLL_SECONDS = 0.005
 
@@ -35,7 +36,7 @@ async def response_to_stream(call: Any) -> Any:
 
 
 def _is_own(error: grpc.aio.AioRpcError) -> bool:
-    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITTEN_TOO_LATE
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == WRITTEN_TOO_LATE
 
 
 def _status(call: Any) -> grpc.aio.AioRpcError:

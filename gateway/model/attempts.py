@@ -11,6 +11,7 @@ import grpc
 from gateway.model.replica import C, I, Replica, reason_of
 from gateway.model.replica_list import ReplicaList
 from paceline.errors import UnavailableError
+from paceline.sent import WRITTEN_TOO_LATE
 from services.common.backoff import Backoff
 
 _RETRY_AFTER_SECONDS = 1.0
@@ -26,8 +27,6 @@ _LOST = frozenset(
     }
 )
 """Statuses of a replica that is gone or going, or hangs. All others are its answer to the request."""
-_WRITTEN_TOO_LATE = "Internal error from Core"
-"""What grpc.aio says in the place of any status when a message is written in the moment in which a stream ends."""
 _GOES_ON_ELSEWHERE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL})
 """Statuses with which a living replica says that it cannot do it, where another may."""
 
@@ -150,7 +149,7 @@ class Use(Generic[C, I]):
         self._attempts.meet(self.replica, reason)
         if isinstance(error, grpc.aio.AioRpcError) and _has_details(error):
             self.answered()
-        elif not (isinstance(error, grpc.aio.AioRpcError) and error.details() == _WRITTEN_TOO_LATE):
+        elif not (isinstance(error, grpc.aio.AioRpcError) and error.details() == WRITTEN_TOO_LATE):
             self.replica.failed(self._begun, reason)
 
     def end(self) -> None:
