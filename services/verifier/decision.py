@@ -39,7 +39,8 @@ STAY = 3
 """Rounds in a row in another bucket until it counts: streams come and go one by one."""
 FOLLOW = 0.1
 """Weight of the latest window in the rate from which changes are told: the last ten say most."""
-MAX_DECISIONS = 50
+MAX_DECISIONS, MAX_LOADS = 50, 256
+"""What is remembered: the latest decisions, and loads, whose drafts are what others say that they are."""
 
 
 class Decision(NamedTuple):
@@ -128,6 +129,8 @@ class Decider:
         """A load not met before goes the way of the one next to it, and is tried at once."""
         known = [load for load in self.loads.values() if load.draft == draft]
         near = min(known, key=lambda load: abs(math.log(load.rows / top)), default=None)
+        if len(self.loads) >= MAX_LOADS:
+            del self.loads[next(iter(self.loads))]
         load = self.loads[top, draft] = Load(top, draft)
         if near is not None and near.is_proven and near.way in ways:
             load.way = near.way

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.controller import Change, Pair, grid, simulate
-from services.verifier.decision import CREDIT, Decider
+from services.verifier.decision import CREDIT, MAX_LOADS, Decider
 from services.verifier.load import Load, Way
 from services.verifier.rate import Rate, Ratio
 from services.verifier.verdicts import Verdicts
@@ -123,3 +123,11 @@ def test_without_a_path_nothing_is_kept() -> None:
     verdicts = Verdicts("", "one")
     verdicts.save([known()])
     assert verdicts.load() == []
+
+
+def test_drafts_that_are_only_said_to_be_there_take_no_more_memory_than_some() -> None:
+    decider = Decider()
+    for number in range(3 * MAX_LOADS):
+        decider.decide(1, f"draft {number}", (Way.DRAFT,))
+        decider.record(1, 1, 1.0, lambda _: 1.0, drafted=False)
+    assert len(decider.loads) == MAX_LOADS
