@@ -48,9 +48,9 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
     check_model_agrees(loaded)
     if loaded.attends_itself:
         how = (
-            "each by itself"
+            "a token at a time"
             if loaded.layers
-            else "each from its beginning in every step, for it keeps no keys and values"
+            else "from their beginning for every token, for it keeps no keys and values"
         )
         _log.warning("%s attends in its own way: texts are computed %s", type(loaded.model).__name__, how)
     packs = loaded.device.type == "cpu" and not loaded.is_quantized

@@ -46,7 +46,7 @@ def goes_on(model: Any, max_context_tokens: int) -> bool:
     kinds = {kind for module in model.modules() for kind in _by_layer(getattr(module, "rope_type", None)).values()}
     tables = (module.num_embeddings for module in model.modules() if isinstance(module, torch.nn.Embedding))
     has_table = any(0 <= size - max_context_tokens <= _OFFSETS for size in tables)
-    return kinds - {None} != set() and kinds <= {None, *_ENDLESS} and not has_table
+    return bool(kinds - {None}) and kinds <= {None, *_ENDLESS} and not has_table
 
 
 def _by_layer(kinds: Any) -> dict[str | None, str | None]:

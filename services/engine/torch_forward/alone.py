@@ -20,7 +20,6 @@ from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora
 from services.engine.model import LoadedModel
 from services.engine.scheduler import Work
-from services.engine.sequence import Sequence
 
 
 class AloneForward:
@@ -45,9 +44,12 @@ class AloneForward:
         found: list[torch.Tensor] = []
         row = 0
         for work in batch.works:
-            for position in range(work.start, work.start + work.num_tokens):
+            end = work.start + work.num_tokens
+            slots = torch.tensor([self._kv_cache.slot(work.sequence.block_table, at) for at in range(end)])
+            slots = slots.to(self._device)
+            for position in range(work.start, end):
                 if row in wanted or self._num_layers:
-                    logits = self._logits_behind(work, position)
+                    logits = self._logits_behind(work, position, slots[: position + 1])
                     found.extend([logits] if row in wanted else ())
                 row += 1
         return torch.cat(found)
@@ -55,15 +57,14 @@ class AloneForward:
     def hurry(self, wanted: bool) -> None:
         """A step that has begun is not given up here."""
 
-    def _logits_behind(self, work: Work, position: int) -> torch.Tensor:
-        """Logits [1, vocab] behind a token of a text."""
+    def _logits_behind(self, work: Work, position: int, slots: torch.Tensor) -> torch.Tensor:
+        """Logits [1, vocab] behind a token of a text, whose tokens up to it lie in these slots."""
         first, count = (position, 1) if self._num_layers else (0, position + 1)
         if self.adapters is not None:
             self.adapters.select([Work(work.sequence, first, count)], count)
         more: dict[str, Any] = {"use_cache": False}
         if self._num_layers:
-            cache = BlockCache(self._kv_cache, work.sequence, position, self._num_layers)
-            more = {"use_cache": True, "past_key_values": cache}
+            more = {"use_cache": True, "past_key_values": BlockCache(self._kv_cache, slots, self._num_layers)}
         if self._takes_positions:
             more["position_ids"] = torch.arange(first, first + count, device=self._device)[None] + self._first_position
         if self._picks_rows:
@@ -74,24 +75,22 @@ class AloneForward:
 
 
 class BlockCache(DynamicCache):
-    """The blocks of one text up to a position, as `transformers` knows a cache."""
+    """The blocks of one text up to a token, as `transformers` knows a cache: that token is the only one that is new."""
 
-    def __init__(self, kv_cache: KVCache, sequence: Sequence, position: int, num_layers: int) -> None:
+    def __init__(self, kv_cache: KVCache, slots: torch.Tensor, num_layers: int) -> None:
         super().__init__()
-        table = sequence.block_table
-        slots = torch.tensor([kv_cache.slot(table, at) for at in range(position + 1)], device=kv_cache.keys[0].device)
-        self.layers = [_BlockLayer(kv_cache, index, slots, position) for index in range(num_layers)]
+        self.layers = [_BlockLayer(kv_cache, index, slots) for index in range(num_layers)]
 
 
 class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer of it."""
 
-    def __init__(self, kv_cache: KVCache, index: int, slots: torch.Tensor, start: int) -> None:
+    def __init__(self, kv_cache: KVCache, index: int, slots: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._kv_cache = kv_cache
         self._index = index
         self._slots = slots
-        self._start = start
+        self._start = len(slots) - 1
         self.is_initialized = True
 
     def update(
