@@ -104,7 +104,7 @@ class Engine:
         self.scheduler.computed(works)
         self.num_steps += 1
         if failures or any(BROKEN in result.token_ids for result in results):
-            return self._without_failed(results, failures)
+            return self._without_failed([_before_broken(result) for result in results], failures)
         self.step_times.observe(sum(work.num_tokens for work in works), seconds)
         return results
 
@@ -235,3 +235,16 @@ def _dummy(token_id: int = 0) -> Sequence:
     sequence = Sequence([token_id], 1, SamplingParams(temperature=0.0))
     sequence.block_table = [NULL_BLOCK]
     return sequence
+
+
+def _before_broken(result: Result) -> Result:
+    """The picks behind settled tokens and those proposed tokens that left numbers finite: a proposal that does not is
+    none, and ends no text.
+    """
+    if BROKEN not in result.token_ids:
+        return result
+    at = result.token_ids.index(BROKEN)
+    if not at or result.first + at <= result.sequence.num_settled:
+        return result
+    sequence, first, token_ids, logprobs, runners_up = result
+    return Result(sequence, first, token_ids[:at], logprobs[:at], runners_up[:at])

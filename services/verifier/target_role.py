@@ -147,7 +147,7 @@ class TargetRole:
             target = self._by_sequence[result.sequence]
             rounds.append((target, result, self._accept(target, result)))
         step_times, (front, rest) = self.engine.step_times, self._split()
-        of_front = [(target, accepted) for target, _, accepted in rounds if target not in rest]
+        of_front = [(one, accepted) for one, _, accepted in rounds if not (rest and one.sequence.is_background)]
         if not of_front:
             self.planner.mix()
         self.planner.record(
@@ -211,8 +211,9 @@ class TargetRole:
         return Pending(since + target.pacing.arrival_seconds, target.expected_tokens, 1 + target.wanted)
 
     def _accept(self, target: TargetSequence, result: Result) -> Accepted:
-        sequence, start = target.sequence, target.committed
-        return accept(sequence.token_ids[start:], result.token_ids, target.ends, target.end - start)
+        start = target.committed
+        proposed = target.sequence.token_ids[start : start + len(result.token_ids) - 1]
+        return accept(proposed, result.token_ids, target.ends, target.end - start)
 
     def _commit(self, target: TargetSequence, result: Result, accepted: Accepted) -> None:
         sequence, start, taken = target.sequence, target.committed, target.taken

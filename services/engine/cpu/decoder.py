@@ -143,7 +143,7 @@ class FusedDecoder:
         self._capacity = rows
         self._fixed = {
             "units": aligned((rows, self._row_bytes), np.uint8), "row_scales": np.zeros(rows, np.float32),
-            "room": aligned((self._threads, ROOM_BYTES), np.uint8),
+            "room": aligned((self._threads, ROOM_BYTES), np.uint8), "broken": np.zeros(rows, np.bool_),
         }  # fmt: skip
         _fill(self._arguments, **self._rooms, **self._fixed)
 

@@ -13,6 +13,7 @@ from services.engine.cpu.llvm import LANES
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 _ONE = np.float32(1.0)

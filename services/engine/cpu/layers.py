@@ -13,10 +13,10 @@ from numba.np.numpy_support import carray
 
 from services.engine.cpu import parallel
 from services.engine.cpu.instructions import load_tiles, release_tiles
-from services.engine.cpu.kernels import FAST, Floats, Ints, activate, rms_norm, rotate_and_store
+from services.engine.cpu.kernels import FAST, Flags, Floats, Ints, activate, rms_norm, rotate_and_store
 from services.engine.cpu.llvm import LANES
 from services.engine.cpu.packed import OUTPUTS_AT_ONCE
-from services.engine.cpu.product import ROOM_BYTES, multiply, to_units
+from services.engine.cpu.product import ROOM_BYTES, is_finite, multiply, to_units
 from services.engine.cpu.row_attention import attend
 
 PHASES = 10
@@ -47,7 +47,7 @@ ARGUMENTS = np.dtype(
     + [(name, np.intp) for name in ("token_ids", "positions", "slots", "owners", "tables", "wanted", "cos", "sin")]
     + [(name, np.intp) for name in ("hurry", "given_up")]
     + [(name, np.intp) for name in ("hidden", "normed", "joint", "queries", "attended", "gates", "active", "delta")]
-    + [(name, np.intp) for name in ("units", "row_scales", "room", "logits")]
+    + [(name, np.intp) for name in ("units", "row_scales", "broken", "room", "logits")]
     + [("eps", np.float32)],
     align=True,
 )
@@ -131,6 +131,14 @@ def _rotate(a: Any, layer: Any, first: int, last: int) -> None:
         _row_numbers(a, a.positions)[first:last], _row_numbers(a, a.slots)[first:last], queries[first:last],
         keys, values,
     )  # fmt: skip
+    broken = _flags(a)
+    for row in range(first, last):
+        broken[row] = not is_finite(joint[row, a.heads * a.dim :])
+
+
+@njit(nogil=True)
+def _flags(a: Any) -> Flags:
+    return carray(_pointer(a.broken), (a.rows,), np.bool_)
 
 
 @njit(nogil=True)
@@ -138,7 +146,8 @@ def _attend(a: Any, layer: Any, thread: int, threads: int) -> None:
     attend(
         carray(_pointer(a.queries), (a.rows, a.heads, a.dim), np.float32), thread, threads,
         carray(_pointer(a.tables), (a.sequences, a.blocks), np.int64), _row_numbers(a, a.owners),
-        _row_numbers(a, a.positions), a.block_size, a.kv_heads, layer.keys, layer.values, layer.scaling, layer.window,
+        _row_numbers(a, a.positions), _flags(a), a.block_size, a.kv_heads, layer.keys, layer.values, layer.scaling,
+        layer.window,
         carray(_pointer(a.attended), (a.rows, a.heads, a.dim), np.float32),
     )  # fmt: skip
 

@@ -78,6 +78,12 @@ def _highest(all_bits: NDArray[np.uint32]) -> np.uint32:
 
 
 @njit(nogil=True)
+def is_finite(row: Floats) -> bool:
+    """Whether all of a row's numbers are finite."""
+    return bool(_highest(row.view(np.uint32)) < _INFINITY)
+
+
+@njit(nogil=True)
 def to_units(kind: int, row: Floats, units: int, address: int) -> np.float32:
     """Writes a row [in] as a product of this kind reads it, filled up with zeros, and returns the row's scale.
 

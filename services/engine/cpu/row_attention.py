@@ -13,7 +13,7 @@ from numba.np.numpy_support import carray
 
 from services.engine.cpu import parallel
 from services.engine.cpu.instructions import rows_times_blocks
-from services.engine.cpu.kernels import Floats, Ints
+from services.engine.cpu.kernels import Flags, Floats, Ints
 from services.engine.cpu.kinds import HAS_32_REGISTERS, Kind
 from services.engine.cpu.llvm import LANES
 from services.engine.cpu.softmax import weigh
@@ -103,15 +103,16 @@ def _attend_together(
 
 @njit(nogil=True)
 def attend(
-    queries: Floats, share: int, shares: int, tables: Ints, owners: Ints, positions: Ints, block_size: int,
-    kv_heads: int, keys: int, values: int, scaling: np.float32, window: int, out: Floats,
+    queries: Floats, share: int, shares: int, tables: Ints, owners: Ints, positions: Ints, broken: Flags,
+    block_size: int, kv_heads: int, keys: int, values: int, scaling: np.float32, window: int, out: Floats,
 ) -> None:  # fmt: skip
     """One of so many shares of the attention of all rows and heads.
 
     queries and out [rows, heads, dim]; tables [sequences, blocks]; owners and positions [rows]; keys and values are
     addresses. A row sees the last `window` tokens up to its own. Rows of one sequence, or else heads that share keys,
-    are computed up to _TILE at a time, so that keys are read once for all of them. Of every tile of rows each share has
-    a run of heads; where the runs are not equal, it has the next one of the next tile.
+    are computed up to _TILE at a time, so that keys are read once for all of them; none before a `broken` row, whose
+    keys or values are not finite, is together with it: what is masked would be no number for it either. Of every tile
+    of rows each share has a run of heads; where the runs are not equal, it has the next one of the next tile.
     """
     num_rows, heads, dim = queries.shape
     group = heads // kv_heads
@@ -121,7 +122,7 @@ def attend(
     row, turn = 0, share
     while row < num_rows:
         owner, rows = owners[row], 1
-        while rows < _TILE and row + rows < num_rows and owners[row + rows] == owner:
+        while rows < _TILE and row + rows < num_rows and owners[row + rows] == owner and not broken[row + rows]:
             rows += 1
         ends[:rows] = positions[row : row + rows] + 1
         if rows == 1:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.config import Dtype, Weights
 from services.engine.engine import Engine
@@ -14,7 +15,9 @@ from services.engine.model_runner import Result
 from services.engine.sampler import NonFiniteLogitsError
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
+from services.verifier.target_role import TargetRole
 from support.driver import GREEDY, add, append, generate, make_engine
+from support.speculating import Collected, open_target, run
 from support.tiny import save_tiny
 
 POISON = 77
@@ -157,6 +160,19 @@ def test_a_text_whose_numbers_are_not_finite_ends_alone_and_leaves_nothing_behin
         failed = run_to_the_end(poisoned, 8)
         assert isinstance(failed[bad], NonFiniteLogitsError)
         assert good.token_ids[5:] == alone[0]
+
+
+def test_a_proposed_token_whose_numbers_are_not_finite_ends_no_text_and_changes_no_token(poisoned: Engine) -> None:
+    params = SamplingParams(temperature=0.0, ignore_eos=True, logit_bias={POISON: -100.0})
+    prompt, expected = [9, 5, 6, 7, 8], generate(poisoned, [[9, 5, 6, 7, 8]], 8, params=params)[0]
+    for place in range(5):
+        role = TargetRole(poisoned, Collected())  # type: ignore[arg-type]
+        target, commits = open_target(role, prompt, 8, params)
+        proposed = [*expected[:place], POISON, *expected[place + 1 :]]
+        role.propose(target, len(prompt), extend_digest(EMPTY_DIGEST, prompt), proposed)
+        run(role)
+        assert [token_id for commit in commits for token_id in commit.token_ids] == expected
+        assert poisoned.take_failures() == []
 
 
 @pytest.mark.parametrize("place", range(7))

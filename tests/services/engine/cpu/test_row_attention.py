@@ -56,7 +56,8 @@ def _attend(
     for share in range(shares) if only is None else [only]:
         attend(
             queries, share, shares, plan.tables, plan.owners,
-            plan.positions, BLOCK, KV_HEADS, kv_cache.keys[0].data_ptr(), kv_cache.values[0].data_ptr(),
+            plan.positions, np.zeros(len(queries), np.bool_), BLOCK, KV_HEADS,
+            kv_cache.keys[0].data_ptr(), kv_cache.values[0].data_ptr(),
             np.float32(0.3), window or 1 << 40, out,
         )  # fmt: skip
     return torch.from_numpy(out).flatten(1)
