@@ -35,7 +35,10 @@ async def test_drafts_are_matched_by_what_their_ids_stand_for(
     tokenizer_folder: Path, caplog: pytest.LogCaptureFixture, vocab_size: int, digest: str, problem: str
 ) -> None:
     draft = FakeDraft(info=_info("small", vocab_size, digest))
-    async with serve_fakes(FakeVerifier(info=_info("fake", 256, "ab"))) as a, serve_fakes(draft) as b:
+    verifier = FakeVerifier(info=_info("fake", 256, "ab"), commits_first=True)
+    if not problem:
+        verifier.commit_when = draft.opened  # It is opened behind the first commit, while the text goes on.
+    async with serve_fakes(verifier) as a, serve_fakes(draft) as b:
         settings = gateway_settings("it", str(tokenizer_folder), [a], [b])
         async with served(gateway_lifespan(settings)) as address, Client(address) as client:
             with caplog.at_level(logging.ERROR):
