@@ -51,7 +51,8 @@ async def _worker(python: Path, *models: str) -> AsyncIterator[asyncio.subproces
         limit=_LINE_BYTES,
     )
     async with ending(process):
-        await asyncio.wait_for(_exchange(process, None), READY_SECONDS)
+        async with asyncio.timeout(READY_SECONDS):
+            await _exchange(process, None)
         yield process
 
 

@@ -79,7 +79,8 @@ class Worker:
         if not claimed or len(claimed) < room:
             self._wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._wake.wait()
             except TimeoutError:
                 return
             await asyncio.sleep(_GATHER_SECONDS)

@@ -33,8 +33,9 @@ class Suspicion:
         self._has_token = False
         if self._transcript.num_crashes:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._trials.acquire(), _TURN_SECONDS)
-                self._is_tried = True
+                async with asyncio.timeout(_TURN_SECONDS):
+                    await self._trials.acquire()
+                    self._is_tried = True
 
     def passed(self) -> None:
         """Says that the verifier had a token for it."""

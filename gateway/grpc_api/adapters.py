@@ -29,7 +29,8 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         """See adapter.proto."""
         caller = await self._identity.caller(context, Scope.ADAPTERS)
         try:
-            first = await asyncio.wait_for(anext(aiter(request_iterator), None), _FIRST_SECONDS)
+            async with asyncio.timeout(_FIRST_SECONDS):
+                first = await anext(aiter(request_iterator), None)
         except TimeoutError as error:
             raise DeadlineExceededError(f"nothing was announced within {_FIRST_SECONDS:g} s") from error
         if first is None or not first.HasField("upload"):

@@ -50,7 +50,8 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         """See batch.proto."""
         caller = await self._caller(context)
         try:
-            first = await asyncio.wait_for(anext(aiter(request_iterator), None), _FIRST_SECONDS)
+            async with asyncio.timeout(_FIRST_SECONDS):
+                first = await anext(aiter(request_iterator), None)
         except TimeoutError as error:
             raise DeadlineExceededError(f"nothing was sent within {_FIRST_SECONDS:g} s") from error
         if first is None or not first.HasField("options"):

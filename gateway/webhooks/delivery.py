@@ -75,7 +75,8 @@ class Delivery:
             except Exception:
                 _log.exception("webhooks wait")
             try:
-                await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 

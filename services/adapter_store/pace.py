@@ -26,7 +26,8 @@ class Pace:
         started = time.monotonic()
         left = self._stall_seconds + self.num_bytes / self._bytes_per_second - self._waited_seconds
         try:
-            return await asyncio.wait_for(anext(messages, None), min(self._stall_seconds, left))
+            async with asyncio.timeout(min(self._stall_seconds, left)):
+                return await anext(messages, None)
         except TimeoutError as error:
             if left < self._stall_seconds:
                 description = f"fewer than {self._bytes_per_second:g} bytes a second came"

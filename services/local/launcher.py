@@ -132,7 +132,8 @@ class Launcher:
                 return
             num_restarts += 1
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), backoff.failed())
+                async with asyncio.timeout(backoff.failed()):
+                    await self._stopping.wait()
             if self._stopping.is_set():
                 return
             try:

@@ -1,5 +1,6 @@
 """Messages arrive at least once, signed, whatever dies on the way; and nowhere but where they may."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -62,6 +63,14 @@ async def until_done(database: Database) -> None:
 
 def verified(received: Received, secret: str) -> Any:
     return Webhook(secret).verify(received.body, received.headers)
+
+
+async def test_it_ends_though_something_happens_in_the_same_moment(database: Database) -> None:
+    """`asyncio.wait_for` of Python 3.11 loses a cancellation that comes with what it waits for."""
+    async with asyncio.timeout(10):
+        async with delivering(database, Addresses(LOOPBACK)) as delivery:
+            await asyncio.sleep(0.3)  # It has looked, and waits.
+            delivery._wake.set()
 
 
 async def test_a_message_is_signed_and_sent_again_until_it_arrives(database: Database) -> None:
