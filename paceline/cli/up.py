@@ -10,6 +10,8 @@ import typer
 from paceline.cli.serve import ENGINE, reach
 from paceline.cli.terminal import err, fail
 
+_MAX_PORT = 65535
+
 
 class Device(StrEnum):
     """Where models run."""
@@ -62,22 +64,33 @@ def up(
         Weights, typer.Option(help="int8 rounds a target's weights to 8 bits, on a CPU; drafts are rounded anyway.")
     ] = Weights.AUTO,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    gateway_port: Annotated[int, typer.Option(help="Port of the gateway.")] = 7100,
-    draft_port: Annotated[int, typer.Option(help="Port of the draft; of each further model's 10 more.")] = 7101,
-    verifier_port: Annotated[int, typer.Option(help="Port of the verifier; of each further model's 10 more.")] = 7102,
+    gateway_port: Annotated[int, typer.Option(min=1, max=_MAX_PORT, help="Port of the gateway.")] = 7100,
+    draft_port: Annotated[
+        int, typer.Option(min=1, max=_MAX_PORT, help="Port of the draft; of each further model's 10 more.")
+    ] = 7101,
+    verifier_port: Annotated[
+        int, typer.Option(min=1, max=_MAX_PORT, help="Port of the verifier; of each further model's 10 more.")
+    ] = 7102,
     no_prefix_cache: Annotated[bool, typer.Option("--no-prefix-cache", help="Starts no prefix cache.")] = False,
-    prefix_cache_port: Annotated[int, typer.Option(help="Port of the prefix cache.")] = 7103,
+    prefix_cache_port: Annotated[int, typer.Option(min=1, max=_MAX_PORT, help="Port of the prefix cache.")] = 7103,
     cache_folder: Annotated[str | None, typer.Option(help="Keeps computed prompts in this folder too.")] = None,
     no_adapters: Annotated[bool, typer.Option("--no-adapters", help="Starts no adapter store.")] = False,
-    adapter_store_port: Annotated[int, typer.Option(help="Port of the adapter store.")] = 7104,
+    adapter_store_port: Annotated[int, typer.Option(min=1, max=_MAX_PORT, help="Port of the adapter store.")] = 7104,
     adapter_folder: Annotated[
         str | None, typer.Option(help="Keeps adapters in this folder; default: among your user's data.")
     ] = None,
     database: Annotated[
         str, typer.Option(help="sqlite:///FILE or postgresql://...; default: among your user's data.")
     ] = "",
-    threads_verifier: Annotated[int | None, typer.Option(help="CPU threads; default: divided by the launcher.")] = None,
-    threads_draft: Annotated[int | None, typer.Option(help="CPU threads; default: divided by the launcher.")] = None,
+    threads_verifier: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: divided by the launcher.")
+    ] = None,
+    threads_draft: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: divided by the launcher.")
+    ] = None,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Has Prometheus read each process on its own port.")
+    ] = False,
     log_level: Annotated[LogLevel, typer.Option(help="Least severe lines that are shown.")] = LogLevel.WARNING,
 ) -> None:
     """Keeps draft, verifier, prefix cache, adapter store and gateway running in this terminal until Ctrl-C."""
@@ -103,7 +116,7 @@ def up(
                 draft_model = shipped_model("draft")
             pair = Pair(
                 model=model or shipped_model("target"),
-                draft=None if no_draft else draft_model,
+                draft=None if no_draft else draft_model or None,
                 device=device.value,
                 dtype=dtype.value,
                 weights=weights.value,
@@ -123,6 +136,7 @@ def up(
             adapter_folder=adapter_folder or user_adapters(),
             database=database,
             log_level=log_level,
+            metrics=metrics,
             restart=True,
         )
     except LaunchError as error:

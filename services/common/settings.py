@@ -123,8 +123,7 @@ class ProcessSettings(BaseSettings):
         try:
             return cls.load()
         except ValidationError as error:
-            wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
-            said = "; ".join(wrong)
+            said = in_words(error)
         except InvalidArgumentError as error:
             said = error.violations[0].description
         except SettingsError as error:
@@ -135,6 +134,14 @@ class ProcessSettings(BaseSettings):
     def to_json(self) -> str:
         """All settings, secrets included, as `load` reads them from standard input."""
         return json.dumps(self.model_dump(), default=_revealed)
+
+
+def in_words(error: ValidationError) -> str:
+    """What is wrong with settings, in a line that shows none of them."""
+    return "; ".join(
+        ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, "))))
+        for each in error.errors(include_url=False, include_input=False)
+    )
 
 
 def data_folder() -> Path:

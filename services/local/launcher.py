@@ -14,7 +14,8 @@ from services.common.backoff import Backoff
 from services.local.child import Child
 from services.local.errors import LaunchError
 from services.local.loading import wait_serving, watch_loading
-from services.local.ports import is_taken, listens
+from services.local.ports import listens
+from services.local.preflight import check_processes
 from services.local.system import GATEWAY, Process, System, SystemSettings, make_system
 
 _STOP_SECONDS = 15.0
@@ -62,9 +63,7 @@ class Launcher:
 
     async def start(self) -> None:
         """Starts all processes and returns when all are serving. Raises LaunchError when one cannot."""
-        for process in self.system.processes:
-            if is_taken(process.settings.server.host, process.port):
-                raise LaunchError(f"port {process.port} is taken; the {process.name} cannot listen there")
+        check_processes(self.system.processes)
         for process in self.system.processes:
             self.children[process.name] = await Child.spawn(process)
             self._watching.append(asyncio.create_task(self._watch(process)))
@@ -80,8 +79,7 @@ class Launcher:
             await waits
         finally:
             waits.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await waits
+            await asyncio.wait([waits])
         self._is_ready = True
 
     async def stop(self) -> None:
@@ -148,11 +146,12 @@ class Launcher:
     async def _wait_all(self) -> None:
         """Waits until all processes serve, and the gateway knows that they do."""
         await asyncio.gather(*(self._wait_ready(process) for process in self.system.processes))
-        await self._wait_known()
+        for process in self.system.processes:
+            if isinstance(process.settings, GatewaySettings):
+                await self._wait_known(process.settings)
 
-    async def _wait_known(self) -> None:
+    async def _wait_known(self, settings: GatewaySettings) -> None:
         """Waits until the gateway has heard of all its models, and for a while of their drafts, which may not suit."""
-        (settings,) = (p.settings for p in self.system.processes if isinstance(p.settings, GatewaySettings))
         with_draft = {model.id for model in settings.models if model.drafts}
         loop = asyncio.get_running_loop()
         enough = loop.time() + _DRAFT_SECONDS

@@ -23,7 +23,9 @@ class Pair(BaseModel):
 
     id: Annotated[str, Field(min_length=1)] | None = Field(None, description="Default: the folder's name.")
     model: str = Field(min_length=1, description="Target: folder or hub id.")
-    draft: str | None = Field(None, description="Draft: folder or hub id; none: no speculation.")
+    draft: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Draft: folder or hub id; none: no speculation."
+    )
     device: Device = Field(Device.AUTO, description="Where both run.")
     dtype: Dtype = Field(Dtype.AUTO, description="Data type of both models' weights.")
     weights: Weights = Field(Weights.AUTO, description="int8 rounds the target's weights to 8 bits, on a CPU.")

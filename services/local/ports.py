@@ -13,19 +13,6 @@ def free_port() -> int:
         return port
 
 
-def is_taken(host: str, port: int) -> bool:
-    """Whether a server could not listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # Connections that have just been closed do not keep a server from listening.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return True
-    return False
-
-
 def listens(process_id: int, port: int) -> bool:
     """Whether it is this process that listens on the port, and not somebody else."""
     try:

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from gateway.settings import GatewaySettings
 from services.adapter_store.settings import AdapterStoreSettings
-from services.common.settings import ProcessSettings, data_folder
+from services.common.settings import MetricExporter, ProcessSettings, data_folder, in_words
 from services.common.tokens import new_signing_key, public_key
 from services.draft.settings import DraftSettings
+from services.local.errors import LaunchError
 from services.local.pair import Pair
 from services.local.ports import free_port
 from services.local.threads import Threads, divide_threads
@@ -25,6 +28,8 @@ _SPIN_COUNT = 20_000
 two steps that follow each other, not through the wait for a proposal, whose draft wants the core."""
 _SPIN_COUNT_ALONE = 100_000
 _PORTS_A_MODEL = 10
+_FIRST_METRICS_PORT = 9464
+"""Prometheus reads the first process there, and each that follows one port further."""
 _KINDS: dict[str, type[ProcessSettings]] = {
     "prefix-cache": PrefixCacheSettings,
     "adapter-store": AdapterStoreSettings,
@@ -43,6 +48,8 @@ class SystemSettings:
     ports: Mapping[str, int] = field(default_factory=dict)
     """Ports by name of the process."""
     log_level: str = "INFO"
+    metrics: bool = False
+    """Whether Prometheus can read every process, each on a port of its own."""
     restart: bool = False
     """Whether a process that dies is started again, a few times."""
     prefix_cache: bool = False
@@ -81,8 +88,15 @@ class Process(NamedTuple):
     @property
     def address(self) -> str:
         """host:port for those on this machine."""
-        host = self.settings.server.host
-        return f"{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{self.port}"  # noqa: S104
+        return f"{_local(self.settings.server.host)}:{self.port}"
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port that Prometheus reads; empty where it cannot."""
+        telemetry = self.settings.telemetry
+        if telemetry.metrics is not MetricExporter.PROMETHEUS:
+            return ""
+        return f"{_local(telemetry.prometheus_host)}:{telemetry.prometheus_port}"
 
     @property
     def has_engine(self) -> bool:
@@ -171,12 +185,22 @@ class _Maker:
         settings = self._settings
         values = {
             "server": {"host": settings.host, "port": settings.ports.get(name) or self._free_port()},
-            "telemetry": {"log_level": settings.log_level, "log_format": "text"},
+            "telemetry": self._telemetry(),
             **own,
         }
-        made = _KINDS[kind](**_merged(values, settings.overrides.get(kind, {})))
+        try:
+            made = _KINDS[kind](**_merged(values, settings.overrides.get(kind, {})))
+        except ValidationError as error:
+            raise LaunchError(f"settings of the {name}: {in_words(error)}") from None
         self._made.append(Process(name, kind, made, environment or {}))
         return self._made[-1]
+
+    def _telemetry(self) -> dict[str, Any]:
+        """What the next process logs and measures."""
+        telemetry: dict[str, Any] = {"log_level": self._settings.log_level, "log_format": "text"}
+        if self._settings.metrics:
+            telemetry |= {"metrics": "prometheus", "prometheus_port": _FIRST_METRICS_PORT + len(self._made)}
+        return telemetry
 
     def _free_port(self) -> int:
         while (port := free_port()) in self._used_ports:
@@ -192,6 +216,11 @@ def named_ports(models: Sequence[Pair], verifier: int, draft: int) -> dict[str, 
         ports[f"verifier{suffix}"] = verifier + _PORTS_A_MODEL * number
         ports[f"draft{suffix}"] = draft + _PORTS_A_MODEL * number
     return ports
+
+
+def _local(host: str) -> str:
+    """The host by which this machine reaches a server of its own."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
 
 
 def _suffixes(models: Sequence[Pair]) -> list[str]:

@@ -34,7 +34,7 @@ async def keep_running(settings: SystemSettings, console: Console) -> int:
             for pair in settings.models:
                 pair.check()
             system = make_system(settings, Path(own_folder))
-        except (LaunchError, ValueError) as error:
+        except LaunchError as error:
             console.print(Text(str(error), "red"))
             return 1
         return await _Terminal(system, console, is_quiet=settings.log_level in ("WARNING", "ERROR")).run()
@@ -126,7 +126,9 @@ class _Terminal(Listener):
             table.add_row("draft", _described(model.draft) if model.draft.id else model.draft_problem or "none")
         for process in self._launcher.system.processes:
             room = rooms.get(process.name)
-            table.add_row(process.name, process.address + ("" if room is None else _resources(process, room)))
+            metrics = f", metrics at http://{process.metrics_address}/metrics" if process.metrics_address else ""
+            resources = "" if room is None else _resources(process, room)
+            table.add_row(process.name, f"{process.address}{resources}{metrics}")
         port = self._launcher.system.processes[-1].port
         where = "" if port == _DEFAULT_PORT else f" --address {self._launcher.address()}"
         which = f" --model {models[0].target.id}" if len(models) > 1 else ""

@@ -7,6 +7,7 @@ import pytest
 
 from services.common.tokens import public_key
 from services.draft.settings import DraftSettings
+from services.local.errors import LaunchError
 from services.local.pair import Pair
 from services.local.system import System, SystemSettings, make_system, named_ports
 from services.verifier.settings import VerifierSettings
@@ -68,3 +69,21 @@ def test_the_environment_fills_in_what_is_not_said(tmp_path: Path, monkeypatch: 
     settings = made(tmp_path, CODE).processes[0].settings
     assert isinstance(settings, VerifierSettings)
     assert (settings.engine.kv_bytes, settings.engine.model, settings.server.grace_seconds) == (1 << 20, "org/code", 3)
+
+
+def test_each_process_has_a_port_of_its_own_for_metrics(tmp_path: Path) -> None:
+    quiet = made(tmp_path, CODE)
+    assert not any(process.metrics_address for process in quiet.processes)
+    addresses = [process.metrics_address for process in made(tmp_path, CODE, CHAT, metrics=True).processes]
+    assert len(set(addresses)) == len(addresses) == 4
+    assert addresses[0] == "127.0.0.1:9464"
+
+
+def test_a_setting_that_cannot_be_is_named_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LaunchError, match=r"^settings of the gateway: server\.port: Input should be less than [^\n]*$"):
+        made(tmp_path, CODE, ports={"gateway": 99_999})
+    monkeypatch.setenv("PACELINE_DRAFT_MODLE", "x")
+    with pytest.raises(
+        LaunchError, match=r"^settings of the draft: environment variable PACELINE_DRAFT_MODLE names no"
+    ):
+        made(tmp_path, CODE)
