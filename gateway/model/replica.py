@@ -183,8 +183,11 @@ class Replica(Generic[C, I]):
 
     def _pause(self, reason: str) -> None:
         """Leaves it alone for a while."""
-        is_news = self.state is not State.AWAY or not self.num_failures
-        level = logging.WARNING if is_news else logging.DEBUG
+        level = logging.DEBUG
+        if self.state is not State.AWAY:
+            level = logging.WARNING
+        elif not self.num_failures:  # It was never there, which is as it must be for who starts before it.
+            level = logging.INFO
         _log.log(level, "%s failed (%s); left alone for %.2f s", self._name, reason, self._backoff.failed())
         self.num_failures += 1
         self.state, self._tried_at = State.AWAY, None

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import time
 
 import grpc
@@ -59,6 +60,27 @@ async def test_when_all_are_dead_it_is_said_and_each_was_tried_once(count: int) 
         await replicas.do()
     assert [service.asks for service in replicas.services] == asked == [1] * count
     assert all(service.calls <= 3 for service in replicas.services)
+
+
+async def test_a_failure_is_told_once_however_many_meet_it(caplog: pytest.LogCaptureFixture) -> None:
+    replicas = await started(True, False)
+    with caplog.at_level(logging.INFO):
+        await asyncio.gather(*(replicas.do() for _ in range(30)))
+    assert [(record.levelname, record.getMessage().split(" (")[0]) for record in caplog.records] == [
+        ("WARNING", "service s0 failed")
+    ]
+
+
+async def test_what_was_not_there_yet_is_no_cause_for_alarm(caplog: pytest.LogCaptureFixture) -> None:
+    replicas = pool(True, True, pause=0.001)
+    with caplog.at_level(logging.INFO):
+        for _ in range(5):
+            with pytest.raises(UnavailableError):
+                await replicas.do()
+    assert sorted((record.levelname, record.getMessage().split(" (")[0]) for record in caplog.records) == [
+        ("INFO", "service s0 failed"),
+        ("INFO", "service s1 failed"),
+    ]
 
 
 async def test_a_dead_one_is_tried_once_a_pause_whoever_asks() -> None:
