@@ -2,15 +2,14 @@
 
 import asyncio
 import random
-import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
-from paceline import Client, PacelineError
+from paceline import Client, InvalidArgumentError
 from services.local.launcher import Launcher, running
 from services.local.pair import Pair
 from services.local.system import SystemSettings
@@ -41,12 +40,12 @@ async def memory_under_load(target: str, draft: str, minutes: float) -> list[Gro
     async with running(settings) as launcher, Client(launcher.address()) as client:
         for name in _ADAPTERS:
             await client.upload_adapter(Path(target).parent / "adapters" / name, name)
-        until = time.monotonic() + 60 * minutes
-        load = [asyncio.create_task(_load(client, number, until)) for number in range(NUM_CLIENTS)]
-        await asyncio.sleep(60 * minutes / 3)
-        early = _held(launcher)
-        await asyncio.gather(*load)
-        late = _held(launcher)
+        load = [asyncio.create_task(_load(client, number)) for number in range(NUM_CLIENTS)]
+        early = await _held_after(launcher, 60 * minutes / 3, load)
+        late = await _held_after(launcher, 60 * minutes * 2 / 3, load)
+        for task in load:
+            task.cancel()
+        await asyncio.gather(*load, return_exceptions=True)
     return [Growth(name, early[name], late[name]) for name in early]
 
 
@@ -54,19 +53,27 @@ _BOUNDS = {"prefix-cache": {"memory_bytes": 64 << 20}}
 """The cache is full after a third of the time: what it may hold is no growth."""
 
 
-def _held(launcher: Launcher) -> dict[str, int]:
+async def _held_after(launcher: Launcher, seconds: float, load: Sequence["asyncio.Task[None]"]) -> dict[str, int]:
+    """Bytes that processes hold after some more time under the load. Raises what ended the load before."""
+    await asyncio.wait(load, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in load:
+        if task.done():
+            await task
     return {name: psutil.Process(child.pid).memory_info().rss for name, child in launcher.children.items()}
 
 
-async def _load(client: Client, number: int, until: float) -> None:
-    """One client's requests, one after the other: texts and chats, long and short, some of them left or refused."""
+async def _load(client: Client, number: int) -> None:
+    """One client's requests, one after the other: texts and chats, long and short, some of them left or refused.
+
+    Raises what goes wrong otherwise.
+    """
     rng = random.Random(number)
     count = 0
-    while time.monotonic() < until:
+    while True:
         count += 1
         text = " ".join(rng.choices(_WORDS, k=rng.choice((3, 30, 300))))
         tokens = rng.choice((4, 30, 120))
-        with suppress(PacelineError):
+        with suppress(InvalidArgumentError):
             match rng.randrange(6):
                 case 0:
                     await _read(client.chat([{"role": "user", "content": text}], max_tokens=tokens))

@@ -16,6 +16,8 @@ NUM_STREAMS = 8
 _NUM_TOKENS = 1_500
 _BEFORE_TOKENS = 20
 """Tokens that every stream has when the verifier is stopped."""
+_LEAST_SECONDS = 2.0
+"""No connection is given up sooner; a step takes far less."""
 
 
 class _Stream:
@@ -40,7 +42,10 @@ class _Stream:
 
 
 async def seconds_until_elsewhere(model: str) -> float:
-    """The longest that one of several streams stood still, each of which was read to its end."""
+    """The longest that one of several streams stood still, each of which was read to its end.
+
+    Raises RuntimeError when one lost tokens or none stood still.
+    """
     async with AsyncExitStack() as resources:
         pair = Pair(model=model, threads=1)
         believing = {"verifier": {"token_keys": ()}}  # Else it would take the tokens of its own gateway alone.
@@ -56,7 +61,10 @@ async def seconds_until_elsewhere(model: str) -> float:
         await _stopped(launcher, reading)
         if any(stream.num_tokens != _NUM_TOKENS for stream in streams):
             raise RuntimeError("a stream lost tokens")
-        return max(stream.longest_gap for stream in streams)
+        longest = max(stream.longest_gap for stream in streams)
+        if longest < _LEAST_SECONDS:
+            raise RuntimeError("no stream was at the verifier that was stopped")
+        return longest
 
 
 def _beside(pair: Pair, other: str) -> SystemSettings:
