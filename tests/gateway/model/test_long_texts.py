@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable
 from pathlib import Path
@@ -20,6 +22,27 @@ from gateway.model.tokenizer import ModelTokenizer, TooManyTokensError
 T = TypeVar("T")
 BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 BIG = "def f(x): return x + 1\n" * 20_000
+_MEASURED = """
+import asyncio
+import sys
+
+import psutil
+
+from gateway.model.tokenizer import ModelTokenizer
+
+tokenizer = ModelTokenizer(sys.argv[1])
+text = "def f(x): return x + 1\\n" * 180_000
+
+
+async def main():
+    before = psutil.Process().memory_info().rss
+    await asyncio.gather(*(tokenizer.encode(text) for _ in range(3)))
+    await asyncio.sleep(0)
+    print(len(text), psutil.Process().memory_info().rss - before)
+
+
+asyncio.run(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +153,11 @@ async def test_few_long_texts_are_worked_on_at_once_also_when_nobody_waits_for_t
     assert begun == [0, 1]
     go.set()
     assert await asyncio.gather(*tasks[2:]) == [2, 3]
+
+
+def test_what_long_texts_took_is_given_back(repository: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _MEASURED, str(repository / "models" / "target")]
+    run = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True)
+    num_bytes, kept = map(int, run.stdout.split())
+    assert num_bytes > 4_000_000
+    assert kept < 200e6
