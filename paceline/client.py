@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
+from paceline.address import to_target
 from paceline.admin_calls import AdminCalls
 from paceline.batch_calls import BatchCalls
 from paceline.calls import Metadata, answer, events
@@ -36,8 +37,11 @@ class Client(BatchCalls, AdminCalls, WebhookCalls):
     """
 
     def __init__(self, address: str, metadata: Metadata = (), *, key: str | None = None) -> None:
-        """`key` is an API key; `metadata` goes with every call, for a proxy in front that says by it who calls."""
-        self._channel = open_channel(address)
+        """`key` is an API key; `metadata` goes with every call, for a proxy in front that says by it who calls.
+
+        Raises ValueError for what cannot be an address: host:port is one.
+        """
+        self._channel = open_channel(to_target(address))
         self._metadata = (*metadata, *([("authorization", f"Bearer {key}")] if key else []))
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from paceline.address import to_target
 from paceline.calls import Metadata
 from paceline.client import Client
 
@@ -55,7 +56,8 @@ class SyncClient:
     """
 
     def __init__(self, address: str, metadata: Metadata = (), *, key: str | None = None) -> None:
-        """`key` is an API key; `metadata` goes with every call, for a proxy in front that says by it who calls."""
+        """See Client, of which this is one; ValueError is raised alike."""
+        target = to_target(address)
         self._lock = threading.Lock()
         self._is_closing = False
         """Set before the loop ends: what is submitted under the lock before is still run, and nothing after."""
@@ -63,7 +65,7 @@ class SyncClient:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="paceline-client", daemon=True)
         self._thread.start()
-        self._client = self._run(_connect(address, metadata, key))
+        self._client = self._run(_connect(target, metadata, key))
 
     def __enter__(self) -> Self:
         return self

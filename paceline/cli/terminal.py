@@ -15,21 +15,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
 from paceline import PacelineError, SyncClient, UnauthenticatedError, UnavailableError
+from paceline.address import EXAMPLE, to_target
 
 # A pipe has no edge: tables are as wide there as their cells.
 out = Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-DEFAULT_ADDRESS = "127.0.0.1:7100"
+DEFAULT_ADDRESS = EXAMPLE
 
 
 def _address(given: str) -> str:
-    """host:port, also where somebody wrote it as a web address. Raises BadParameter for what it cannot be."""
-    plain = given.removeprefix("http://").rstrip("/")
-    if plain.startswith("https://"):
-        raise typer.BadParameter(f"{given}: connections are not encrypted here; host:port is enough")
-    if not plain or ":" not in plain or "/" in plain.partition("://")[0].removeprefix("unix:"):
-        raise typer.BadParameter(f"{given}: an address is host:port, such as {DEFAULT_ADDRESS}")
-    return plain
+    """See to_target. Raises BadParameter for what cannot be an address."""
+    try:
+        return to_target(given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 Address = Annotated[str, typer.Option(help="host:port of the gateway.", envvar="PACELINE_ADDRESS", callback=_address)]
