@@ -15,6 +15,7 @@ from gateway.grpc_api.bounds import bounded
 from gateway.grpc_api.cache import CacheServicer
 from gateway.grpc_api.inference import InferenceServicer
 from gateway.grpc_api.models import ModelServicer
+from gateway.grpc_api.operations import OperationsServicer
 from gateway.grpc_api.usage import UsageServicer
 from gateway.grpc_api.webhooks import WebhookServicer
 from gateway.metrics import GatewayMetrics
@@ -22,6 +23,7 @@ from gateway.model.catalogue import Catalogue
 from gateway.model.replicas import Replicas
 from gateway.model.served_model import ServedModel
 from gateway.settings import GatewaySettings
+from gateway.status import SystemStatus
 from gateway.tenants.adapters import Adapters
 from gateway.tenants.blocks import Blocks
 from gateway.tenants.grants import Grants
@@ -43,6 +45,8 @@ from paceline.v1 import (
     inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
     usage_pb2,
     usage_pb2_grpc,
     webhook_pb2,
@@ -63,6 +67,7 @@ _SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name,
     usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name,
     webhook_pb2.DESCRIPTOR.services_by_name["WebhookService"].full_name,
 )
@@ -81,11 +86,11 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             identity = tenancy.identity
             catalogue = Catalogue([await ServedModel.load(model) for model in settings.models])
             stack.push_async_callback(catalogue.close)
-            adapters = Adapters(
-                Replicas.connect("adapter store", settings.adapter_stores, AdapterStoreClient, _check), grants
-            )
+            stores = Replicas.connect("adapter store", settings.adapter_stores, AdapterStoreClient, _check)
+            adapters = Adapters(stores, grants)
             stack.push_async_callback(adapters.close)
-            blocks = Blocks(Replicas.connect("prefix cache", settings.prefix_caches, PrefixCacheClient, _check), grants)
+            caches = Replicas.connect("prefix cache", settings.prefix_caches, PrefixCacheClient, _check)
+            blocks = Blocks(caches, grants)
             stack.push_async_callback(blocks.close)
             metrics = GatewayMetrics(admission)
             generation = Generation(settings, catalogue, admission, grants, adapters, metrics, tenancy.accounts)
@@ -101,6 +106,14 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
                 ModelServicer(catalogue, tenancy.prices, adapters, identity), server
             )
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(tenancy.key_store, identity), server)
+            status = SystemStatus(
+                settings,
+                catalogue,
+                tenancy.key_store,
+                [replica.client for replica in caches],
+                [replica.client for replica in stores],
+            )
+            operations_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsServicer(status, identity), server)
             usage_pb2_grpc.add_UsageServiceServicer_to_server(
                 UsageServicer(tenancy.database, identity, tenancy.prices.currency), server
             )

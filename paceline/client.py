@@ -25,6 +25,8 @@ from paceline.v1 import (
     inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
 )
 from paceline.webhook_calls import WebhookCalls
 
@@ -45,6 +47,7 @@ class Client(BatchCalls, AdminCalls, WebhookCalls):
         self._metadata = (*metadata, *([("authorization", f"Bearer {key}")] if key else []))
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._operations = operations_pb2_grpc.OperationsServiceStub(self._channel)
         self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
         BatchCalls.__init__(self, self._channel, self._metadata)
         AdminCalls.__init__(self, self._channel, self._metadata)
@@ -84,6 +87,11 @@ class Client(BatchCalls, AdminCalls, WebhookCalls):
         """Says whether speculation pays for a model, by what its verifiers measured."""
         request = model_pb2.GetSpeculationRequest(model=model)
         return await answer(self._models.GetSpeculation(request, metadata=self._metadata))
+
+    async def get_status(self) -> operations_pb2.GetStatusResponse:
+        """Says how the gateway and each service that it knows fares. Where there are keys it takes one of scope admin."""
+        request = operations_pb2.GetStatusRequest()
+        return await answer(self._operations.GetStatus(request, metadata=self._metadata))
 
     async def tokenize(self, text: str, model: str = "") -> list[int]:
         """Returns the token ids of a text."""

@@ -88,6 +88,7 @@ class SyncClient:
     chat = _streaming(Client.chat)
     list_models = _blocking(Client.list_models)
     get_speculation = _blocking(Client.get_speculation)
+    get_status = _blocking(Client.get_status)
     tokenize = _blocking(Client.tokenize)
     detokenize = _blocking(Client.detokenize)
     upload_adapter = _blocking(Client.upload_adapter)

@@ -92,7 +92,7 @@ class ServedModel:
 
     def suits(self, draft: model_pb2.ModelInfo) -> bool:
         """Whether a draft knows the target's tokens."""
-        problem = self._problem(draft)
+        problem = self.problem_of(draft)
         if problem and problem not in self._told:
             self._told.add(problem)
             _log.error("a draft of model %r is not used: %s", self.id, problem)
@@ -124,7 +124,7 @@ class ServedModel:
         await asyncio.gather(self.verifiers.look(), self.drafts.look())
         there = [replica.info for replica in self.drafts if replica.is_there and replica.info is not None]
         drafts = [draft for draft in there if self.newest is None or self.suits(draft)]
-        problems = [problem for draft in there if (problem := self._problem(draft))]
+        problems = [problem for draft in there if (problem := self.problem_of(draft))]
         return model_pb2.Model(
             target=self.newest or model_pb2.ModelInfo(id=self.id),
             draft=drafts[0] if drafts else None,
@@ -183,7 +183,7 @@ class ServedModel:
     async def _ask_draft(self, draft: DraftClient) -> model_pb2.ModelInfo:
         return await self._describe(draft)
 
-    def _problem(self, draft: model_pb2.ModelInfo) -> str:
+    def problem_of(self, draft: model_pb2.ModelInfo) -> str:
         """Why a draft is of no use to the target, in a sentence; empty while nothing is known against it.
 
         Where both have a tokenizer it is the same for both: then matrices may be padded to other sizes. Where one has

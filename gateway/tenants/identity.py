@@ -39,7 +39,8 @@ class Caller:
         """Raises PermissionDeniedError for what it may not do."""
         if scope not in self.scopes:
             _log.warning("API key %r of tenant %r is not for %r", self.key_id, self.tenant, scope)
-            raise PermissionDeniedError(f"the API key is not for {scope.value!r}")
+            needs = f"the API key is not for {scope.value!r}"
+            raise PermissionDeniedError(needs if self.key_id else f"that takes an API key for {scope.value!r}")
 
 
 class Identity:
@@ -61,6 +62,16 @@ class Identity:
         if scope is not None:
             caller.check(scope)
         return caller
+
+    async def check_operator(self, context: CallContext, *, is_local: bool) -> None:
+        """Raises UnauthenticatedError or PermissionDeniedError for who may not see how the system fares.
+
+        That takes a key of scope admin. Where there are no keys and nobody from elsewhere gets here (`is_local`, and
+        no proxy in front), everybody may.
+        """
+        has_front = self._tenant_header is not None or self._anonymous
+        is_open = is_local and not has_front and not await self._keys.has_keys()
+        await self.caller(context, None if is_open else Scope.ADMIN)
 
     async def _caller(self, metadata: Iterable[tuple[str, str]], peer: str, token: str) -> Caller:
         needs_key = await self._keys.has_keys()

@@ -13,6 +13,7 @@ from paceline.v1 import adapter_pb2
 from services.common.access import credentials
 from services.common.health import check_serving
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
+from services.process.client import Asked, ask_process
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdapterStoreService"].full_name
 _MAX_ADAPTER_BYTES = 1 << 30
@@ -94,6 +95,10 @@ class AdapterStoreClient:
             files[name] = bytes(view[start : start + size])
             start += size
         return files[CONFIG_NAME], files[WEIGHTS_NAME]
+
+    async def ask_process(self, timeout: float) -> Asked | None:
+        """What the process says of itself; None where it does not know that question."""
+        return await ask_process(self._channel, timeout)
 
     async def check_serving(self, timeout: float) -> bool:
         """Returns True when the service can be used. Raises UnavailableError too."""

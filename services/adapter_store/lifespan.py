@@ -20,6 +20,7 @@ from services.adapter_store.settings import AdapterStoreSettings
 from services.common.access import Access
 from services.common.server import Lifespan, Served
 from services.common.tokens import ADAPTER_STORE, ADAPTER_STORE_OWNER, TokenVerifier
+from services.process.servicer import add_process_service
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def adapter_store_lifespan(settings: AdapterStoreSettings) -> Lifespan:
             try:
                 servicer = AdapterStoreServicer(settings, catalog, incoming, access, owners, metrics)
                 adapter_store_pb2_grpc.add_AdapterStoreServiceServicer_to_server(servicer, server)
-                yield Served((SERVICE,))
+                yield Served((SERVICE, add_process_service(server, {"adapters": settings.folder})))
             finally:
                 sweeping.cancel()
                 await asyncio.gather(sweeping, return_exceptions=True)

@@ -10,6 +10,7 @@ from paceline.internal.v1 import model_server_pb2 as pb
 from paceline.internal.v1 import model_server_pb2_grpc, speculation_pb2
 from paceline.v1 import model_pb2
 from services.common.access import credentials
+from services.process.client import Asked, ask_process
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -50,6 +51,10 @@ class ModelServerClient:
         """How far the model is loaded, now and whenever that changes; the last one says that it is ready."""
         async for progress in self._server.WatchLoading(pb.WatchLoadingRequest(), timeout=timeout):
             yield progress
+
+    async def ask_process(self, timeout: float) -> Asked | None:
+        """What the process says of itself; None where it does not know that question."""
+        return await ask_process(self._channel, timeout)
 
     async def close(self) -> None:
         """Ends the channel."""

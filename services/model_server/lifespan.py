@@ -18,6 +18,7 @@ from services.model_server.prefix_tier import PrefixTier
 from services.model_server.publisher import Computed
 from services.model_server.servicer import SERVICE, ModelServerServicer
 from services.model_server.settings import ModelServerSettings
+from services.process.servicer import add_process_service
 
 R = TypeVar("R", bound=Role)
 E = TypeVar("E")
@@ -42,7 +43,7 @@ def model_server_lifespan(
             model_server_pb2_grpc.add_ModelServerServiceServicer_to_server(
                 ModelServerServicer(engine_loop, settings, adapters), server
             )
-            yield Served((name, SERVICE), engine_loop.ready(), engine_loop.stopped)
+            yield Served((name, SERVICE, add_process_service(server)), engine_loop.ready(), engine_loop.stopped)
         finally:
             for tier in (prefixes, adapters):
                 if tier is not None:

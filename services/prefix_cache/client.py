@@ -14,6 +14,7 @@ from services.common.health import check_serving
 from services.prefix_cache.block import Data, sealed
 from services.prefix_cache.encoding import read_fetch_response, write_store_request
 from services.prefix_cache.pieces import assembled, to_pieces
+from services.process.client import Asked, ask_process
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PrefixCacheService"].full_name
 
@@ -82,6 +83,10 @@ class PrefixCacheClient:
         request = pb.DeleteNamespaceRequest(namespace=namespace)
         response = await self._stub.DeleteNamespace(request, timeout=timeout, metadata=credentials(token))
         return response.num_deleted
+
+    async def ask_process(self, timeout: float) -> Asked | None:
+        """What the process says of itself; None where it does not know that question."""
+        return await ask_process(self._channel, timeout)
 
     async def check_serving(self, timeout: float) -> bool:
         """Returns True when the service can be used. Raises UnavailableError too."""

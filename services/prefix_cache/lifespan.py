@@ -18,6 +18,7 @@ from services.prefix_cache.servicer import PrefixCacheServicer
 from services.prefix_cache.settings import PrefixCacheSettings
 from services.prefix_cache.store import Store
 from services.prefix_cache.tiers import Tiers
+from services.process.servicer import add_process_service
 
 
 def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
@@ -32,7 +33,8 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
         try:
             servicer = PrefixCacheServicer(tiers, access, owners, CacheMetrics(), settings)
             servicer.add_to(server)
-            yield Served((SERVICE,))
+            folders = {} if settings.disk_folder is None else {"blocks": settings.disk_folder}
+            yield Served((SERVICE, add_process_service(server, folders)))
         finally:
             await tiers.close()
 

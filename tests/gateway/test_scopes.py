@@ -23,6 +23,7 @@ SCOPES = {
     "CacheService": Scope.CACHE,
     "UsageService": Scope.USAGE,
     "AdminService": Scope.ADMIN,
+    "OperationsService": Scope.ADMIN,
 }
 OPEN = {"ModelService"}
 """What is served here is no secret."""

@@ -1,7 +1,7 @@
 """Scripted verifier and draft services: real gRPC, no model. The text is a fixed function of the tokens before it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -204,8 +204,10 @@ class FakeDraft(FakeModelServer, draft_pb2_grpc.DraftServiceServicer):
 
 
 @asynccontextmanager
-async def serve_fakes(*servicers: FakeVerifier | FakeDraft, port: int = 0) -> AsyncIterator[str]:
-    """Address of a server with these servicers; port 0 takes a free one."""
+async def serve_fakes(
+    *servicers: FakeVerifier | FakeDraft, port: int = 0, beside: Callable[[grpc.aio.Server], object] | None = None
+) -> AsyncIterator[str]:
+    """Address of a server with these servicers and what `beside` adds; port 0 takes a free one."""
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
@@ -216,6 +218,8 @@ async def serve_fakes(*servicers: FakeVerifier | FakeDraft, port: int = 0) -> As
                 verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
             else:
                 draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server)
+        if beside is not None:
+            beside(server)
         yield Served(())
 
     async with served(lifespan, SERVER.model_copy(update={"port": port})) as address:
