@@ -72,6 +72,8 @@ class TypicalAcceptance:
         self._rates: LRUCache[str, float] = LRUCache(_MAX_ADAPTERS)
         """Rates are found by the adapter's digest; the adapters longest unheard of are forgotten."""
         self._base = DEFAULT_TYPICAL
+        self.num_rounds = 0
+        """Rounds from which the base model's is known."""
 
     def of(self, adapter: str) -> float:
         """Acceptance of an adapter by its digest; of the base model where that is empty."""
@@ -85,3 +87,4 @@ class TypicalAcceptance:
             self._rates[adapter] = smoothed
         else:
             self._base = smoothed
+            self.num_rounds += 1

@@ -71,7 +71,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         """See verifier.proto."""
         _ = self._engine_loop.facts
         return verifier_pb2.GetSpeculationResponse(
-            state=await self._engine_loop.ask(lambda role: to_state(role.planner))
+            state=await self._engine_loop.ask(lambda role: to_state(role.planner, role.acceptance))
         )
 
     async def _run(

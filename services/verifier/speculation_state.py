@@ -1,6 +1,7 @@
 """What a verifier says of its speculation: messages of what its planner measured and decided."""
 
 from paceline.v1 import model_pb2
+from services.verifier.acceptance import TypicalAcceptance
 from services.verifier.load import Load, Way
 from services.verifier.planner import Planner
 
@@ -11,7 +12,7 @@ _WAYS = {
 }
 
 
-def to_state(planner: Planner) -> model_pb2.SpeculationState:
+def to_state(planner: Planner, acceptance: TypicalAcceptance) -> model_pb2.SpeculationState:
     """A copy, which any thread may read."""
     decider = planner.decider
     loads = sorted(decider.loads.values(), key=lambda load: (load.rows, load.draft))
@@ -22,6 +23,8 @@ def to_state(planner: Planner) -> model_pb2.SpeculationState:
         lost_seconds=decider.lost,
         account_seconds=decider.account,
         off_tax=planner.off_tax,
+        acceptance=acceptance.of("") if acceptance.num_rounds else None,
+        num_acceptance_rounds=acceptance.num_rounds,
     )
 
 

@@ -40,7 +40,7 @@ class TargetRole:
         self._by_sequence: dict[Sequence, TargetSequence] = {}
         self._offers = Offers(suffix_drafting=suffix_drafting)
         self.planner = planner or Planner(Speculation.ALWAYS)
-        self._typical = TypicalAcceptance()
+        self.acceptance = TypicalAcceptance()
         self._together_until = 0.0
         """Sequences of the latest step wait for each other until then, and for no newer one."""
         self._eos = engine.facts.description.eos_token_ids
@@ -55,7 +55,7 @@ class TargetRole:
         target.ends = dict.fromkeys(sequence.params.stop_token_ids, Finish.STOP)
         if not sequence.params.ignore_eos:
             target.ends |= dict.fromkeys(self._eos, Finish.EOS)
-        target.acceptance = Acceptance(self._typical.of(target.adapter))
+        target.acceptance = Acceptance(self.acceptance.of(target.adapter))
         target.pacing.arrival_seconds = self.planner.opening_seconds
         if not self._by_sequence:
             self.planner.mix()
@@ -249,7 +249,7 @@ class TargetRole:
         taken = target.taken
         if taken.origin is Origin.DRAFT:
             target.acceptance.observe_draft(taken.confidences[:num_drafted], num_accepted)
-            self._typical.observe(target.adapter, target.acceptance.typical)
+            self.acceptance.observe(target.adapter, target.acceptance.typical)
         elif taken.origin is Origin.SUFFIX:
             target.acceptance.observe_match(taken.match_length, num_drafted, num_accepted)
             target.pacing.waiting_since = None
