@@ -11,6 +11,7 @@ from paceline.cli.bench.command import bench
 from paceline.cli.cache import cache
 from paceline.cli.chat import chat
 from paceline.cli.demo import demo
+from paceline.cli.doctor.command import doctor
 from paceline.cli.generate import generate
 from paceline.cli.keys import keys
 from paceline.cli.models import models
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, models, usage, stats, up, demo, bench):
+for command in (generate, chat, models, usage, stats, doctor, up, demo, bench):
     app.command()(command)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}

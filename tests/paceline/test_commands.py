@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import pty
-import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from support.gateway import FakeGateway, serve_gateway
+from support.typed import COMMAND, typed
 
-COMMAND = (sys.executable, "-m", "paceline")
 INTERRUPT, END = b"\x03", b"\x04"
 
 
@@ -26,23 +25,6 @@ def gateway() -> FakeGateway:
 async def address(gateway: FakeGateway) -> AsyncIterator[str]:
     async with serve_gateway(gateway) as served:
         yield served
-
-
-class Output:
-    """What a command that has ended said."""
-
-    def __init__(self, code: int | None, out: bytes, err: bytes) -> None:
-        self.code, self.out, self.err = code, out.decode(), err.decode()
-
-
-async def typed(*arguments: str, standard_input: bytes = b"", **environment: str) -> Output:
-    process = await asyncio.create_subprocess_exec(
-        *COMMAND, *arguments,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )  # fmt: skip
-    out, err = await process.communicate(standard_input)
-    return Output(process.returncode, out, err)
 
 
 async def test_a_prompt_is_continued_for_256_tokens_unless_it_is_said_otherwise(

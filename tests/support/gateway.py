@@ -1,6 +1,7 @@
 """A scripted gateway: real gRPC, no model."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -8,8 +9,17 @@ from typing import Any
 
 import grpc
 
-from paceline.errors import InvalidArgumentError, NotFoundError
-from paceline.v1 import adapter_pb2, adapter_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from paceline.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError
+from paceline.v1 import (
+    adapter_pb2,
+    adapter_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+)
 from services.common.server import Served
 from support.served import served
 
@@ -19,10 +29,14 @@ class FakeGateway(
     inference_pb2_grpc.InferenceServiceServicer,
     model_pb2_grpc.ModelServiceServicer,
     adapter_pb2_grpc.AdapterServiceServicer,
+    operations_pb2_grpc.OperationsServiceServicer,
 ):
     """Says numbers without end, and keeps what it was asked."""
 
     requests: list[Any] = field(default_factory=list)
+    models: list[model_pb2.Model] = field(default_factory=lambda: [model_pb2.Model(target={"id": "scripted"})])
+    status: operations_pb2.GetStatusResponse | None = None
+    """How it says that the system fares, but for its clock, which is right; none: nobody may know."""
     num_running: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -77,10 +91,19 @@ class FakeGateway(
         return inference_pb2.DetokenizeResponse(text=bytes(request.token_ids).decode())
 
     async def ListModels(self, request: object, context: object) -> model_pb2.ListModelsResponse:
-        return model_pb2.ListModelsResponse(models=[{"target": {"id": "scripted"}}])
+        return model_pb2.ListModelsResponse(models=self.models)
+
+    async def GetSpeculation(self, request: object, context: object) -> model_pb2.GetSpeculationResponse:
+        return model_pb2.GetSpeculationResponse()
 
     async def ListAdapters(self, request: object, context: object) -> adapter_pb2.ListAdaptersResponse:
         return adapter_pb2.ListAdaptersResponse(adapters=[{"name": "mine", "digest": "ab" * 32}])
+
+    async def GetStatus(self, request: object, context: object) -> operations_pb2.GetStatusResponse:
+        if self.status is None:
+            raise PermissionDeniedError("the API key is not for 'admin'")
+        self.status.gateway.clock_seconds = time.time()
+        return self.status
 
 
 @asynccontextmanager
@@ -92,6 +115,7 @@ async def serve_gateway(gateway: FakeGateway) -> AsyncIterator[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(gateway, server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(gateway, server)
         adapter_pb2_grpc.add_AdapterServiceServicer_to_server(gateway, server)
+        operations_pb2_grpc.add_OperationsServiceServicer_to_server(gateway, server)
         yield Served(())
 
     async with served(lifespan) as address:
