@@ -28,8 +28,12 @@ _LOCK_SECONDS = 30.0
 _LOG_TRIES = 100
 _CONNECTIONS = 5
 _CONNECT_SECONDS = 5.0
-_COMMAND_SECONDS = 60.0
+_COMMAND_SECONDS = 30.0
 _RETRY_AFTER_SECONDS = 1.0
+_PASSING = ("08", "40", "53", "57", "58")
+"""Classes of PostgreSQL's errors that no statement is to blame for: connections, transactions that met, want of room or
+memory, operators, the system."""
+_DISK_FULL = "53100"
 _WRITES = "paceline_writes"
 _INSERT: TypeAlias = "sqlite.Insert | postgresql.Insert"
 
@@ -47,7 +51,9 @@ class Database:
             OperationalError, InterfaceError, InternalError, PoolTimeoutError, OSError, TimeoutError,
         )  # fmt: skip
         if self.is_sqlite:
-            self._engine = create_async_engine(_on_disk(parsed.set(drivername=driver)), pool_size=_CONNECTIONS)
+            self._engine = create_async_engine(
+                _on_disk(parsed.set(drivername=driver)), pool_size=_CONNECTIONS, hide_parameters=True
+            )
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
         else:
@@ -57,6 +63,7 @@ class Database:
             self._away += (asyncpg.PostgresError, asyncpg.InterfaceError)
             self._engine = create_async_engine(
                 parsed.set(drivername=driver),
+                hide_parameters=True,
                 pool_size=2 * _CONNECTIONS,
                 pool_pre_ping=True,
                 pool_timeout=_CONNECT_SECONDS,
@@ -110,14 +117,12 @@ class Database:
         """Has everyone be told the same of a database that is away: drivers name users and hosts."""
         try:
             yield
-        except self._away as error:
-            _log.warning("the database failed: %s", error)
-            raise UnavailableError("the database cannot be used for now", _RETRY_AFTER_SECONDS) from error
-        except DBAPIError as error:
-            if not error.connection_invalidated:
+        except Exception as error:
+            if not isinstance(error, self._away) and not _passes(error):
                 raise
-            _log.warning("the database was lost: %s", error)
-            raise UnavailableError("the database cannot be used for now", _RETRY_AFTER_SECONDS) from error
+            _log.warning("the database failed: %s", error)
+            problem = "has no room for more" if _is_full(error) else "cannot be used"
+            raise UnavailableError(f"the database {problem} for now", _RETRY_AFTER_SECONDS) from error
 
 
 def check_url(url: str) -> None:
@@ -135,6 +140,23 @@ def _parsed(url: str) -> URL:
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ValueError("sqlite:///FILE has to name a file")
     return parsed
+
+
+def _passes(error: Exception) -> bool:
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or str(_code(error)).startswith(_PASSING)
+
+
+def _is_full(error: Exception) -> bool:
+    return _code(error) in (_DISK_FULL, sqlite3.SQLITE_FULL)
+
+
+def _code(error: Exception) -> str | int | None:
+    """PostgreSQL's code of an error, or SQLite's."""
+    raised = error.orig if isinstance(error, DBAPIError) else error
+    code: str | int | None = getattr(raised, "sqlstate", None) or getattr(raised, "sqlite_errorcode", None)
+    return code
 
 
 def _on_disk(url: URL) -> URL:

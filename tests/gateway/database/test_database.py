@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, insert, select, text
+from sqlalchemy.exc import DBAPIError
 
 from gateway.database.database import Database
 from gateway.database.migrate import migrate
 from gateway.database.tables import SUMS, metadata, tenants, usage_days
 from paceline.errors import FailedPreconditionError, UnavailableError
-from support.databases import new_sqlite_url
+from support.databases import new_postgres_url, new_sqlite_url
 from support.postgres_server import PostgresServer
 
 ROW = {"tenant": "a", "day": "2026-01-01", "key_id": "k", "model": "m", "adapter": "", "kind": "interactive"}
@@ -110,7 +111,7 @@ async def test_a_server_that_is_away_is_unavailable_and_used_again(tmp_path_fact
 
 async def test_a_full_disk_is_unavailable_and_changes_nothing(tmp_path: Path) -> None:
     database = Database(new_sqlite_url(tmp_path))
-    with pytest.raises(UnavailableError):
+    with pytest.raises(UnavailableError, match="no room"):
         async with database.write() as connection:
             pages = (await connection.execute(text("PRAGMA page_count"))).scalar_one()
             await connection.execute(text(f"PRAGMA max_page_count = {pages}"))
@@ -118,6 +119,20 @@ async def test_a_full_disk_is_unavailable_and_changes_nothing(tmp_path: Path) ->
             await connection.execute(insert(tenants), rows)
     async with database.read() as connection:
         assert (await connection.execute(select(tenants))).all() == []
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("53100", "no room"), ("40P01", "used"), ("40001", "used"), ("57P01", "used"), ("53200", "used")]
+)
+async def test_what_no_statement_is_to_blame_for_passes(postgres: PostgresServer, code: str, said: str) -> None:
+    database = Database(await new_postgres_url(postgres))
+    with pytest.raises(UnavailableError, match=said):
+        async with database.write() as connection:
+            await connection.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END $$"))
+    with pytest.raises(DBAPIError, match="syntax"):
+        async with database.write() as connection:
+            await connection.execute(text("SELEKT"))
     await database.close()
 
 
