@@ -1,6 +1,5 @@
 """Everything about batches that a gateway runs: opened once, and ended with all that it began."""
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from gateway.batch.results import Results
 from gateway.batch.retries import Retries
 from gateway.batch.upload import Uploads
 from gateway.batch.worker import Worker
+from gateway.clock import time_of_day
 from gateway.generation.generation import Generation
 from gateway.model.catalogue import Catalogue
 from gateway.settings import GatewaySettings
@@ -52,7 +52,7 @@ async def open_work(
         Leases(database, tenancy.ledger, settings.batch_lease_seconds),
         found,
         acceptance,
-        Execution(generation, pins, tenancy.accounts, time.time),
+        Execution(generation, pins, tenancy.accounts, time_of_day),
         settings.max_batch_streams,
         settings.batch_days * DAY_SECONDS,
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from gateway.batch.retries import Retries
 from gateway.batch.states import ENDED, BatchState
 from gateway.batch.upload import Uploads
 from gateway.batch.worker import Worker
+from gateway.clock import time_of_day
 from gateway.grpc_api.timestamps import timestamp
 from gateway.tenants.api_key import Scope
 from gateway.tenants.identity import Caller, Identity
@@ -176,5 +176,5 @@ def _estimated_end(row: Row[Any]) -> float | None:
     """When the rest is done at the pace so far."""
     if row.started_at is None or not row.num_ended or row.state in ENDED or row.state == BatchState.PAUSED:
         return None
-    now = time.time()
+    now = max(time_of_day(), row.started_at)
     return float(now + (now - row.started_at) / row.num_ended * (row.num_items - row.num_ended))

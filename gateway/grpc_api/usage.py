@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from gateway.clock import time_of_day
 from gateway.database.database import Database
 from gateway.tenants.api_key import Scope
 from gateway.tenants.identity import Identity
@@ -24,4 +25,5 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         if request.tenant not in ("", caller.tenant):
             caller.check(Scope.ADMIN)
         tenant = request.tenant or caller.tenant
-        return await read_usage(self._database, tenant, request, datetime.now(UTC).date(), self._currency)
+        today = datetime.fromtimestamp(time_of_day(), UTC).date()
+        return await read_usage(self._database, tenant, request, today, self._currency)

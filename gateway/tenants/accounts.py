@@ -1,10 +1,10 @@
 """The accounts of interactive requests: limits while they run, and the ledger when they end."""
 
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from gateway.clock import time_of_day
 from gateway.database.tables import MONEY
 from gateway.generation.outcome import Record
 from gateway.tenants.entry import Entry
@@ -23,7 +23,7 @@ class Accounts:
     """See `gateway.generation.accounting`."""
 
     def __init__(
-        self, keys: Keys, limits: Limits, ledger: Ledger, prices: Prices, clock: Callable[[], float] = time.time
+        self, keys: Keys, limits: Limits, ledger: Ledger, prices: Prices, clock: Callable[[], float] = time_of_day
     ) -> None:
         self._keys = keys
         self._limits = limits

@@ -1,12 +1,12 @@
 """Tenants and API keys in the database."""
 
-import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Row, insert, select, update
 
+from gateway.clock import time_of_day
 from gateway.database.database import Database
 from gateway.database.tables import api_keys, tenants
 from gateway.tenants.api_key import ApiKey, Scope
@@ -47,7 +47,7 @@ class KnownKey(NamedTuple):
 class KeyStore:
     """Reads and writes, each a transaction of its own."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float] = time_of_day) -> None:
         self._database = database
         self._clock = clock
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from gateway.clock import time_of_day
 from gateway.tenants.api_key import ApiKey
 from gateway.tenants.fresh import Fresh
 from gateway.tenants.key_store import KeyStore, KnownKey
@@ -19,7 +19,7 @@ class Keys:
     """What a gateway knows of keys and plans; a change is known everywhere within `seconds`."""
 
     def __init__(
-        self, store: KeyStore, seconds: float, outage_seconds: float, clock: Callable[[], float] = time.time
+        self, store: KeyStore, seconds: float, outage_seconds: float, clock: Callable[[], float] = time_of_day
     ) -> None:
         self._store = store
         self._seconds = seconds

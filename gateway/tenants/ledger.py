@@ -6,7 +6,6 @@ Entries are written behind the requests' backs, many in one transaction. While t
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.clock import time_of_day
 from gateway.database.database import Database
 from gateway.database.tables import SUMS, usage_days, usage_requests
 from gateway.tenants.entry import DAY_SECONDS, Entry, day_of
@@ -38,7 +38,7 @@ class Ledger:
     """Takes entries in, and answers what was spent."""
 
     def __init__(
-        self, database: Database, clock: Callable[[], float] = time.time, keep_seconds: float = float("inf")
+        self, database: Database, clock: Callable[[], float] = time_of_day, keep_seconds: float = float("inf")
     ) -> None:
         """Requests are known for `keep_seconds` and a day after their end; then their sums are what is left."""
         self._database = database

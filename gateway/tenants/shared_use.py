@@ -7,12 +7,12 @@ its requests over gateways gets at most a second's worth more.
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from sqlalchemy import delete, select
 
+from gateway.clock import time_of_day
 from gateway.database.database import Database
 from gateway.database.tables import limit_use
 from gateway.tenants.limits import Limits
@@ -35,7 +35,7 @@ class _Totals(NamedTuple):
 class SharedUse:
     """Keeps one gateway's limits in step with the others'."""
 
-    def __init__(self, database: Database, limits: Limits, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database, limits: Limits, clock: Callable[[], float] = time_of_day) -> None:
         self._database = database
         self._limits = limits
         self._clock = clock
@@ -80,7 +80,8 @@ class SharedUse:
             await connection.execute(delete(limit_use).where(old | (limit_use.c.replica == self._replica)))
 
     async def _hear(self, now: float) -> None:
-        recent = (limit_use.c.replica != self._replica) & (limit_use.c.told_at > now - 60)
+        # What is told from later than now is of a clock that was set back since, and nobody's who still tells it.
+        recent = (limit_use.c.replica != self._replica) & limit_use.c.told_at.between(now - 60, now + 60)
         async with self._database.read() as connection:
             rows = (await connection.execute(select(limit_use).where(recent))).all()
         for use in self._limits.uses.values():

@@ -6,7 +6,6 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from http import HTTPStatus
 import httpx2
 from standardwebhooks import Webhook
 
+from gateway.clock import time_of_day
 from gateway.webhooks.addresses import Addresses
 from gateway.webhooks.outbox import Message, Outbox
 from paceline.errors import PacelineError, UnavailableError
@@ -39,7 +39,7 @@ class Delivery:
         addresses: Addresses,
         client: httpx2.AsyncClient,
         pauses: Sequence[float] = _PAUSES,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time_of_day,
     ) -> None:
         self._outbox = outbox
         self._addresses = addresses

@@ -2,12 +2,12 @@
 
 import base64
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, delete, func, insert, select, update
 
+from gateway.clock import time_of_day
 from gateway.database.database import Database
 from gateway.database.tables import webhook_messages, webhooks
 from gateway.webhooks.addresses import Addresses
@@ -27,7 +27,7 @@ class Made(NamedTuple):
 class Endpoints:
     """Reads and changes, each a transaction of its own. Rows are those of the table, with `num_waiting`."""
 
-    def __init__(self, database: Database, addresses: Addresses, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database, addresses: Addresses, clock: Callable[[], float] = time_of_day) -> None:
         self._database = database
         self._addresses = addresses
         self._clock = clock
