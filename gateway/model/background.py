@@ -1,8 +1,7 @@
-"""Work on texts that takes long, beside the event loop: in threads, few at once, and the memory is given back."""
+"""Work on texts that takes long, beside the event loop: in threads, few at once."""
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import threading
 from collections.abc import Callable
@@ -26,12 +25,6 @@ class Background:
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `work` returns, once it was its turn. What has begun goes on although nobody may wait for it."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
-
-
-def give_back_memory() -> None:
-    """Returns what was freed to the system. The C library keeps it else: some hundred megabytes after a large text."""
-    with contextlib.suppress(AttributeError, OSError):  # There is no such function outside of glibc.
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _give_way() -> None:

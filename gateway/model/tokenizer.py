@@ -7,7 +7,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from gateway.model.background import Background, give_back_memory
+from gateway import heap
+from gateway.model.background import Background
 from gateway.model.chat_template import ChatTemplate, Conversation
 from gateway.model.detokenizer import Decoding, Detokenizer
 from gateway.model.text_bound import longest_token, num_characters
@@ -129,7 +130,7 @@ class ModelTokenizer:
         ids: list[int] = encoding.ids if most is None or num_tokens <= most else []
         if len(text) > _LONG:
             del encoding
-            give_back_memory()
+            heap.give_back()
         if most is not None and num_tokens > most:
             raise TooManyTokensError(f"{num_tokens} tokens")
         return ids
@@ -137,7 +138,7 @@ class ModelTokenizer:
     def _decode(self, token_ids: list[int]) -> str:
         (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=True)
         if len(token_ids) > _LONG:
-            give_back_memory()
+            heap.give_back()
         return str(text if self._clean_up is None else self._clean_up(text))
 
 
