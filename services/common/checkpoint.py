@@ -6,7 +6,7 @@ Every reason why a model cannot be served is one sentence that says what to do.
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ _TAKES: Mapping[str, tuple[str, ...]] = {
     "fp8": ("accelerate",),
     "mxfp8": ("accelerate",),
     "mxfp4": ("accelerate",),
-    "fbgemm_fp8": ("fbgemm_gpu", "accelerate"),
     "compressed-tensors": ("compressed_tensors",),
     "torchao": ("torchao",),
     "hqq": ("hqq", "accelerate"),
@@ -191,13 +190,31 @@ def _check_architecture(found: Checkpoint, config: Mapping[str, Any], *, trusts:
         raise CheckpointError(f"the installed transformers does not know models of type {model_type} ({name}); {way}")
 
 
+def quantization_method(quantization: Mapping[str, Any]) -> str:
+    """What `transformers` calls a quantization, by its configuration; empty where that does not say."""
+    if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
+        return "bitsandbytes"
+    method = quantization.get("quant_method")
+    return str(getattr(method, "value", method) or "")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def _check_quantization(found: Checkpoint, config: Mapping[str, Any]) -> None:
-    quantized = config.get("quantization_config")
+    texts = config.get("text_config")
+    quantized = config.get("quantization_config") or (isinstance(texts, dict) and texts.get("quantization_config"))
     if not isinstance(quantized, dict):
         return
-    method = str(quantized.get("quant_method") or "")
-    if not method and (quantized.get("load_in_4bit") or quantized.get("load_in_8bit")):
-        method = "bitsandbytes"
+    method = quantization_method(quantized)
+    listed = f"{method}_4bit" if method == "bitsandbytes" else method
+    if not is_listed(listed, ("quantizers/auto.py",)):  # It would be read as if it were not quantized.
+        raise CheckpointError(
+            f"{found.name} is quantized ({method or 'in an unnamed way'}), which the installed transformers does not "
+            "read: take the checkpoint that it was made from"
+        )
     missing = [package for package in _TAKES.get(method, ()) if importlib.util.find_spec(package) is None]
     if missing:
         raise CheckpointError(
@@ -228,10 +245,12 @@ def _read_if_there(found: Checkpoint, file: str) -> dict[str, Any]:
 
 
 def _knows(model_type: str) -> bool:
-    """Whether the installed transformers lists a type of models. To import it would take longer than all else."""
+    """Whether the installed transformers lists a type of models."""
+    return is_listed(model_type, ("models/auto/auto_mappings.py", "models/auto/configuration_auto.py"))
+
+
+def is_listed(name: str, files: Sequence[str]) -> bool:
+    """Whether files of the installed transformers hold a name. To import them would take longer than all else."""
     spec = importlib.util.find_spec("transformers")
-    for root in spec.submodule_search_locations or () if spec else ():
-        lists = [Path(root) / "models" / "auto" / file for file in ("auto_mappings.py", "configuration_auto.py")]
-        if any(path.is_file() and f'"{model_type}"' in path.read_text() for path in lists):
-            return True
-    return False
+    paths = [Path(root) / file for root in spec.submodule_search_locations or () for file in files] if spec else []
+    return any(path.is_file() and f'"{name}"' in path.read_text() for path in paths)

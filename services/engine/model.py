@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from services.common.checkpoint import CheckpointError
+from services.common.checkpoint import CheckpointError, first_line
 from services.engine.adapter import Target, find_targets
 from services.engine.attention_layers import (
     RECORDING,
@@ -29,6 +29,7 @@ from services.engine.attention_layers import (
 from services.engine.config import Device, Dtype, EngineConfig
 from services.engine.kv_cache import KVShape
 from services.engine.loading import Report, reporting_weights
+from services.engine.quantized import made_plain, naming_the_kind, quantization_of, reading_options
 from services.engine.rope import fix_frequencies, goes_on
 from services.engine.sampling_defaults import sampling_defaults
 from services.engine.vocabulary import vocabulary_digest
@@ -94,8 +95,7 @@ def load_model(config: EngineConfig, report: Report) -> LoadedModel:
     except CheckpointError:
         raise
     except Exception as error:  # Files and code of others: whatever they raise, the model cannot be loaded.
-        problem = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise CheckpointError(f"{config.model} cannot be loaded: {problem}") from error
+        raise CheckpointError(f"{config.model} cannot be loaded: {first_line(error)}") from error
 
 
 def _load(config: EngineConfig, report: Report) -> LoadedModel:
@@ -106,15 +106,15 @@ def _load(config: EngineConfig, report: Report) -> LoadedModel:
     hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
     text_config = hf_config.get_text_config()
     weights = _pick_dtype(config.dtype, hf_config)
-    quantized = getattr(hf_config, "quantization_config", None) is not None
-    with reporting_weights(report):
-        model = _read(config, weights)
+    with reporting_weights(report), naming_the_kind(config.model, hf_config, device):
+        model = _read(config, reading_options(hf_config, weights, device))
+        quantized = quantization_of(hf_config) is not None and not made_plain(model, weights, device)
     num_parameters = model.num_parameters()
     model.eval().requires_grad_(False)
     # On the CPU activations are float32 whatever the weights are: few CPUs compute in bfloat16, and packed layers read
     # half-precision weights all the same.
-    widens = device.type == "cpu" and not quantized
-    model.to(torch.float32 if widens else device)
+    widens = device.type == "cpu"
+    model.to(torch.float32 if widens and not quantized else device)
     layers, attention = _attention_of(model, recorder, getattr(text_config, "num_hidden_layers", 0))
     first_position = find_first_position(model)
     max_context_tokens = _max_context(text_config, config.max_context_tokens, first_position)
@@ -148,10 +148,10 @@ def _load(config: EngineConfig, report: Report) -> LoadedModel:
     )
 
 
-def _read(config: EngineConfig, weights: torch.dtype) -> Any:
+def _read(config: EngineConfig, options: Mapping[str, Any]) -> Any:
     """The model with its weights, and with the recording attention if it takes another than its own."""
     loader: Any = AutoModelForCausalLM
-    more = {"dtype": weights, "trust_remote_code": config.trust_remote_code, "output_loading_info": True}
+    more = {"trust_remote_code": config.trust_remote_code, "output_loading_info": True, **options}
     try:
         model, info = loader.from_pretrained(config.model, attn_implementation=RECORDING, **more)
     except KeyError as error:

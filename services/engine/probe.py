@@ -36,7 +36,7 @@ _TOLERANCE, _ROUGH_TOLERANCE = 1e-3, 0.05
 """Largest difference of logits, as a share of their spread: in float32, and where weights are quantized."""
 _BLOCK_SIZE = 16
 _MAX_ID = 1000
-_SOURCES = ("attention_layers.py", "kv_cache.py", "model.py", "probe.py", "reach.py", "rope.py")
+_SOURCES = ("attention_layers.py", "kv_cache.py", "model.py", "probe.py", "quantized.py", "reach.py", "rope.py")
 """What a verdict holds for, beside the forward itself."""
 
 

@@ -122,6 +122,7 @@ def page(found: dict[str, Found]) -> str:
         "greedy tokens in float32: alone, batched in chunks of 16, and beside a long neighbour. `make sweep` writes",
         "this page. A type that is not equal is refused when it is loaded, with the sentence that stands here; every",
         "model is tried in a like way on its own weights before it is served.",
+        "[Quantized checkpoints](quantized.md) have a page of their own.",
         "",
         f"Equal: {counts['equal']} of {len(found)}. Refused: {counts['refused']}. Not made tiny here, so not known: "
         f"{counts['not tiny']}. Different: {counts['differs']}.",

@@ -40,7 +40,7 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
 def save_tiny(folder: Path, architecture: str = "llama", seed: int = 0, **overrides: object) -> str:
     """Saves a random model of the architecture into the folder in float32 and returns the folder's path."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(architecture, **{**_COMMON, **ARCHITECTURES[architecture], **overrides})
+    config = AutoConfig.for_model(architecture, **{**_COMMON, **ARCHITECTURES.get(architecture, {}), **overrides})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = config.eos_token_id
     model.save_pretrained(folder)
