@@ -12,8 +12,6 @@ import pytest
 from test_imports import imported
 
 OURS = {"paceline", "gateway", "services", "models"}
-OPTIONAL = {"gguf"}
-"""What some kinds of checkpoints take: whoever has one is told to install it."""
 
 
 def normal(name: str) -> str:
@@ -42,7 +40,7 @@ def declared(repository: Path) -> Mapping[str, set[str]]:
 def test_what_is_imported_is_declared(
     repository: Path, declared: Mapping[str, set[str]], pattern: str, kind: str
 ) -> None:
-    brought, known = packages_distributions(), OURS | OPTIONAL | sys.stdlib_module_names
+    brought, known = packages_distributions(), OURS | sys.stdlib_module_names
     missing: dict[str, set[str]] = {}
     files = [path for path in repository.glob(pattern) if "_pb2" not in path.name]
     assert len(files) > 20

@@ -13,6 +13,7 @@ from paceline.cli.chat import chat
 from paceline.cli.demo import demo
 from paceline.cli.doctor.command import doctor
 from paceline.cli.generate import generate
+from paceline.cli.get import get
 from paceline.cli.keys import keys
 from paceline.cli.models import models
 from paceline.cli.serve import serve
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, models, usage, stats, doctor, up, demo, bench):
+for command in (generate, chat, models, usage, stats, doctor, up, get, demo, bench):
     app.command()(command)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}

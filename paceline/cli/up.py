@@ -48,7 +48,9 @@ class LogLevel(StrEnum):
 
 
 def up(
-    model: Annotated[str | None, typer.Option(help="Target: folder or hub id. Default: the pair that ships.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Target: folder, GGUF file, hub id, or smollm2. Default: the pair that ships.")
+    ] = None,
     draft_model: Annotated[str | None, typer.Option(help="Draft: folder or hub id.")] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Starts no draft.")] = False,
     no_generation_config: Annotated[

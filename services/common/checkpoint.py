@@ -171,7 +171,7 @@ def _check_kind(found: Checkpoint) -> None:
 
 def _gguf(name: str) -> CheckpointError:
     return CheckpointError(
-        f"{name} is a GGUF file, which is not read: take the checkpoint in safetensors that it was made from"
+        f"{name} is a GGUF file, which is converted first: `paceline get {name}` prints the folder to name instead"
     )
 
 

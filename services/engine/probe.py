@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import os
 from collections import abc
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
@@ -20,6 +19,7 @@ from blake3 import blake3
 from torch import nn
 
 from services.common.checkpoint import CheckpointError
+from services.common.folders import cache_folder
 from services.common.sampling_params import SamplingParams
 from services.engine.attention_layers import use_own_attention
 from services.engine.forward import Batch, Forward
@@ -193,7 +193,7 @@ def _in_float32(loaded: LoadedModel) -> abc.Iterator[None]:
 
 def _kept(loaded: LoadedModel) -> Path:
     """Where it is kept that such a model was found equal."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline" / "probes"
+    cache = cache_folder() / "probes"
     config = loaded.model.config.to_dict()
     config.pop("_name_or_path", None)
     here = Path(__file__).parent

@@ -6,6 +6,7 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from gateway.settings import GatewaySettings
@@ -173,11 +174,17 @@ class Launcher:
         self._listener.on_ready(name)
 
 
+async def get_ready(settings: SystemSettings) -> SystemSettings:
+    """The same settings, once each model was looked at and lies in a folder. Raises LaunchError."""
+    for pair in settings.models:
+        pair.check()
+    return replace(settings, models=tuple([await pair.ready() for pair in settings.models]))
+
+
 @asynccontextmanager
 async def running(settings: SystemSettings, listener: Listener | None = None) -> AsyncIterator[Launcher]:
     """A system that is serving, until the block ends. Raises LaunchError when it cannot be started."""
-    for pair in settings.models:
-        pair.check()
+    settings = await get_ready(settings)
     with tempfile.TemporaryDirectory(prefix="paceline-") as own_folder:
         launcher = Launcher(make_system(settings, Path(own_folder)), listener)
         try:

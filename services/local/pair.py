@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.common.checkpoint import CheckpointError, check_model, check_tokenizer
 from services.engine.config import Device, Dtype, Weights
 from services.local.errors import LaunchError
+from services.local.model_files import KNOWN, check_file, folder_of, gguf_of
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 """The source tree, or `paceline/_server` of an installation: the pair that ships lies there as `models/`."""
@@ -22,9 +23,9 @@ class Pair(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, Field(min_length=1)] | None = Field(None, description="Default: the folder's name.")
-    model: str = Field(min_length=1, description="Target: folder or hub id.")
+    model: str = Field(min_length=1, description="Target: folder, GGUF file, hub id, or a name of `paceline get`.")
     draft: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Draft: folder or hub id; none: no speculation."
+        None, description="Draft, as the target is named; none: no speculation."
     )
     device: Device = Field(Device.AUTO, description="Where both run.")
     dtype: Dtype = Field(Dtype.AUTO, description="Data type of both models' weights.")
@@ -39,8 +40,12 @@ class Pair(BaseModel):
     @property
     def public_id(self) -> str:
         """The id that clients use."""
-        folder = Path(self.model)
-        return self.id or (folder.resolve().name if folder.is_dir() else self.model)
+        path = Path(self.model)
+        if self.id is not None or self.model in KNOWN:
+            return self.id or self.model
+        if path.is_dir():
+            return path.resolve().name
+        return path.stem if path.is_file() else self.model
 
     def engine(self, model: str, num_threads: int) -> dict[str, Any]:
         """Settings of the engine that runs one of both."""
@@ -58,10 +63,19 @@ class Pair(BaseModel):
         """Raises LaunchError when one of both certainly cannot be served, without loading anything."""
         try:
             for name in filter(None, (self.model, self.draft)):
+                if (file := gguf_of(name)) is not None:
+                    check_file(file)
+                    continue
                 check_model(name)
-            check_tokenizer(self.model)
+                if name == self.model:
+                    check_tokenizer(name)
         except CheckpointError as error:
             raise LaunchError(str(error)) from error
+
+    async def ready(self) -> "Pair":
+        """The same with folders in place of GGUF files, which are converted if need be. Raises LaunchError."""
+        draft = self.draft and await folder_of(self.draft)
+        return self.model_copy(update={"id": self.public_id, "model": await folder_of(self.model), "draft": draft})
 
 
 def read_models(path: Path, **defaults: Any) -> tuple[Pair, ...]:
@@ -105,7 +119,7 @@ def _read(path: Path, number: int, table: Any, defaults: dict[str, Any]) -> Pair
     if not isinstance(table, dict):
         raise LaunchError(f"{place} is no table")
     for key in ("model", "draft"):
-        if isinstance(table.get(key), str) and (path.parent / table[key]).is_dir():
+        if isinstance(table.get(key), str) and (path.parent / table[key]).exists():
             table[key] = str(path.parent / table[key])
     try:
         return Pair(**{**defaults, **table})

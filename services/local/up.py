@@ -15,7 +15,7 @@ from rich.text import Text
 from paceline import Client, PacelineError
 from paceline.v1.model_pb2 import Model, ModelInfo
 from services.local.errors import LaunchError
-from services.local.launcher import Launcher, Listener
+from services.local.launcher import Launcher, Listener, get_ready
 from services.local.loading import ask_room
 from services.local.system import Process, System, SystemSettings, make_system
 from services.model_server.settings import ModelServerSettings
@@ -31,9 +31,7 @@ async def keep_running(settings: SystemSettings, console: Console) -> int:
     """Runs until SIGINT or SIGTERM (0) or until a process has failed for good (1). A second signal kills."""
     with tempfile.TemporaryDirectory(prefix="paceline-") as own_folder:
         try:
-            for pair in settings.models:
-                pair.check()
-            system = make_system(settings, Path(own_folder))
+            system = make_system(await get_ready(settings), Path(own_folder))
         except LaunchError as error:
             console.print(Text(str(error), "red"))
             return 1

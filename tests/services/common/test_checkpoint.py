@@ -22,8 +22,8 @@ def _quantized(method: str) -> dict[str, Any]:
 
 FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "holds no model: there is no config.json in it"),
-    "GGUF": ({"model-q4.gguf": {}}, "GGUF file, which is not read: take the checkpoint in safetensors"),
-    "GGUF beside a config": ({"config.json": LLAMA, "model-q4.gguf": {}}, "GGUF file, which is not read"),
+    "GGUF": ({"model-q4.gguf": {}}, "GGUF file, which is converted first: `paceline get .*` prints the folder"),
+    "GGUF beside a config": ({"config.json": LLAMA, "model-q4.gguf": {}}, "GGUF file, which is converted first"),
     "an adapter": (
         {"adapter_config.json": {"base_model_name_or_path": "org/base"}, "adapter_model.safetensors": {}},
         "is an adapter: serve org/base, then upload it with `paceline adapters upload",

@@ -1,0 +1,9 @@
+"""Where what belongs to a user lies (XDG Base Directory Specification)."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """What can be made anew."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
