@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.batch.removal import hide
 from gateway.batch.states import STOPPABLE, STOPPING, BatchState
+from gateway.batch.unchanged import Unchanged
+from gateway.clock import time_of_day
 from gateway.database.database import Database
 from gateway.database.tables import BATCH_COUNTS, batch_items, batches
 from gateway.tenants.identity import Caller
@@ -21,15 +24,23 @@ DAY_SECONDS = 86400.0
 _MAX_DAYS = 30
 _QUOTA_LOCK = 0x70636C71
 _ALIVE_SECONDS = 120.0
-"""What has added nothing for so long is taken to be over."""
+"""An upload that has added nothing for so long is taken to be over."""
 
 
 class Acceptance:
     """Transactions on batches that are not accepted yet."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float] = time_of_day,
+        watch: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._unchanged: Unchanged[tuple[str, float]] = Unchanged(_ALIVE_SECONDS, watch)
+        self._left: set[str] = set()
+        """Uploads that came to nothing, and that the database was not told of."""
 
     async def begin(
         self,
@@ -40,7 +51,7 @@ class Acceptance:
         max_cost: int | None,
         retry_of: str | None = None,
     ) -> str | None:
-        """Id of a new batch without items; None where the caller has one with this key."""
+        """Id of a new batch without items; None where the caller has one with this key. Raises UnavailableError."""
         batch_id, now = f"batch_{secrets.token_hex(12)}", self._clock()
         row = {
             "id": batch_id, "tenant": caller.tenant, "key_id": caller.key_id, "state": BatchState.VALIDATING.value,
@@ -48,8 +59,12 @@ class Acceptance:
             "created_at": now, "updated_at": now, "expires_at": now + seconds, "max_cost": max_cost,
             "retry_of": retry_of, **dict.fromkeys(BATCH_COUNTS, 0),
         }  # fmt: skip
-        async with self._database.write() as connection:
-            is_new = (await connection.execute(self._database.insert_new(batches), [row])).rowcount
+        try:
+            async with self._database.write() as connection:
+                is_new = (await connection.execute(self._database.insert_new(batches), [row])).rowcount
+        except UnavailableError:
+            self._left.add(batch_id)  # It may be there.
+            raise
         return batch_id if is_new else None
 
     async def add(self, batch_id: str, rows: list[dict[str, Any]]) -> None:
@@ -81,20 +96,25 @@ class Acceptance:
             await connection.execute(update(batches).where(_validating(batch_id)).values(**accepted))
 
     async def discard(self, batch_id: str) -> None:
-        """Deletes what there is of a batch that comes to nothing."""
+        """Has nobody see a batch that comes to nothing, now or as soon as the database can: a sweep deletes it.
+
+        One that was accepted after all, though nobody could say so, stays.
+        """
         try:
             async with self._database.write() as connection:
-                await connection.execute(delete(batch_items).where(batch_items.c.batch == batch_id))
-                await connection.execute(delete(batches).where(batches.c.id == batch_id))
+                await hide(connection, _validating(batch_id))
+            self._left.discard(batch_id)
         except UnavailableError:
+            self._left.add(batch_id)
             _log.warning("upload %s is left to be dropped later", batch_id)
 
     async def drop_abandoned(self) -> None:
-        """Deletes what is left of those that broke off with their gateway."""
-        old = (batches.c.state == BatchState.VALIDATING.value) & (batches.c.updated_at < self._clock() - _ALIVE_SECONDS)
+        """Discards what is left of those that broke off here, or with their gateway."""
+        uploads = select(*batches.c["id", "updated_at"]).where(batches.c.state == BatchState.VALIDATING.value)
         async with self._database.read() as connection:
-            abandoned = list((await connection.execute(select(batches.c.id).where(old))).scalars())
-        for batch_id in abandoned:
+            rows = (await connection.execute(uploads)).all()
+        abandoned = self._unchanged.look((row.id, row.updated_at) for row in rows)
+        for batch_id in {*self._left, *(batch_id for batch_id, _ in abandoned)}:
             await self.discard(batch_id)
 
 

@@ -1,23 +1,20 @@
 """Tenants' batches as they see them: looked at, listed, cancelled, paused, deleted. Another's do not exist."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, delete, select, tuple_, update
+from sqlalchemy import Row, select, tuple_, update
 
 from gateway.batch.endings import end_waiting, locked
+from gateway.batch.removal import NOBODY, hide, remove
 from gateway.batch.states import ENDED, RUNNABLE, STOPPABLE, STOPPING, BatchState
+from gateway.clock import time_of_day
 from gateway.database.database import Database
-from gateway.database.tables import batch_items, batches
+from gateway.database.tables import batches
 from paceline.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 
 _MAX_PAGE = 100
 _PAGE = 20
-_MAX_DELETED = 20_000
-"""Items that one transaction deletes."""
-_NOBODY = ""
-"""Tenant of what is being deleted."""
 
 
 class Page(NamedTuple):
@@ -31,7 +28,7 @@ class Page(NamedTuple):
 class Batches:
     """Reads and changes, each a transaction of its own. Rows are those of the table."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float] = time_of_day) -> None:
         self._database = database
         self._clock = clock
 
@@ -107,30 +104,17 @@ class Batches:
             row = await locked(connection, batch_id)
             if row is not None and row.state not in ENDED:
                 raise FailedPreconditionError(f"batch {batch_id} is {row.state}; cancel it first")
-            # From here on nobody has it, and what is left of it is deleted bit by bit: others write meanwhile.
-            hidden = {"tenant": _NOBODY, "idempotency_key": None}
-            await connection.execute(update(batches).where(batches.c.id == batch_id).values(**hidden))
-        await self._remove(batch_id)
+            await hide(connection, batches.c.id == batch_id)
+        await remove(self._database, batch_id)
 
     async def drop_old(self, seconds: float) -> None:
-        """Deletes batches that ended so long ago, and the rest of those whose deletion broke off."""
+        """Deletes batches that ended so long ago, and what is left of those that nobody has any more."""
         old = batches.c.state.in_([state.value for state in ENDED]) & (batches.c.ended_at < self._clock() - seconds)
         async with self._database.read() as connection:
-            found = select(batches.c.id).where(old | (batches.c.tenant == _NOBODY)).limit(_MAX_PAGE)
+            found = select(batches.c.id).where(old | (batches.c.tenant == NOBODY)).limit(_MAX_PAGE)
             ids = list((await connection.execute(found)).scalars())
         for batch_id in ids:
-            await self._remove(batch_id)
-
-    async def _remove(self, batch_id: str) -> None:
-        of_batch = batch_items.c.batch == batch_id
-        others = batch_items.alias()
-        some = select(others.c.place).where(others.c.batch == batch_id).limit(_MAX_DELETED)
-        while True:
-            async with self._database.write() as connection:
-                gone = await connection.execute(delete(batch_items).where(of_batch, batch_items.c.place.in_(some)))
-                if gone.rowcount < _MAX_DELETED:
-                    await connection.execute(delete(batches).where(batches.c.id == batch_id))
-                    return
+            await remove(self._database, batch_id)
 
     async def _switch(
         self,

@@ -5,8 +5,15 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import grpc
+from sqlalchemy import insert
+
+from gateway.database.database import Database
+from gateway.database.tables import BATCH_COUNTS, batch_items, batches
 from paceline import Client
-from paceline.v1 import batch_pb2
+from paceline.calls import answer
+from paceline.sent import response_to_stream
+from paceline.v1 import batch_pb2, batch_pb2_grpc
 from support.fakes import FakeVerifier, continue_from
 
 PRICES = {"prompt": "1", "completion": "2", "batch_discount": 0.5}
@@ -45,6 +52,38 @@ def line(custom_id: str, *, chat: bool = False, **body: Any) -> dict[str, Any]:
 def jsonl(*lines: Any) -> bytes:
     """Lines as a file has them."""
     return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+
+
+async def add_batch(database: Database, batch_id: str, size: int, tenant: str = "a", **fields: Any) -> None:
+    """Puts a batch into a database whose items are not to be run."""
+    row = {
+        "id": batch_id, "tenant": tenant, "key_id": "k", "state": "queued", "options": "{}", "pins": "{}",
+        "created_at": 1.0, "updated_at": 1.0, "expires_at": 5000.0, **dict.fromkeys(BATCH_COUNTS, 0),
+        "num_items": size, **fields,
+    }  # fmt: skip
+    items = [
+        {
+            "batch": batch_id, "place": place, "custom_id": f"{place}", "is_chat": False, "request": b"",
+            "affinity": f"{place % 2}", "state": 0, "num_attempts": 0, "not_before": 0.0,
+        }
+        for place in range(size)
+    ]  # fmt: skip
+    async with database.write() as connection:
+        await connection.execute(insert(batches), [row])
+        await connection.execute(insert(batch_items), items)
+
+
+async def upload(address: str, data: AsyncIterator[bytes], **options: Any) -> batch_pb2.Batch:
+    """Submits a batch whose data come as they come."""
+
+    async def requests() -> AsyncIterator[batch_pb2.CreateBatchRequest]:
+        yield batch_pb2.CreateBatchRequest(options=batch_pb2.BatchOptions(**options))
+        async for piece in data:
+            yield batch_pb2.CreateBatchRequest(data=piece)
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = batch_pb2_grpc.BatchServiceStub(channel).CreateBatch(requests())
+        return (await answer(response_to_stream(call))).batch
 
 
 async def until_ended(client: Client, batch_id: str) -> batch_pb2.Batch:

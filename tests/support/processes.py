@@ -27,6 +27,12 @@ class Process:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Of the process, which runs."""
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         paths = os.pathsep.join((str(_ROOT), str(_ROOT / "tests")))
         self._process = await asyncio.create_subprocess_exec(
