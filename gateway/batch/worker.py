@@ -71,7 +71,8 @@ class Worker:
 
     async def _claim(self) -> None:
         """Takes items for the room there is."""
-        room = self._most - len(self._running)
+        # What cannot be recorded for now holds places too, so that there is never more of it than that.
+        room = min(self._most, 2 * self._most - len(self._ended)) - len(self._running)
         claimed = await self._leases.claim(room) if room > 0 else []
         for item in claimed:
             task = asyncio.create_task(self._run(item))
@@ -117,16 +118,17 @@ class Worker:
         del self._ended[: len(ended)]
         if not self._ended:
             self._has_ended.clear()
+        self._wake.set()
 
     async def _watch(self) -> None:
         """Prolongs leases, and stops what others were given or whose batch is being stopped."""
         await asyncio.sleep(min(_POLL_SECONDS, self._leases.seconds / 4))
-        if not self._running:
+        before, ended = dict(self._running), [each.item.lease for each in self._ended]
+        if not before and not ended:
             return
         now = asyncio.get_running_loop().time()
         prolong = now >= self._prolonged_at + self._leases.seconds / 3
-        before = dict(self._running)
-        states = await self._leases.renew(list(before), prolong=prolong)
+        states = await self._leases.renew([*before, *ended], prolong=prolong)
         if prolong:
             self._prolonged_at = now
         for lease, (_, task) in before.items():
