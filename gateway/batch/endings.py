@@ -11,24 +11,36 @@ from gateway.batch.states import COUNT_OF, END_OF, ENDED, BatchState, ItemState
 from gateway.database.tables import batch_items, batches
 from gateway.webhooks.outbox import announce
 
+_MAX_ENDED = 20_000
+"""Items that one transaction ends."""
+
 
 async def locked(connection: AsyncConnection, batch_id: str) -> "Row[Any] | None":
     """The row of a batch, which nobody else changes before this transaction ends; None where there is none."""
     return (await connection.execute(select(batches).where(batches.c.id == batch_id).with_for_update())).first()
 
 
-async def end_waiting(connection: AsyncConnection, batch_id: str, now: float) -> None:
-    """Ends the items of a batch that is being stopped and that nobody runs."""
+async def end_waiting(connection: AsyncConnection, batch_id: str, now: float) -> bool:
+    """Ends items of a batch that is being stopped and that nobody runs; returns whether there are more of them.
+
+    One transaction ends so many of them that others can write meanwhile: a sweep ends the rest.
+    """
     row = await locked(connection, batch_id)
     if row is None or row.state not in END_OF:
-        return
+        return False
     state, _ = END_OF[BatchState(row.state)]
     order = row.last_order + 1
     waiting = (batch_items.c.batch == batch_id) & (batch_items.c.state == ItemState.WAITING)
+    others = batch_items.alias()
+    some = select(others.c.place).where(others.c.batch == batch_id, others.c.state == ItemState.WAITING)
+    first = some.order_by(others.c.affinity, others.c.place).limit(_MAX_ENDED)
     ended = await connection.execute(
-        update(batch_items).where(waiting).values(state=state.value, ended_order=order, lease=None)
+        update(batch_items)
+        .where(waiting, batch_items.c.place.in_(first))
+        .values(state=state.value, ended_order=order, lease=None)
     )
     await count(connection, batch_id, {COUNT_OF[state]: ended.rowcount}, ended.rowcount, order, now)
+    return ended.rowcount == _MAX_ENDED
 
 
 async def count(

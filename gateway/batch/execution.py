@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from gateway.batch.leases import Ended, Item, Later
+from gateway.batch.leases import MAX_PAUSE_SECONDS, Ended, Item, Later
 from gateway.batch.pins import Pins
 from gateway.batch.states import STOPPED, ItemState
 from gateway.generation.generation import Generation
@@ -34,7 +34,6 @@ _WAITS = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUS
 _FAULTS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
 _MAX_ATTEMPTS = 3
 """Attempts of an item that something went wrong with, which may be its own doing."""
-_MAX_PAUSE_SECONDS = 60.0
 
 
 class _ItemAccounts:
@@ -97,38 +96,46 @@ class Execution:
             state = stopped_as()
             if state is None:
                 raise
-            return self._ended(item, counted, state, _error(*STOPPED[state]), self._body(item, reply, counted))
+            return self._without_result(item, counted, reply, state, *STOPPED[state])
         except (PacelineError, grpc.aio.AioRpcError) as raised:
             error = raised if isinstance(raised, PacelineError) else from_call(raised)
-            return self._refused(item, counted, error)
+            return self._refused(item, counted, reply, error)
         except Exception:
             _log.exception("item %s failed", item.request_id)
-            return self._fault(item, counted, "internal", "internal error; the server's log says more")
+            return self._fault(item, counted, reply, "internal", "internal error; the server's log says more")
         body = self._body(item, reply, counted)
         response = {"status_code": 200, "request_id": item.request_id, "body": body}
-        return self._ended(item, counted, ItemState.COMPLETED, {"response": response}, None)
+        return self._ended(item, counted, ItemState.COMPLETED, {"response": response})
 
-    def _refused(self, item: Item, counted: _ItemAccounts, error: PacelineError) -> Ended | Later:
+    def _refused(self, item: Item, counted: _ItemAccounts, reply: Reply, error: PacelineError) -> Ended | Later:
         if error.code in _WAITS and not error.subject:
-            pause = min(_MAX_PAUSE_SECONDS, 2.0 ** min(item.num_attempts, 6))
-            return Later(max(pause, error.retry_after_seconds or 0), counted.num_crashes)
+            pause = max(2.0 ** min(item.num_attempts, 6), error.retry_after_seconds or 0)
+            return Later(min(pause, MAX_PAUSE_SECONDS), counted.num_crashes)
         if error.code in _FAULTS:
-            return self._fault(item, counted, error.code.name.lower(), str(error))
+            return self._fault(item, counted, reply, error.code.name.lower(), str(error))
         code = error.reason.lower() or error.code.name.lower()
-        return self._ended(item, counted, ItemState.FAILED, _error(code, str(error)), None)
+        return self._without_result(item, counted, reply, ItemState.FAILED, code, str(error))
 
-    def _fault(self, item: Item, counted: _ItemAccounts, code: str, message: str) -> Ended | Later:
+    def _fault(self, item: Item, counted: _ItemAccounts, reply: Reply, code: str, message: str) -> Ended | Later:
         if item.num_attempts < _MAX_ATTEMPTS:
             return Later(2.0**item.num_attempts, counted.num_crashes, is_fault=True)
-        return self._ended(item, counted, ItemState.FAILED, _error(code, message), None)
+        return self._without_result(item, counted, reply, ItemState.FAILED, code, message)
 
-    def _ended(self, item: Item, counted: _ItemAccounts, state: ItemState, told: dict[str, Any], partial: Any) -> Ended:
+    def _without_result(
+        self, item: Item, counted: _ItemAccounts, reply: Reply, state: ItemState, code: str, message: str
+    ) -> Ended:
+        """An error, beside what was produced until then, which is billed."""
+        told: dict[str, Any] = {"error": {"code": code, "message": message}}
+        partial = self._body(item, reply, counted)
+        if partial["usage"]["completion_tokens"]:
+            told["partial"] = partial
+        return self._ended(item, counted, state, told)
+
+    def _ended(self, item: Item, counted: _ItemAccounts, state: ItemState, told: dict[str, Any]) -> Ended:
         record = counted.record
         entry = None
         if record is not None and record.was_admitted:
             entry = replace(self._accounts.entry(record, Kind.BATCH), request_id=item.request_id)
-        if partial is not None and partial["choices"]:
-            told = {**told, "partial": partial}
         return Ended(item, state, json.dumps(told), entry)
 
     def _body(self, item: Item, reply: Reply, counted: _ItemAccounts) -> dict[str, Any]:
@@ -141,7 +148,3 @@ def _request(item: Item) -> Request:
     request: Request = inference_pb2.ChatRequest() if item.is_chat else inference_pb2.GenerateRequest()
     request.ParseFromString(item.request)
     return request
-
-
-def _error(code: str, message: str) -> dict[str, Any]:
-    return {"error": {"code": code, "message": message}}

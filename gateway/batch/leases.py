@@ -1,7 +1,8 @@
 """Items go to gateways by leases, and come back as results: each is recorded and billed once, whoever ran it how often.
 
 A lease is a number that nobody else has. What is recorded counts only while the item has the lease that it was run
-with; what a gateway took and did not bring back in time is given to another one.
+with; what a gateway took and neither brought back nor prolonged in time is given to another one. Time is that of each
+gateway's own watch: it is what has stayed the same for so long while it looked.
 """
 
 import secrets
@@ -11,17 +12,22 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.batch.budget import affordable
 from gateway.batch.endings import count, end_waiting, locked
 from gateway.batch.states import COUNT_OF, RUNNABLE, RUNS, STOPPABLE, STOPPING, BatchState, ItemState
+from gateway.batch.unchanged import Unchanged
+from gateway.clock import time_of_day
 from gateway.database.database import Database
 from gateway.database.tables import batch_items, batches, tenants
 from gateway.tenants.entry import Entry
 from gateway.tenants.ledger import Ledger
+from paceline.errors import UnavailableError
 
+MAX_PAUSE_SECONDS = 60.0
+"""Longest wait of an item that is given back."""
 _MAX_BATCHES = 1000
 _USED = ("num_prompt_tokens", "num_cached_tokens", "num_completion_tokens", "cost")
 
@@ -75,13 +81,19 @@ class Leases:
     """Transactions that move items on."""
 
     def __init__(
-        self, database: Database, ledger: Ledger, seconds: float, clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        ledger: Ledger,
+        seconds: float,
+        clock: Callable[[], float] = time_of_day,
+        watch: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A lease holds for `seconds`, unless it is prolonged."""
+        """A lease holds for `seconds` by the watch of each that looks, unless it is prolonged."""
         self.seconds = seconds
         self._database = database
         self._ledger = ledger
         self._clock = clock
+        self._unchanged: Unchanged[tuple[str, float]] = Unchanged(seconds, watch)
 
     async def claim(self, most: int) -> list[Item]:
         """Takes items to run: of the tenants who run least for their weight, of a tenant's batch that expires first,
@@ -114,8 +126,7 @@ class Leases:
         held = batch_items.c.lease.in_(leases) & RUNS
         if prolong:
             async with self._database.write() as connection:
-                until = self._clock() + self.seconds
-                await connection.execute(update(batch_items).where(held).values(lease_until=until))
+                await _change(connection, held, lease_until=self._clock() + self.seconds)
         states = select(batch_items.c.lease, batches.c.state).join(batches).where(held)
         async with self._database.read() as connection:
             return {row.lease: BatchState(row.state) for row in await connection.execute(states)}
@@ -161,22 +172,34 @@ class Leases:
 
     async def sweep(self) -> None:
         """Gives back what was not brought back in time, has batches expire, and ends what waits in those that stop."""
+        try:
+            await self._give_away()
+        except UnavailableError:
+            self._unchanged.forget()  # Whoever has a lease could not prolong it either.
+            raise
         now = self._clock()
-        late = RUNS & (batch_items.c.lease_until < now)
         over = batches.c.state.in_([state.value for state in STOPPABLE]) & (batches.c.expires_at <= now)
         stopping = batches.c.state.in_([state.value for state in STOPPING])
         async with self._database.read() as connection:
-            has_late = (await connection.execute(select(batch_items.c.place).where(late).limit(1))).first()
             changing = list((await connection.execute(select(batches.c.id).where(over | stopping))).scalars())
-        if has_late is not None:
-            async with self._database.write() as connection:
-                waiting = {"state": ItemState.WAITING.value, "lease": None}
-                await connection.execute(update(batch_items).where(late).values(**waiting))
         for batch_id in sorted(changing):
+            has_more = True
+            while has_more:
+                async with self._database.write() as connection:
+                    expired = update(batches).where((batches.c.id == batch_id) & over)
+                    await connection.execute(expired.values(state=BatchState.EXPIRING.value))
+                    has_more = await end_waiting(connection, batch_id, now)
+
+    async def _give_away(self) -> None:
+        """Has items wait again whose leases nobody has prolonged for as long as they hold."""
+        held = batch_items.c["lease", "lease_until"]
+        async with self._database.read() as connection:
+            rows = (await connection.execute(select(*held).where(RUNS))).all()
+        if late := self._unchanged.look((row.lease, row.lease_until) for row in rows):
             async with self._database.write() as connection:
-                expired = update(batches).where((batches.c.id == batch_id) & over)
-                await connection.execute(expired.values(state=BatchState.EXPIRING.value))
-                await end_waiting(connection, batch_id, now)
+                # That a gateway was gone is no fault of the item's.
+                waiting = {"state": ItemState.WAITING.value, "num_attempts": batch_items.c.num_attempts - 1}
+                await _change(connection, RUNS & tuple_(*held).in_(late), lease=None, **waiting)
 
     async def _runnable(self, connection: AsyncConnection) -> Sequence[Any]:
         """Batches of which items may begin, those that expire first in front."""
@@ -193,8 +216,15 @@ class Leases:
         return {row[0]: row[1] for row in await connection.execute(counts.group_by(batches.c.tenant))}
 
     async def _take(self, connection: AsyncConnection, batch: Any, most: int, now: float) -> list[Item]:
+        if batch.state == BatchState.QUEUED:
+            # The batch's row is locked before those of its items, as by all others.
+            queued = (batches.c.id == batch.id) & (batches.c.state == BatchState.QUEUED.value)
+            begun = {"state": BatchState.RUNNING.value, "started_at": now}
+            await connection.execute(update(batches).where(queued).values(**begun))
         waiting = (batch_items.c.batch == batch.id) & (batch_items.c.state == ItemState.WAITING)
-        wanted = select(batch_items).where(waiting & (batch_items.c.not_before <= now))
+        # What is to wait for longer than anything does was given back by a clock that was another one then.
+        may_begin = (batch_items.c.not_before <= now) | (batch_items.c.not_before > now + MAX_PAUSE_SECONDS)
+        wanted = select(batch_items).where(waiting & may_begin)
         ordered = wanted.order_by(batch_items.c.affinity, batch_items.c.place).limit(most)
         rows: Sequence[Any] = (await connection.execute(ordered.with_for_update(skip_locked=True))).all()
         if batch.max_cost is not None:
@@ -210,10 +240,6 @@ class Leases:
             place = (batch_items.c.batch == item.batch) & (batch_items.c.place == item.place)
             values = {"state": ItemState.RUNNING.value, "lease": item.lease, "num_attempts": item.num_attempts}
             await connection.execute(update(batch_items).where(place).values(lease_until=now + self.seconds, **values))
-        if taken and batch.state == BatchState.QUEUED:
-            queued = (batches.c.id == batch.id) & (batches.c.state == BatchState.QUEUED.value)
-            begun = {"state": BatchState.RUNNING.value, "started_at": now}
-            await connection.execute(update(batches).where(queued).values(**begun))
         return taken
 
     @staticmethod
@@ -232,6 +258,13 @@ def _sums(ended: Sequence[Ended]) -> dict[str, int]:
         for name in _USED:
             sums[name] += used.get(name, 0)
     return sums
+
+
+async def _change(connection: AsyncConnection, which: ColumnElement[bool], **values: Any) -> None:
+    """Changes items, but for those that somebody else is changing at this moment."""
+    place = batch_items.c["batch", "place"]
+    free = select(*place).where(which).with_for_update(skip_locked=True)
+    await connection.execute(update(batch_items).where(tuple_(*place).in_(free), which).values(**values))
 
 
 def _held(item: Item) -> Any:

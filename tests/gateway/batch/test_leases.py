@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from typing import Any
 
 import pytest
 from sqlalchemy import func, insert, select, update
@@ -11,11 +10,12 @@ from gateway.batch.batches import Batches
 from gateway.batch.leases import Ended, Item, Later, Leases
 from gateway.batch.states import BatchState, ItemState
 from gateway.database.database import Database
-from gateway.database.tables import BATCH_COUNTS, batch_items, batches, tenants, usage_days
+from gateway.database.tables import batch_items, batches, tenants, usage_days
 from gateway.tenants.entry import Entry
 from gateway.tenants.kind import Kind
 from gateway.tenants.ledger import Ledger
 from paceline.v1 import inference_pb2
+from support.batch import add_batch
 
 
 class Clock:
@@ -23,24 +23,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-async def add_batch(database: Database, batch_id: str, size: int, tenant: str = "a", **fields: Any) -> None:
-    row = {
-        "id": batch_id, "tenant": tenant, "key_id": "k", "state": "queued", "options": "{}", "pins": "{}",
-        "created_at": 1.0, "updated_at": 1.0, "expires_at": 5000.0, **dict.fromkeys(BATCH_COUNTS, 0),
-        "num_items": size, **fields,
-    }  # fmt: skip
-    items = [
-        {
-            "batch": batch_id, "place": place, "custom_id": f"{place}", "is_chat": False, "request": b"",
-            "affinity": f"{place % 2}", "state": 0, "num_attempts": 0, "not_before": 0.0,
-        }
-        for place in range(size)
-    ]  # fmt: skip
-    async with database.write() as connection:
-        await connection.execute(insert(batches), [row])
-        await connection.execute(insert(batch_items), items)
 
 
 def ended(item: Item, state: ItemState = ItemState.COMPLETED) -> Ended:
@@ -62,7 +44,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def leases(database: Database, clock: Clock) -> Leases:
-    return Leases(database, Ledger(database), 30, clock)
+    return Leases(database, Ledger(database), 30, clock, clock)
 
 
 async def test_two_who_claim_at_once_get_different_items(database: Database, leases: Leases) -> None:
@@ -82,7 +64,7 @@ async def test_what_is_not_brought_back_is_given_away_and_counts_once(
     clock.now += 31
     await leases.sweep()
     (second,) = await leases.claim(5)
-    assert (second.num_attempts, second.lease == first.lease) == (2, False)
+    assert (second.num_attempts, second.lease == first.lease) == (1, False)
     assert await leases.record([ended(first)]) == 0
     assert await leases.record([ended(second)]) == 1
     assert await leases.record([ended(second)]) == 0
@@ -134,6 +116,7 @@ async def test_a_stopped_batch_has_an_end_for_each_item(
     found = Batches(database, clock)
     await add_batch(database, "b", 10)
     done, running, lost = await leases.claim(3)
+    await leases.sweep()
     await leases.record([ended(done)])
     if how == "cancelled":
         assert (await found.cancel("a", "b")).state == "cancelling"
@@ -162,7 +145,7 @@ async def test_a_stopped_batch_has_an_end_for_each_item(
 async def test_batches_go_some_time_after_their_end(
     database: Database, leases: Leases, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.batch.batches._MAX_DELETED", 4)
+    monkeypatch.setattr("gateway.batch.removal._MAX_DELETED", 4)
     found = Batches(database, clock)
     await add_batch(database, "done", 10)
     await add_batch(database, "waits", 2, expires_at=1e9)
@@ -191,3 +174,22 @@ async def test_who_records_while_another_cancels_loses_nothing(database: Databas
     assert (row.num_completed, row.num_cancelled, row.num_ended) == (20, 10, 30)
     assert row.state in ("cancelled", "completed")
     assert await billed(database) == 20
+
+
+async def test_a_batch_is_cancelled_while_it_is_begun_and_prolonged(database: Database, leases: Leases) -> None:
+    """All at once, again and again: whoever locks rows does so in one order, and nobody is turned away."""
+    found = Batches(database)
+    for number in range(20):
+        batch_id = f"b{number}"
+        await add_batch(database, batch_id, 30, expires_at=1e18)
+        claims = [asyncio.create_task(leases.claim(8)) for _ in range(3)]
+        claimed, _ = await asyncio.gather(asyncio.gather(*claims), found.cancel("a", batch_id))
+        items = [item for some in claimed for item in some]
+        await asyncio.gather(
+            *(leases.renew([item.lease for item in items[::step]], prolong=True) for step in (1, -1)),
+            *(leases.record([ended(item) for item in items[half::2]]) for half in (0, 1)),
+            leases.sweep(),
+        )
+        row = await found.get("a", batch_id)
+        assert (row.state, row.num_completed + row.num_cancelled) == ("cancelled", 30)
+    assert await leases.claim(1) == []
