@@ -128,20 +128,22 @@ async def _chunks(
 ) -> "AsyncIterator[list[bytes | None]]":
     """Lines, some at once; None in the place of one that is too long."""
     lines: list[bytes | None] = []
-    rest, size, is_too_long = b"", 0, False
+    rest, size, is_too_long = bytearray(), 0, False
     async for piece in data:
         take(piece)
-        *whole, rest = (rest + piece).split(b"\n")
-        for line in whole:
-            lines.append(None if is_too_long or len(line) > most else line)
-            size += 0 if lines[-1] is None else len(line)
-            is_too_long = False
+        *ends, start = piece.split(b"\n")
+        for end in ends:
+            rest += end
+            lines.append(None if is_too_long or len(rest) > most else bytes(rest))
+            size += len(lines[-1] or b"")
+            rest, is_too_long = bytearray(), False
+        rest += start
         if len(rest) > most:
-            rest, is_too_long = b"", True
+            rest, is_too_long = bytearray(), True
         if len(lines) >= _CHUNK_LINES or size >= _CHUNK_BYTES:
             yield lines
             lines, size = [], 0
     if rest.strip() or is_too_long:
-        lines.append(None if is_too_long else rest)
+        lines.append(None if is_too_long else bytes(rest))
     if lines:
         yield lines
