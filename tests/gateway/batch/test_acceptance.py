@@ -1,6 +1,7 @@
 """Batches are taken in whole or not at all, once a key, within what their tenant may have waiting."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from paceline import (
     InvalidArgumentError,
     QuotaExceededError,
 )
+from paceline.v1 import batch_pb2
 from support.batch import PRICES, Stalls, jsonl, line, until_ended
 from support.databases import new_sqlite_url
 from support.fakes import FakeVerifier, serve_fakes
@@ -81,6 +83,26 @@ async def test_what_waits_is_bounded_and_what_has_ended_is_not_counted(start_gat
             await until_ended(client, made.batch.id)
             verifier.go_on.set()
             await until_ended(client, (await client.create_batch(jsonl(*map(line, "abc")))).batch.id)
+
+
+async def test_a_batch_that_failed_or_expired_leaves_its_place_to_others(
+    start_gateway: StartGateway, database_url: str
+) -> None:
+    key = await make_key(database_url, "a", max_batch_items=2, max_batch_tokens=100)
+    verifier = Stalls()
+    settings = {"database": database_url, "max_batch_streams": 1, "batch_lease_seconds": 1.0, "prices": PRICES}
+    async with serve_fakes(verifier) as address, start_gateway([address], **settings) as system:
+        async with Client(system.gateway, key=key) as client:
+            ways: tuple[dict[str, Any], ...] = ({"max_cost_nanos": 1}, {"completion_seconds": 1.0})
+            for way, state in zip(ways, ("FAILED", "EXPIRED"), strict=True):
+                made = await client.create_batch(jsonl(line("a"), line("b")), **way)
+                done = await until_ended(client, made.batch.id)
+                assert done.state == batch_pb2.BatchState.Value(f"BATCH_STATE_{state}")
+            with pytest.raises(InvalidArgumentError):
+                await client.create_batch(jsonl(line("a"), line("b")) + b"{")
+            verifier.go_on.set()
+            made = await client.create_batch(jsonl(line("a"), line("b")))
+            assert (await until_ended(client, made.batch.id)).counts.completed == 2
 
 
 async def test_a_tenant_over_its_cost_limit_submits_nothing_more(start_gateway: StartGateway) -> None:

@@ -5,14 +5,17 @@ import asyncio
 import grpc
 import pytest
 
-from paceline import (
-    UnavailableError,
-)
-from support.batch import Stalls, expected, jsonl, line, read, text_of, texts, until_ended
+from gateway.database.database import Database
+from paceline import Client, UnavailableError
+from support.batch import PRICES, Stalls, expected, jsonl, line, read, text_of, texts, until_ended
+from support.books import check_books
+from support.databases import migrated
 from support.fakes import FakeVerifier, serve_fakes
+from support.keys import make_key
 from support.postgres_server import PostgresServer
-from support.system import StartGateway
+from support.system import StartGateway, collect
 
+_KINDS = {"interactive", "batch"}
 POISON = ord("~") - 33
 
 
@@ -31,28 +34,46 @@ async def test_seeds_are_kept_so_that_a_repeated_execution_gives_the_same(start_
     assert texts(lines) == {"a": expected("a"), "b": expected("b")}
 
 
-async def test_a_database_that_goes_away_and_comes_back_costs_no_item(
+async def test_a_database_that_is_gone_for_longer_than_leases_last_costs_nothing(
     start_gateway: StartGateway, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """Neither an item, nor a second execution, nor a request beside the batch."""
     server = PostgresServer(tmp_path_factory.mktemp("gone"))
     await server.start()
-    verifier = Stalls()
-    settings = {"database": server.url(), "max_batch_streams": 4, "batch_lease_seconds": 1.0}
+    await migrated(server.url())
+    key = await make_key(server.url(), "a", max_monthly_cost=10**12)
+    verifier, names = Stalls(), [f"{number}" for number in range(12)]
+    settings = {"database": server.url(), "max_batch_streams": 4, "batch_lease_seconds": 6.0, "prices": PRICES}
     async with serve_fakes(verifier) as address, start_gateway([address], **settings) as system:
-        names = [f"{number}" for number in range(12)]
-        made = await system.client.create_batch(jsonl(*map(line, names)))
-        await verifier.opened.wait()
-        server.stop()
-        verifier.go_on.set()
-        with pytest.raises(UnavailableError, match="database"):
-            await system.client.get_batch(made.batch.id)
-        await server.start()
-        await until_ended(system.client, made.batch.id)
-        lines = await read(system.client, made.batch.id)
-        (used,) = (await system.client.usage(groups=["kind"])).rows
+        async with Client(system.gateway, key=key) as client:
+            made = await client.create_batch(jsonl(*map(line, names)))
+            while verifier.num_open < 4:
+                await asyncio.sleep(0.01)
+            server.stop()
+            verifier.go_on.set()
+            gone_until = asyncio.get_running_loop().time() + 8.0
+            with pytest.raises(UnavailableError, match="the database cannot be used"):
+                await client.get_batch(made.batch.id)
+            num_beside = 0
+            while asyncio.get_running_loop().time() < gone_until:
+                reply = await collect(client.generate("beside", max_tokens=6))
+                assert reply.text == expected("beside")
+                num_beside += 1
+            await server.start()
+            done = await until_ended(client, made.batch.id)
+            lines = await read(client, made.batch.id)
+            while (used := {row.kind: row for row in (await client.usage(groups=["kind"])).rows}).keys() != _KINDS:
+                await asyncio.sleep(0.05)
+            while used["interactive"].num_requests < num_beside:
+                used = {row.kind: row for row in (await client.usage(groups=["kind"])).rows}
+    database = Database(server.url())
+    await check_books(database, made.batch.id, lines, names, "a")
+    await database.close()
     server.stop()
     assert texts(lines) == {name: expected(name) for name in names}
-    assert (used.num_requests, used.num_completion_tokens) == (12, 72)
+    assert (done.counts.completed, used["batch"].num_requests) == (12, 12)
+    assert used["interactive"].num_requests == num_beside
+    assert len(verifier.opens) == len(names) + num_beside
 
 
 async def test_an_item_that_verifiers_die_of_fails_by_itself(start_gateway: StartGateway) -> None:
