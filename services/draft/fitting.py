@@ -2,6 +2,7 @@
 
 from paceline.internal.v1 import speculation_pb2
 from services.engine.engine import EngineFacts
+from services.model_server.opening import check_lengths
 
 
 def fit(opening: speculation_pb2.Open, facts: EngineFacts) -> speculation_pb2.Open | None:
@@ -9,7 +10,9 @@ def fit(opening: speculation_pb2.Open, facts: EngineFacts) -> speculation_pb2.Op
 
     A draft has nothing to say past its own context, nor of a text with tokens that it does not have. Sampling
     parameters for such tokens are left out: they change the target's picks, and so at most what is accepted.
+    Raises InvalidArgumentError for more of anything than a sequence may have.
     """
+    check_lengths(opening)
     vocab_size, context = facts.description.vocab_size, facts.max_context_tokens
     if len(opening.token_ids) >= context or max(opening.token_ids, default=0) >= vocab_size:
         return None

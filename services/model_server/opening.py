@@ -197,15 +197,7 @@ def to_sampling_params(message: speculation_pb2.Open, room: int, model: ModelDes
         field.name: getattr(sampling, field.name) for field, _ in sampling.ListFields() if field.name not in _LISTS
     }
     given.setdefault("max_tokens", room)
-    lists: dict[str, abc.Sized] = {
-        "sampling.logit_bias": sampling.logit_bias,
-        "sampling.stop_token_ids": sampling.stop_token_ids,
-        "bad_words": message.bad_words,
-    }
-    lists |= {f"bad_words[{index}]": word.token_ids for index, word in enumerate(message.bad_words[:MAX_LOGIT_BIASES])}
-    for field, entries in lists.items():
-        if len(entries) > MAX_LOGIT_BIASES:
-            raise InvalidArgumentError(f"open.{field}", f"at most {MAX_LOGIT_BIASES} entries, got {len(entries)}")
+    check_lengths(message)
     bad_words = tuple(tuple(word.token_ids) for word in message.bad_words)
     if not all(bad_words):
         raise InvalidArgumentError("open.bad_words", "must not hold an empty one")
@@ -224,6 +216,21 @@ def to_sampling_params(message: speculation_pb2.Open, room: int, model: ModelDes
     except InvalidSamplingError as error:
         first, *more = (FieldViolation(f"open.sampling.{name}", problem) for name, problem in error.violations)
         raise InvalidArgumentError(*first, *more) from error
+
+
+def check_lengths(message: speculation_pb2.Open) -> None:
+    """Raises InvalidArgumentError for more of anything than a sequence may have. Nothing is gone through before that:
+    millions of words take minutes.
+    """
+    lists: dict[str, abc.Sized] = {
+        "sampling.logit_bias": message.sampling.logit_bias,
+        "sampling.stop_token_ids": message.sampling.stop_token_ids,
+        "bad_words": message.bad_words,
+    }
+    lists |= {f"bad_words[{index}]": word.token_ids for index, word in enumerate(message.bad_words[:MAX_LOGIT_BIASES])}
+    for field, entries in lists.items():
+        if len(entries) > MAX_LOGIT_BIASES:
+            raise InvalidArgumentError(f"open.{field}", f"at most {MAX_LOGIT_BIASES} entries, got {len(entries)}")
 
 
 def _check_ids(field: str, token_ids: abc.Iterable[int], vocab_size: int) -> None:
