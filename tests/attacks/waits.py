@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import grpc
@@ -86,6 +86,7 @@ class _Asking:
     def _ask(self, name: str, question: object) -> None:
         while not self._over.wait(_PAUSE_SECONDS):
             self._since[name] = started = time.monotonic()
-            question()  # type: ignore[operator]
+            with suppress(grpc.RpcError):  # How long it waited for none says enough.
+                question()  # type: ignore[operator]
             self._longest = max(self._longest, (time.monotonic() - started, name))
             del self._since[name]
