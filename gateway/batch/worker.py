@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from gateway.batch.acceptance import Acceptance
 from gateway.batch.batches import Batches
@@ -77,6 +78,7 @@ class Worker:
         for item in claimed:
             task = asyncio.create_task(self._run(item))
             self._running[item.lease] = (item, task)
+            task.add_done_callback(partial(self._over, item.lease))
         if not claimed or len(claimed) < room:
             self._wake.clear()
             try:
@@ -87,17 +89,18 @@ class Worker:
             await asyncio.sleep(_GATHER_SECONDS)
 
     async def _run(self, item: Item) -> None:
-        try:
-            ended = await self._execution.run(item, lambda: self._stopping.get(item.lease))
-            if isinstance(ended, Later):
-                await self._release({item: ended})
-            else:
-                self._ended.append(ended)
-                self._has_ended.set()
-        finally:
-            del self._running[item.lease]
-            self._stopping.pop(item.lease, None)
-            self._wake.set()
+        ended = await self._execution.run(item, lambda: self._stopping.get(item.lease))
+        if isinstance(ended, Later):
+            await self._release({item: ended})
+        else:
+            self._ended.append(ended)
+            self._has_ended.set()
+
+    def _over(self, lease: str, _task: "asyncio.Task[None]") -> None:
+        """Lets go of a lease, also where its task ended before it began."""
+        del self._running[lease]
+        self._stopping.pop(lease, None)
+        self._wake.set()
 
     async def _release(self, items: dict[Item, Later]) -> None:
         """Gives items back; where that fails their leases run out."""
@@ -153,10 +156,10 @@ class Worker:
         await asyncio.gather(*(task for _, task in running), return_exceptions=True)
         try:
             async with asyncio.timeout(_LAST_SECONDS):
-                if running:
-                    await self._release({item: Later(0, item.num_crashes) for item, _ in running})
                 if self._ended:
                     await self._leases.record(self._ended)
+                if running:
+                    await self._release({item: Later(0, item.num_crashes) for item, _ in running})
         except (TimeoutError, UnavailableError):
             _log.warning("%d items were not recorded and are run again", len(self._ended))
 

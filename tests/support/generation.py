@@ -57,6 +57,8 @@ class Core(NamedTuple):
     """A core and what it leaves behind."""
 
     generation: Generation
+    catalogue: Catalogue
+    adapters: Adapters
     admission: Admission
     metrics: RecordedMetrics
 
@@ -81,9 +83,8 @@ def start_core(tokenizer_folder: Path) -> StartCore:
         grants = Grants(None)
         adapters = Adapters(Replicas("adapter store", [], _unused), grants)
         try:
-            yield Core(
-                Generation(settings, catalogue, admission, grants, adapters, metrics, accounts), admission, metrics
-            )
+            generation = Generation(settings, catalogue, admission, grants, adapters, metrics, accounts)
+            yield Core(generation, catalogue, adapters, admission, metrics)
         finally:
             await catalogue.close()
 
