@@ -20,6 +20,7 @@ from services.model_server.settings import ModelServerSettings
 from services.prefix_cache.settings import PrefixCacheSettings
 
 _SQLITE = "sqlite:///"
+_OWNERS_ALONE = 0o700
 
 
 def check_processes(processes: abc.Sequence[Process]) -> None:
@@ -77,9 +78,14 @@ def _folders(settings: ProcessSettings) -> abc.Iterator[Path]:
 
 
 def _cannot_write(folder: Path) -> str:
-    """Why a folder cannot be made or written to; empty where it can."""
+    """Why a folder cannot be made or written to; empty where it can.
+
+    What is made is its owner's alone (XDG Base Directory Specification): digests of keys may come to lie there.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for missing in reversed([parent for parent in folder.parents if not parent.exists()]):
+            missing.mkdir(mode=_OWNERS_ALONE, exist_ok=True)
+        folder.mkdir(mode=_OWNERS_ALONE, exist_ok=True)
     except OSError as error:
         return error.strerror or str(error)
     return "" if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)

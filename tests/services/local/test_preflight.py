@@ -1,6 +1,7 @@
 """What keeps a system from running is told in a sentence, and before a process is started."""
 
 import socket
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def test_what_can_run_passes_and_its_folders_are_made(tmp_path: Path) -> None:
     settings = replace(HERE, adapter_folder=str(folders[0]), cache_folder=str(folders[1]), metrics=False)
     check(tmp_path, replace(settings, database=f"sqlite:///{folders[2]}/gateway.sqlite"))
     assert all(folder.is_dir() for folder in folders)
+
+
+def test_nobody_else_reads_the_folders_that_are_made(tmp_path: Path) -> None:
+    kept = tmp_path / "data" / "paceline"
+    settings = replace(HERE, adapter_folder=str(kept / "adapters"), cache_folder=str(kept / "blocks"), metrics=False)
+    check(tmp_path, replace(settings, database=f"sqlite:///{kept}/gateway.sqlite"))
+    for folder in (kept.parent, kept, kept / "adapters", kept / "blocks"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 async def test_a_port_that_somebody_else_listens_on_is_named_and_nothing_is_started(tmp_path: Path) -> None:
