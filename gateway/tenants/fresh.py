@@ -55,8 +55,10 @@ class Fresh(Generic[K, V]):
         except (UnavailableError, TimeoutError):
             if kept is None or not may_use:
                 raise
-            self._kept[key] = kept._replace(asked_at=self._clock())
-            return kept.value
+            latest = self._kept.get(key, kept)  # Others may have heard of a change meanwhile.
+            if latest is kept:
+                self._kept[key] = kept._replace(asked_at=self._clock())
+            return latest.value
         self._kept[key] = _Kept(value, now, now)
         return value
 

@@ -71,3 +71,22 @@ async def test_what_was_changed_is_read_anew(source: Source) -> None:
     fresh.expire("a")
     source.hangs = True
     assert await fresh.get("a") == 2
+
+
+@pytest.mark.parametrize("how", ["keep", "expire"])
+async def test_who_waited_in_vain_does_not_undo_what_was_heard_meanwhile(source: Source, how: str) -> None:
+    fresh = Fresh(source.read, SECONDS, OUTAGE_SECONDS, source.clock)
+    await fresh.get("a")
+    source.now += SECONDS
+    source.hangs = True
+    waiting = asyncio.create_task(fresh.get("a"))
+    while source.num_asked < 2:
+        await asyncio.sleep(0)
+    if how == "keep":
+        fresh.keep("a", 7)
+        assert await waiting == await fresh.get("a") == 7
+    else:
+        fresh.expire("a")
+        assert await waiting == 1
+        source.hangs = False
+        assert await fresh.get("a") == 3
