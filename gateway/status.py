@@ -85,7 +85,12 @@ class SystemStatus:
     async def _admission(self) -> "pb.Admission.ValueType":
         if self.settings.anonymous:
             return pb.ADMISSION_EVERYBODY
-        if await self.key_store.has_keys():
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                has_keys = await self.key_store.has_keys()
+        except (UnavailableError, TimeoutError):
+            return pb.ADMISSION_UNSPECIFIED
+        if has_keys:
             return pb.ADMISSION_KEYS
         return pb.ADMISSION_EVERYBODY if self.settings.tenant_header is None else pb.ADMISSION_PROXY
 

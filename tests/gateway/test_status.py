@@ -5,8 +5,9 @@ import time
 import pytest
 
 from gateway.tenants.api_key import ALL_SCOPES
+from gateway.tenants.key_store import KeyStore
 from paceline import Client
-from paceline.errors import PermissionDeniedError, UnauthenticatedError
+from paceline.errors import PermissionDeniedError, UnauthenticatedError, UnavailableError
 from paceline.v1 import model_pb2
 from paceline.v1 import operations_pb2 as pb
 from services.adapter_store.lifespan import adapter_store_lifespan
@@ -112,3 +113,17 @@ async def test_behind_a_front_strangers_may_not_know(start_gateway: StartGateway
         async with Client(system.gateway, [("x-tenant", "acme")]) as client:
             with pytest.raises(PermissionDeniedError):
                 await client.get_status()
+
+
+async def test_services_are_told_of_while_the_database_is_away(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(_: KeyStore) -> bool:
+        raise UnavailableError("the database cannot be used for now")
+
+    async with serve_fakes(FakeVerifier()) as address, start_gateway([address]) as system:
+        await system.client.get_status()
+        monkeypatch.setattr(KeyStore, "has_keys", lost)
+        status = await system.client.get_status()
+    assert status.gateway.admission == pb.ADMISSION_UNSPECIFIED
+    assert [service.state for service in status.services] == [pb.SERVICE_STATE_READY]

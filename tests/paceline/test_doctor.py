@@ -258,7 +258,7 @@ def test_without_the_gateways_word_the_list_of_models_is_judged(report: Report) 
 
 
 def test_of_a_gateway_that_does_not_know_the_question_its_age_is_told(report: Report) -> None:
-    (old,) = faults(replace(report, status=None, untold="unknown method"))
+    (old,) = faults(replace(report, status=None, untold="unknown method", is_old=True))
     assert "unknown method" in old.says
     assert "restart it" in old.do
 
@@ -308,3 +308,13 @@ async def test_where_nobody_answers_what_to_type_is_told() -> None:
 
 async def test_an_address_that_cannot_be_one_is_a_mistake_in_typing() -> None:
     assert (await typed("doctor", "--address", "somewhere")).code == 2
+
+
+def test_a_database_that_is_away_is_named_and_no_version_is_blamed(report: Report) -> None:
+    (lost,) = faults(replace(report, status=None, untold="the database cannot be used for now"))
+    assert "the database cannot be used" in lost.says
+    assert "version" not in lost.do
+    assert report.status is not None
+    report.status.gateway.admission = pb.ADMISSION_UNSPECIFIED
+    (away,) = faults(report)
+    assert (away.check, away.mark, away.says) == ("database", Mark.WRONG, "the gateway's database does not answer")

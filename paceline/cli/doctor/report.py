@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
+import grpc
+
 from paceline import PacelineError, SyncClient
 from paceline.cli.terminal import API_KEY
 from paceline.errors import PermissionDeniedError, UnauthenticatedError
@@ -32,6 +34,8 @@ class Report:
     """Whether an API key was shown."""
     is_denied: bool = False
     """Whether it does not tell because the caller may not know."""
+    is_old: bool = False
+    """Whether it does not tell because it does not know the question."""
     clock_offset: float = 0.0
     """How far the gateway's clock is ahead of the one here."""
     round_trip: float = 0.0
@@ -58,12 +62,13 @@ def ask(client: SyncClient, address: str) -> Report:
                 continue
     with contextlib.suppress(PacelineError):  # There is no store, or the key is not for it; both are said elsewhere.
         adapters = client.list_adapters()
-    status, untold, is_denied = None, "", False
+    status, untold, is_denied, is_old = None, "", False, False
     sent, began = time.time(), time.monotonic()
     try:
         status = client.get_status()
     except PacelineError as error:
         untold, is_denied = str(error), isinstance(error, PermissionDeniedError | UnauthenticatedError)
+        is_old = error.code is grpc.StatusCode.UNIMPLEMENTED
     round_trip = time.monotonic() - began
     return Report(
         address=address,
@@ -75,6 +80,7 @@ def ask(client: SyncClient, address: str) -> Report:
         untold=untold,
         has_key=API_KEY in os.environ,
         is_denied=is_denied,
+        is_old=is_old,
         clock_offset=0.0 if status is None else status.gateway.clock_seconds - (sent + round_trip / 2),
         round_trip=round_trip,
     )

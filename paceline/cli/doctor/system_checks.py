@@ -45,7 +45,9 @@ def check_system(report: Report) -> Iterator[Finding]:
 
 def _untold(report: Report) -> Finding:
     if not report.is_denied:
-        do = "a gateway of the version of this command tells: restart it with that"
+        do = "the gateway's log says more"
+        if report.is_old:
+            do = "a gateway of the version of this command tells: restart it with that"
         return wrong("gateway", f"it does not say how it and its services fare: {report.untold}", do)
     if report.has_key:
         do = "make a key with `paceline keys create --scope admin`, and put it into PACELINE_API_KEY"
@@ -57,6 +59,9 @@ def _untold(report: Report) -> Finding:
 def _access(gateway: pb.GatewayStatus) -> Finding:
     if gateway.admission == pb.ADMISSION_KEYS:
         return ok("access", "callers need an API key")
+    if gateway.admission == pb.ADMISSION_UNSPECIFIED:
+        do = "see that it runs, and that the gateway reaches it; until then what is known of keys is used for a while"
+        return wrong("database", "the gateway's database does not answer", do)
     if gateway.admission == pb.ADMISSION_PROXY:
         return ok("access", "callers are who the proxy in front says")
     if not gateway.is_exposed:
