@@ -3,6 +3,8 @@
 from urllib.parse import urlsplit
 
 EXAMPLE = "127.0.0.1:7100"
+_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:")
+"""Of targets without slashes: https://github.com/grpc/grpc/blob/master/doc/naming.md."""
 
 
 def to_target(address: str) -> str:
@@ -13,7 +15,7 @@ def to_target(address: str) -> str:
     plain = address.strip().removeprefix("http://").rstrip("/")
     if plain.startswith("https://"):
         raise ValueError(f"{address}: connections are not encrypted here; host:port is enough")
-    if plain.startswith("unix:") or (":" in plain and "://" in plain):
+    if plain.startswith(_SCHEMES) or (":" in plain and "://" in plain):
         return plain
     try:
         has_port = urlsplit(f"//{plain}").port is not None

@@ -17,6 +17,10 @@ from paceline.address import to_target
         ("dns:///gateway:7100", "dns:///gateway:7100"),
         ("unix:///run/paceline", "unix:///run/paceline"),
         ("unix:run/paceline", "unix:run/paceline"),
+        ("ipv4:127.0.0.1:7100", "ipv4:127.0.0.1:7100"),
+        ("ipv6:[::1]:7100", "ipv6:[::1]:7100"),
+        ("dns:gateway:7100", "dns:gateway:7100"),
+        ("unix-abstract:paceline", "unix-abstract:paceline"),
     ],
 )
 def test_what_people_write_is_understood(address: str, target: str) -> None:
