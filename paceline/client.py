@@ -89,7 +89,7 @@ class Client(BatchCalls, AdminCalls, WebhookCalls):
         return await answer(self._models.GetSpeculation(request, metadata=self._metadata))
 
     async def get_status(self) -> operations_pb2.GetStatusResponse:
-        """Says how the gateway and each service that it knows fares. Where there are keys it takes one of scope admin."""
+        """Says how the gateway and each service that it knows fare; where there are keys, to one of scope admin."""
         request = operations_pb2.GetStatusRequest()
         return await answer(self._operations.GetStatus(request, metadata=self._metadata))
 
