@@ -1,6 +1,7 @@
 """What batches and books cost a gateway: taking many lines in, and keys, limits and ledger on the way of a stream."""
 
 import asyncio
+import signal
 import statistics
 import subprocess
 import sys
@@ -17,9 +18,13 @@ from benchmarks.batch_load import NUM_STREAMS, Prompt, different
 from benchmarks.systems import through_gateway
 from paceline import Client
 from paceline.v1 import admin_pb2
-from services.local.launcher import running
+from services.common.secret_url import SecretUrl
+from services.local.child import Child
+from services.local.launcher import Launcher, running
+from services.local.loading import wait_serving
 from services.local.pair import Pair
-from services.local.system import SystemSettings
+from services.local.ports import free_port
+from services.local.system import GATEWAY, Process, SystemSettings
 
 _LINE = (
     '{"custom_id": "item-%d", "method": "POST", "url": "/v1/completions", '
@@ -27,7 +32,7 @@ _LINE = (
 )
 _AT_ONCE = 2000
 _TOKENS = 64
-_REPEATS = 3
+_REPEATS = 5
 
 
 class Taken(NamedTuple):
@@ -60,8 +65,7 @@ async def take_in(target: str, count: int) -> Taken:
 async def books(model: str, prompts: Sequence[Prompt]) -> tuple[float, float]:
     """Median tokens a second of many streams with keys, limits and prices, and without, by turns."""
     speeds: list[list[float]] = [[], []]
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(_gateway(model, with_books=kept)) for kept in (True, False)]
+    async with _both(model) as clients:
         for repeat in range(-1, _REPEATS):
             turns = list(zip(clients, speeds, strict=True))
             for client, measured in turns if repeat % 2 else reversed(turns):
@@ -86,20 +90,38 @@ async def _watch(process: psutil.Process, seen: list[int]) -> None:
 
 
 @asynccontextmanager
-async def _gateway(model: str, *, with_books: bool) -> AsyncIterator[Client]:
-    pair = Pair(id="target", model=model, dtype="bfloat16")
+async def _both(model: str) -> AsyncIterator[tuple[Client, Client]]:
+    """Clients of two gateways in front of the same verifier: one with keys and limits, and one without."""
     with TemporaryDirectory() as folder:
-        database = f"sqlite:///{Path(folder) / 'gateway.sqlite'}"
-        admin = _first_key(database) if with_books else None
+        database = f"sqlite:///{Path(folder) / 'kept.sqlite'}"
+        admin = _first_key(database)
+        pair = Pair(id="target", model=model, dtype="bfloat16")
         settings = SystemSettings((pair,), log_level="WARNING", database=database)
         async with running(settings) as launcher, AsyncExitStack() as stack:
-            client = await stack.enter_async_context(Client(launcher.address(), key=admin))
-            if with_books:
-                plan = admin_pb2.Plan(requests_per_minute=10**6, tokens_per_minute=10**9, max_streams=1000)
-                await client.create_tenant("bench", plan)
-                key = (await client.create_key("bench")).secret
-                client = await stack.enter_async_context(Client(launcher.address(), key=key))
-            yield client
+            kept = await stack.enter_async_context(Client(launcher.address(), key=admin))
+            plan = admin_pb2.Plan(requests_per_minute=10**6, tokens_per_minute=10**9, max_streams=1000)
+            await kept.create_tenant("bench", plan)
+            key = (await kept.create_key("bench")).secret
+            kept = await stack.enter_async_context(Client(launcher.address(), key=key))
+            beside = await stack.enter_async_context(_beside(launcher, f"sqlite:///{Path(folder) / 'none.sqlite'}"))
+            yield kept, await stack.enter_async_context(Client(beside))
+
+
+@asynccontextmanager
+async def _beside(launcher: Launcher, database: str) -> AsyncIterator[str]:
+    """The address of one more gateway of a running system, on a database of its own."""
+    (like,) = (process for process in launcher.system.processes if process.kind == GATEWAY)
+    server = like.settings.server.model_copy(update={"port": free_port()})
+    own = {"server": server, "database": SecretUrl(database)}
+    process = Process("beside", GATEWAY, like.settings.model_copy(update=own))
+    child = await Child.spawn(process)
+    reading = asyncio.create_task(child.read(str.strip))
+    try:
+        await wait_serving(process.address)
+        yield process.address
+    finally:
+        child.signal(signal.SIGTERM)
+        await reading
 
 
 def _first_key(database: str) -> str:

@@ -24,6 +24,8 @@ NUM_ASKED = 20
 BUSY_SHARE = 0.3
 PREFIX_TOKENS, OWN_TOKENS, SHORT_TOKENS = 512, 128, 4
 _BEGUN = 8
+_POLL_SECONDS = 0.25
+"""Whoever asks how a batch fares every few milliseconds takes the cores that it would run on."""
 _FULL_ITEMS = 2000
 Prompt = Sequence[int]
 
@@ -150,7 +152,7 @@ async def _num_done(client: Client, batch_id: str) -> int:
 async def _until_ended(client: Client, batch_id: str) -> None:
     ended = (batch_pb2.BATCH_STATE_COMPLETED, batch_pb2.BATCH_STATE_CANCELLED)
     while (await client.get_batch(batch_id)).state not in ended:
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def _p95(values: Sequence[float]) -> float:
