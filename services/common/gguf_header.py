@@ -52,7 +52,7 @@ def read_header(file: Path) -> Header:
         try:
             with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _Reader(content).header()
-        except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
+        except (struct.error, KeyError, ValueError, ArithmeticError, RecursionError) as error:
             raise BrokenGgufError(f"{file} is not a whole GGUF file: download it again") from error
 
 
