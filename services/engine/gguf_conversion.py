@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,24 +37,37 @@ _HEAD_DIM = frozenset({"attention.key_length", "attention.value_length", "rope.d
 """What files repeat that is the width of a head, unless a model is of another kind."""
 _NO_PART = frozenset({"vocab_size", "rope.scaling.original_context_length", "rope.scaling.finetuned"})
 """What files say that by itself changes no number."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NOTHING = (0, 0.0, False, "", "none")
 
 
 def convert(file: Path) -> Path:
     """The folder into which a file is converted, now or before. Raises CheckpointError in a sentence."""
-    folder = conversion_of(file)
-    if is_converted(folder):
-        return folder
-    header = check_gguf(file)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        if not is_converted(folder):
-            _check_room(file, header, folder.parent)
-            with _explained(file, folder.parent), TemporaryDirectory(prefix=".", dir=folder.parent) as made:
-                with _read_once():
-                    _write(file, header, Path(made) / "model")
-                (Path(made) / "model").rename(folder)
+    try:
+        folder = conversion_of(file)
+        if is_converted(folder):
+            return folder
+        header = check_gguf(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    with _explained(file, folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            if not is_converted(folder):
+                _make(file, header, folder)
     return folder
+
+
+def _make(file: Path, header: Header, folder: Path) -> None:
+    """Makes the folder, which nobody else does meanwhile."""
+    unfinished = f".{folder.name}-"
+    for left in [path for path in folder.parent.iterdir() if path.name.startswith(unfinished)]:
+        shutil.rmtree(left, ignore_errors=True)  # It is of a process that was killed.
+    _check_room(file, header, folder.parent)
+    with TemporaryDirectory(prefix=unfinished, dir=folder.parent) as made:
+        with _read_once():
+            _write(file, header, Path(made) / "model")
+        (Path(made) / "model").rename(folder)
 
 
 def _write(file: Path, header: Header, folder: Path) -> None:
@@ -145,8 +159,17 @@ def _explained(file: Path, folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{file} cannot be converted: {first_line(error)}") from error
 
 
+def _stop(*_: object) -> None:
+    """Ends this process, once what it has not finished is removed."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(1)
+
+
 def main() -> None:
-    """Converts the file that the command line names."""
+    """Converts the file that the command line names. SIGINT and SIGTERM end it, and nothing is left then."""
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
     try:
         print(convert(Path(sys.argv[1])))  # noqa: T201
     except CheckpointError as error:

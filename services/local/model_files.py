@@ -16,6 +16,7 @@ from services.common.gguf import check_gguf, conversion_of, find_gguf, is_conver
 from services.local.errors import LaunchError
 
 _CONVERSION = "services.engine.gguf_conversion"
+_STOP_SECONDS = 10.0
 
 
 class KnownModel(NamedTuple):
@@ -76,7 +77,10 @@ async def folder_of(name: str) -> str:
     file = gguf_of(name)
     if file is None:
         return name
-    folder = await asyncio.to_thread(conversion_of, file)
+    try:
+        folder = await asyncio.to_thread(conversion_of, file)
+    except OSError as error:
+        raise LaunchError(f"{file} cannot be read: {error}") from error
     if not is_converted(folder):
         await _convert(file)
     return str(folder)
@@ -93,8 +97,13 @@ async def _convert(file: Path) -> None:
     try:
         said, _ = await process.communicate()
     except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
+        process.terminate()  # It removes what it has not finished.
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
         raise
     if process.returncode != 0:
         raise LaunchError(said.decode().strip() or f"{file} cannot be converted")

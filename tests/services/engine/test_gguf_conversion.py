@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,16 @@ def test_a_file_without_its_end_is_refused(tmp_path: Path) -> None:
             check_gguf(file)
 
 
+@pytest.mark.parametrize("alignment", [float("inf"), 0.5])
+def test_a_file_of_odd_numbers_is_refused(tmp_path: Path, alignment: float) -> None:
+    file = tmp_path / "tiny.gguf"
+    name = b"general.alignment"
+    value = struct.pack("<Q", len(name)) + name + struct.pack("<If", 6, alignment)
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + value)
+    with pytest.raises(CheckpointError, match="is not a whole GGUF file"):
+        check_gguf(file)
+
+
 def test_what_only_has_the_name_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     for content in (b"", b"something else"):
@@ -132,6 +143,22 @@ def test_where_there_is_no_room_it_is_said_before_anything_is_written(
     with pytest.raises(CheckpointError, match=r"takes 0.1 GB, and 0.0 GB are free: make room, or set XDG_CACHE_HOME"):
         convert(file)
     assert not conversion_of(file).exists()
+
+
+def test_a_cache_that_cannot_be_is_said(tmp_path: Path, cache: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    cache.touch()
+    with pytest.raises(CheckpointError, match=r"tiny.gguf cannot be converted: .*Not a directory"):
+        convert(file)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    folder = conversion_of(file)
+    left = folder.with_name(f".{folder.name}-abc") / "model"
+    left.mkdir(parents=True)
+    convert(file)
+    assert not left.parent.exists()
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, cache: Path) -> None:

@@ -1,5 +1,8 @@
 """A model may be called by a known name or by its GGUF file; what is loaded is a folder."""
 
+import asyncio
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,28 @@ async def test_a_conversion_that_fails_is_told_in_a_sentence(tmp_path: Path) -> 
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(LaunchError, match="is not a whole GGUF file"):
         Pair(model=str(file)).check()
+
+
+async def test_a_conversion_that_is_given_up_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    made = conversion_of(file).parent
+    asked = asyncio.create_task(folder_of(str(file)))
+    while not (made.is_dir() and any(path.is_dir() for path in made.iterdir())):
+        assert not asked.done()
+        await asyncio.sleep(0.01)
+    asked.cancel()
+    await asyncio.wait([asked])
+    assert asked.cancelled()
+    assert not [path for path in made.iterdir() if path.is_dir()]
+
+
+async def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def conversion_of(file: Path) -> Path:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+    monkeypatch.setattr(model_files, "conversion_of", conversion_of)
+    with pytest.raises(LaunchError, match=r"tiny.gguf cannot be read: .*Permission denied"):
+        await folder_of(str(write_gguf(tmp_path / "tiny.gguf")))
 
 
 def test_a_file_of_models_may_name_one_beside_it(tmp_path: Path) -> None:
