@@ -115,13 +115,17 @@ async def _beside(launcher: Launcher, database: str) -> AsyncIterator[str]:
     own = {"server": server, "database": SecretUrl(database)}
     process = Process("beside", GATEWAY, like.settings.model_copy(update=own))
     child = await Child.spawn(process)
-    reading = asyncio.create_task(child.read(str.strip))
+    reading = asyncio.create_task(child.read(_unread))
     try:
         await wait_serving(process.address)
         yield process.address
     finally:
         child.signal(signal.SIGTERM)
         await reading
+
+
+def _unread(_: str) -> None:
+    """Takes a line that a process writes."""
 
 
 def _first_key(database: str) -> str:
