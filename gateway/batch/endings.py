@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, literal, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.batch.states import COUNT_OF, END_OF, ENDED, BatchState, ItemState
@@ -31,16 +31,16 @@ async def end_waiting(connection: AsyncConnection, batch_id: str, now: float) ->
     state, _ = END_OF[BatchState(row.state)]
     order = row.last_order + 1
     waiting = (batch_items.c.batch == batch_id) & (batch_items.c.state == ItemState.WAITING)
-    others = batch_items.alias()
-    some = select(others.c.place).where(others.c.batch == batch_id, others.c.state == ItemState.WAITING)
-    first = some.order_by(others.c.affinity, others.c.place).limit(_MAX_ENDED)
+    by = (batch_items.c.affinity, batch_items.c.place)
+    # A bound is found first: a database that has no statistics of new rows yet compares each with each of a list.
+    last = (await connection.execute(select(*by).where(waiting).order_by(*by).offset(_MAX_ENDED - 1).limit(1))).first()
+    if last is not None:
+        waiting &= tuple_(*by) <= tuple_(literal(last.affinity), literal(last.place))
     ended = await connection.execute(
-        update(batch_items)
-        .where(waiting, batch_items.c.place.in_(first))
-        .values(state=state.value, ended_order=order, lease=None)
+        update(batch_items).where(waiting).values(state=state.value, ended_order=order, lease=None)
     )
     await count(connection, batch_id, {COUNT_OF[state]: ended.rowcount}, ended.rowcount, order, now)
-    return ended.rowcount == _MAX_ENDED
+    return last is not None
 
 
 async def count(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.batch.states import BatchState
@@ -26,11 +26,11 @@ async def hide(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
 async def remove(database: Database, batch_id: str) -> None:
     """Deletes a batch with all of its items. Raises UnavailableError; the rest is for another time then."""
     of_batch = batch_items.c.batch == batch_id
-    others = batch_items.alias()
-    some = select(others.c.place).where(others.c.batch == batch_id).limit(_MAX_DELETED)
+    first = select(func.min(batch_items.c.place)).where(of_batch)
     while True:
         async with database.write() as connection:
-            gone = await connection.execute(delete(batch_items).where(of_batch, batch_items.c.place.in_(some)))
-            if gone.rowcount < _MAX_DELETED:
+            place = (await connection.execute(first)).scalar()
+            if place is None:
                 await connection.execute(delete(batches).where(batches.c.id == batch_id))
                 return
+            await connection.execute(delete(batch_items).where(of_batch, batch_items.c.place < place + _MAX_DELETED))
