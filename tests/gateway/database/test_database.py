@@ -140,3 +140,14 @@ async def test_what_no_statement_is_to_blame_for_passes(postgres: PostgresServer
 def test_another_kind_of_database_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"database|sqlite"):
         Database(url)
+
+
+async def test_a_reader_sees_one_state_whatever_is_written_meanwhile(database: Database) -> None:
+    names = select(tenants.c.id)
+    async with database.read() as reading:
+        before = (await reading.execute(names)).scalars().all()
+        async with database.write() as writing:
+            await writing.execute(insert(tenants).values(id="new", created_at=0.0, weight=1.0))
+        assert (await reading.execute(names)).scalars().all() == before
+    async with database.read() as reading:
+        assert "new" in (await reading.execute(names)).scalars().all()
