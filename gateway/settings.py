@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.common.folders import data_folder
 from services.common.secret_url import SecretUrl
-from services.common.settings import ProcessSettings, ServerSettings, data_folder
+from services.common.settings import ProcessSettings, ServerSettings
 
 _DATABASES = ("sqlite", "postgresql", "postgres")
 _FILE = "gateway.sqlite"

@@ -1,7 +1,6 @@
 """How a gateway and the services that it knows fare, found out when somebody asks."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Protocol, TypeAlias, TypeVar
 import grpc
 from sqlalchemy import make_url
 
+from gateway.clock import time_of_day
 from gateway.model.catalogue import Catalogue
 from gateway.model.replica import reason_of
 from gateway.model.served_model import ServedModel
@@ -79,7 +79,7 @@ class SystemStatus:
             admission=await self._admission(),
             is_exposed=not self.is_local,
             disks=await asyncio.to_thread(disks, self._folders),
-            clock_seconds=time.time(),
+            clock_seconds=time_of_day(),
         )
 
     async def _admission(self) -> "pb.Admission.ValueType":

@@ -144,11 +144,6 @@ def in_words(error: ValidationError) -> str:
     )
 
 
-def data_folder() -> Path:
-    """Where the user's data of this program lies (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "paceline"
-
-
 def _read(source: str) -> dict[str, Any]:
     """Settings of a file."""
     kind = "TOML" if source.endswith(".toml") else "JSON"

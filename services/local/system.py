@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from gateway.settings import GatewaySettings
 from services.adapter_store.settings import AdapterStoreSettings
-from services.common.settings import MetricExporter, ProcessSettings, data_folder, in_words
+from services.common.folders import data_folder
+from services.common.settings import MetricExporter, ProcessSettings, in_words
 from services.common.tokens import new_signing_key, public_key
 from services.draft.settings import DraftSettings
 from services.local.errors import LaunchError
