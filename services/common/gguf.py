@@ -4,6 +4,7 @@ A file is converted once, into a folder of the user's cache that bears the file'
 `services.engine.gguf_conversion`.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 from blake3 import blake3
@@ -37,10 +38,16 @@ def find_gguf(name: str) -> Path | None:
 
 
 def conversion_of(file: Path) -> Path:
-    """The folder into which a file is converted, or was. Its content is read."""
+    """The folder into which a file is converted, or was. The file's content is read, once while it stays the same."""
+    stat = file.stat()
+    return cache_folder() / "gguf" / f"{file.stem}-{_digest(file, stat.st_size, stat.st_mtime_ns)[:24]}"
+
+
+@lru_cache
+def _digest(file: Path, _size: int, _changed: int) -> str:
     hasher = blake3(_VERSION.encode())
     hasher.update_mmap(file)
-    return cache_folder() / "gguf" / f"{file.stem}-{hasher.hexdigest()[:24]}"
+    return hasher.hexdigest()
 
 
 def is_converted(folder: Path) -> bool:

@@ -23,25 +23,26 @@ Value = int | float | bool | str | None
 
 
 class BrokenGgufError(ValueError):
-    """A file that is no GGUF file, or not a whole one."""
+    """A file that is no GGUF file, not a whole one, or newer than what is known of them here."""
+
+
+class _UnknownError(ValueError):
+    """Something that no file has of which all is known."""
 
 
 class Header(NamedTuple):
     """What lies before the tensors' data."""
 
     values: Mapping[str, Value]
-    tensors: Mapping[str, int]
-    """Number of elements, by name."""
+    num_weights: int
+    """Elements of all tensors."""
+    kinds: frozenset[str]
+    """What tensors consist of, as llama.cpp calls it: F32, F16, BF16, or kinds of blocks."""
 
     @property
     def architecture(self) -> str:
         """What llama.cpp calls the kind of model."""
         return str(self.values.get("general.architecture", "unknown"))
-
-    @property
-    def num_weights(self) -> int:
-        """Elements of all tensors."""
-        return sum(self.tensors.values())
 
 
 def read_header(file: Path) -> Header:
@@ -52,6 +53,8 @@ def read_header(file: Path) -> Header:
         try:
             with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _Reader(content).header()
+        except _UnknownError as error:
+            raise BrokenGgufError(f"{file} has {error}, which the installed gguf package does not know") from error
         except (struct.error, KeyError, ValueError, ArithmeticError, RecursionError) as error:
             raise BrokenGgufError(f"{file} is not a whole GGUF file: download it again") from error
 
@@ -62,31 +65,37 @@ class _Reader:
         self._at = len(_MAGIC)
 
     def header(self) -> Header:
-        if self._number("I") not in _VERSIONS:
-            raise ValueError("a version that is not known")
+        if (version := self._number("I")) not in _VERSIONS:
+            raise _UnknownError(f"version {version} of the format")
         num_tensors, num_values = self._number("Q"), self._number("Q")
         values: dict[str, Value] = {}
         for _ in range(num_values):
             name = self._string()
             values[name] = self._value(self._number("I"))
-        tensors, end = self._tensors(num_tensors)
+        num_weights, kinds, end = self._tensors(num_tensors)
         alignment = int(values.get("general.alignment") or _ALIGNMENT)
         if -(-self._at // alignment) * alignment + end > len(self._content):
             raise ValueError("its end is missing")
-        return Header(values, tensors)
+        return Header(values, num_weights, frozenset(kinds))
 
-    def _tensors(self, count: int) -> tuple[dict[str, int], int]:
-        """Tensors, and where the last one ends, counted from where the first begins."""
+    def _tensors(self, count: int) -> tuple[int, set[str], int]:
+        """Elements and kinds of the tensors, and where the last one ends, counted from where the first begins."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        tensors: dict[str, int] = {}
-        end = 0
+        num_weights, kinds, end = 0, set(), 0
         for _ in range(count):
-            name = self._string()
-            tensors[name] = math.prod(self._number("Q") for _ in range(self._number("I")))
-            of_block, bytes_of_block = GGML_QUANT_SIZES[GGMLQuantizationType(self._number("I"))]
-            end = max(end, self._number("Q") + tensors[name] // of_block * bytes_of_block)
-        return tensors, end
+            self._string()
+            num_elements = math.prod(self._number("Q") for _ in range(self._number("I")))
+            number = self._number("I")
+            try:
+                kind = GGMLQuantizationType(number)
+            except ValueError as error:
+                raise _UnknownError(f"weights of kind {number}") from error
+            of_block, bytes_of_block = GGML_QUANT_SIZES[kind]
+            num_weights += num_elements
+            kinds.add(kind.name)
+            end = max(end, self._number("Q") + num_elements // of_block * bytes_of_block)
+        return num_weights, kinds, end
 
     def _value(self, kind: int) -> Value:
         if kind == _STRING:

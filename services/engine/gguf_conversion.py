@@ -1,8 +1,8 @@
 """Converts a GGUF file into a folder that everything here loads, by the reader of `transformers`: once, whole or not.
 
 `python -m services.engine.gguf_conversion FILE` prints the folder, or why there is none, and then ends with 1. Weights
-are kept in float32, which is exactly what the file's blocks mean; config.json names bfloat16, so that who does not ask
-for more serves them so.
+are kept in float32, which is exactly what the file's blocks mean; config.json names the type that the file has, or
+bfloat16 for blocks, so that who does not ask for more serves them so.
 """
 
 import errno
@@ -37,6 +37,8 @@ _HEAD_DIM = frozenset({"attention.key_length", "attention.value_length", "rope.d
 """What files repeat that is the width of a head, unless a model is of another kind."""
 _NO_PART = frozenset({"vocab_size", "rope.scaling.original_context_length", "rope.scaling.finetuned"})
 """What files say that by itself changes no number."""
+_DTYPES = (({"F32"}, "float32"), ({"F32", "F16"}, "float16"))
+"""By what a file's tensors consist of: norms are in float32 everywhere."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NOTHING = (0, 0.0, False, "", "none")
 
@@ -82,7 +84,7 @@ def _write(file: Path, header: Header, folder: Path) -> None:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(where, **options).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = "bfloat16"
+    config["dtype"] = next((dtype for kinds, dtype in _DTYPES if header.kinds <= kinds), "bfloat16")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

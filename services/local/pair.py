@@ -40,7 +40,7 @@ class Pair(BaseModel):
     @property
     def public_id(self) -> str:
         """The id that clients use."""
-        path = Path(self.model)
+        path = Path(self.model).expanduser()
         if self.id is not None or self.model in KNOWN:
             return self.id or self.model
         if path.is_dir():

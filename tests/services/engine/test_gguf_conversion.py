@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from services.common.checkpoint import CheckpointError
 from services.common.gguf import check_gguf, conversion_of, find_gguf
@@ -93,6 +93,31 @@ def test_a_file_of_odd_numbers_is_refused(tmp_path: Path, alignment: float) -> N
     file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + value)
     with pytest.raises(CheckpointError, match="is not a whole GGUF file"):
         check_gguf(file)
+
+
+def test_what_is_newer_than_what_is_known_is_said(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    content = bytearray(file.read_bytes())
+    content[4:8] = (9).to_bytes(4, "little")
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="has version 9 of the format, which the installed gguf package"):
+        check_gguf(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (GGMLQuantizationType.F32, "float32"),
+        (GGMLQuantizationType.F16, "float16"),
+        (GGMLQuantizationType.BF16, "bfloat16"),
+        (GGMLQuantizationType.Q8_0, "bfloat16"),
+    ],
+)
+def test_it_serves_in_the_type_of_the_file_where_nothing_is_said(
+    tmp_path: Path, kind: GGMLQuantizationType, dtype: str
+) -> None:
+    folder = convert(write_gguf(tmp_path / "tiny.gguf", kind))
+    assert AutoConfig.from_pretrained(folder).dtype == getattr(torch, dtype)
 
 
 def test_what_only_has_the_name_is_refused(tmp_path: Path) -> None:
