@@ -15,21 +15,6 @@ import gguf
 import numpy as np
 from safetensors import deserialize
 
-_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
 
 def main() -> None:
     """Writes one file."""
@@ -42,10 +27,12 @@ def main() -> None:
     writer = gguf.GGUFWriter(given.file, "llama")
     _describe(writer, config)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for path in sorted(given.folder.glob("*.safetensors")):
         for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
             bits = np.frombuffer(tensor["data"], np.uint16).reshape(tensor["shape"])
-            _add(writer, name.removesuffix(".weight"), bits, heads, int8=given.int8)
+            to = str(names.get_name(name, try_suffixes=(".weight",)))
+            _add(writer, to, bits, heads.get(name.split(".")[-2]), int8=given.int8)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -75,23 +62,19 @@ def _describe(writer: Any, config: dict[str, Any]) -> None:
     writer.add_add_bos_token(False)
 
 
-def _add(writer: Any, name: str, bits: Any, heads: dict[str, int], *, int8: bool) -> None:
-    parts = name.split(".")
-    prefix, own = (f"blk.{parts[2]}.", ".".join(parts[3:])) if parts[1] == "layers" else ("", name)
-    if own.split(".")[-1] in heads:
+def _add(writer: Any, name: str, bits: Any, num_heads: int | None, *, int8: bool) -> None:
+    if num_heads is not None:
         # Rotary embedding turns neighbouring elements here, and elements half a head apart in transformers.
-        count = heads[own.split(".")[-1]]
-        bits = bits.reshape(count, 2, -1, bits.shape[1]).swapaxes(1, 2).reshape(bits.shape)
-    to = f"{prefix}{_NAMES[own]}.weight"
+        bits = bits.reshape(num_heads, 2, -1, bits.shape[1]).swapaxes(1, 2).reshape(bits.shape)
     values = (bits.astype(np.uint32) << 16).view(np.float32)
     if bits.ndim == 1:
-        writer.add_tensor(to, values)
+        writer.add_tensor(name, values)
     elif int8:
         kind = gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(to, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     else:
         kind = gguf.GGMLQuantizationType.BF16
-        writer.add_tensor(to, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
 
 if __name__ == "__main__":

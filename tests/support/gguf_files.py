@@ -13,20 +13,6 @@ from support.tiny import save_tiny
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 _TOKENS = [*sorted(ByteLevel.alphabet()), "re"]
 """One a byte, and one that is two."""
-_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 def write_gguf(
@@ -60,8 +46,10 @@ def write_gguf(
         add(f"{architecture}.{key}", value)
     _add_tokenizer(writer)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, parameter in model.named_parameters():
-        _add(writer, name.removesuffix(".weight"), parameter.detach().numpy(), heads, kind)
+        to = names.get_name(name, try_suffixes=(".weight",))
+        _add(writer, to, parameter.detach().numpy(), heads.get(name.split(".")[-2]), kind)
     for name, values in (tensors or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -84,16 +72,12 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
 
 
 def _add(
-    writer: gguf.GGUFWriter, name: str, values: Any, heads: dict[str, int], kind: gguf.GGMLQuantizationType
+    writer: gguf.GGUFWriter, name: str, values: Any, num_heads: int | None, kind: gguf.GGMLQuantizationType
 ) -> None:
-    parts = name.split(".")
-    prefix, own = (f"blk.{parts[2]}.", ".".join(parts[3:])) if parts[1] == "layers" else ("", name)
-    if own.split(".")[-1] in heads:
+    if num_heads is not None:
         # Rotary embedding turns neighbouring elements there, and elements half a head apart in transformers.
-        count = heads[own.split(".")[-1]]
-        values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-    to = f"{prefix}{_NAMES[own]}.weight"
+        values = values.reshape(num_heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
     if values.ndim == 1:
-        writer.add_tensor(to, values.astype(np.float32))
+        writer.add_tensor(name, values.astype(np.float32))
     else:
-        writer.add_tensor(to, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
