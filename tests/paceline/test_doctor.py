@@ -1,11 +1,9 @@
 """What `paceline doctor` makes of what a gateway says: each judgement, from a report of a system that is well."""
 
 import copy
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 
 import pytest
 
@@ -15,45 +13,9 @@ from paceline.cli.doctor.report import Report
 from paceline.cli.doctor.system_checks import check_system
 from paceline.v1 import adapter_pb2, model_pb2
 from paceline.v1 import operations_pb2 as pb
-from support.gateway import FakeGateway, serve_gateway
-from support.typed import typed
+from support.report import GIB, report
 
-GIB = 1 << 30
-
-
-def _info(name: str, **more: object) -> model_pb2.ModelInfo:
-    known = {"revision_digest": "r1", "vocabulary_digest": "v1", "vocab_size": 256, "max_context_tokens": 512}
-    shown = {"architecture": "LlamaForCausalLM", "dtype": "bfloat16", "device": "cpu"}
-    return model_pb2.ModelInfo(id=name, **{**known, **shown, **more})  # type: ignore[arg-type]
-
-
-def _service(role: "pb.ServiceRole.ValueType", port: int, **more: object) -> pb.ServiceStatus:
-    known = {"state": pb.SERVICE_STATE_READY, "version": "1.0", "clock_offset_seconds": 0.0, "takes_adapters": True}
-    address = f"127.0.0.1:{port}"
-    return pb.ServiceStatus(role=role, address=address, **{**known, **more})  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def report() -> Report:
-    """A system in which nothing is wrong."""
-    target, draft = _info("code"), _info("small")
-    load = model_pb2.SpeculationLoad(num_rows=4, draft_revision_digest="r1", way=model_pb2.SPECULATION_WAY_DRAFT)
-    state = model_pb2.SpeculationState(loads=[load], acceptance=0.8, num_acceptance_rounds=1000)
-    gateway = pb.GatewayStatus(version="1.0", admission=pb.ADMISSION_KEYS)
-    gateway.disks.add(use="database", free_bytes=50 * GIB, total_bytes=100 * GIB)
-    services = [
-        _service(pb.SERVICE_ROLE_VERIFIER, 7102, model="code", model_info=target),
-        _service(pb.SERVICE_ROLE_DRAFT, 7101, model="code", model_info=draft),
-        _service(pb.SERVICE_ROLE_PREFIX_CACHE, 7103),
-        _service(pb.SERVICE_ROLE_ADAPTER_STORE, 7104),
-    ]
-    return Report(
-        address="127.0.0.1:7100",
-        version="1.0",
-        models=[model_pb2.Model(target=target, draft=draft, available=True)],
-        speculation={"code": [state]},
-        status=pb.GetStatusResponse(gateway=gateway, services=services),
-    )
+__all__ = ["report"]
 
 
 def judged(report: Report) -> list[Finding]:
@@ -274,42 +236,6 @@ def test_a_slow_answer_says_nothing_of_a_clock(report: Report) -> None:
     assert not faults(replace(report, clock_offset=5.0, round_trip=7.0))
 
 
-async def test_the_command_ends_with_1_where_something_is_wrong_and_with_0_where_nothing_is(report: Report) -> None:
-    gateway = FakeGateway(models=report.models)
-    async with serve_gateway(gateway) as address:
-        done = await typed("doctor", "--address", address, PACELINE_API_KEY="pcl_a_b")
-        assert done.code == 1, done.err
-        assert "wrong    access" in done.out
-        assert "--scope admin" in done.out
-        assert report.status is not None
-        gateway.status = report.status
-        for service in gateway.status.services:
-            service.version = version("paceline")
-        gateway.status.gateway.version = version("paceline")
-        done = await typed("doctor", "--address", address)
-        assert done.code == 0, done.out
-        assert "0 wrong, 0 warnings" in done.out
-        _set(gateway.status.services[1], {"state": pb.SERVICE_STATE_UNSUITED, "problem": OTHER})
-        done = await typed("doctor", "--json", "--address", address)
-        assert done.code == 1
-        said = json.loads(done.out)
-        assert not said["ok"]
-        assert [each["says"] for each in said["findings"] if each["mark"] == "wrong"] == [
-            f"the draft at 127.0.0.1:7101 is not used: {OTHER}"
-        ]
-
-
-async def test_where_nobody_answers_what_to_type_is_told() -> None:
-    done = await typed("doctor", "--address=127.0.0.1:1")
-    assert done.code == 1
-    assert "no gateway answers at 127.0.0.1:1" in done.out
-    assert "`paceline up` starts one" in done.out
-
-
-async def test_an_address_that_cannot_be_one_is_a_mistake_in_typing() -> None:
-    assert (await typed("doctor", "--address", "somewhere")).code == 2
-
-
 def test_a_database_that_is_away_is_named_and_no_version_is_blamed(report: Report) -> None:
     (lost,) = faults(replace(report, status=None, untold="the database cannot be used for now"))
     assert "the database cannot be used" in lost.says
@@ -318,3 +244,17 @@ def test_a_database_that_is_away_is_named_and_no_version_is_blamed(report: Repor
     report.status.gateway.admission = pb.ADMISSION_UNSPECIFIED
     (away,) = faults(report)
     assert (away.check, away.mark, away.says) == ("database", Mark.WRONG, "the gateway's database does not answer")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_away"),
+    [
+        ("127.0.0.1:7102", False), ("ipv4:127.0.0.1:7102", False), ("ipv6:[::1]:7102", False), ("[::1]:7102", False),
+        ("dns:///localhost:7102", False), ("unix:/run/draft", False),
+        ("10.0.0.2:7102", True), ("dns:///draft:7102", True), ("ipv4:10.0.0.2:7102", True),
+    ],
+)  # fmt: skip
+def test_what_goes_from_machine_to_machine_is_told(report: Report, address: str, is_away: bool) -> None:
+    assert report.status is not None
+    report.status.services[1].address = address
+    assert any("machine to machine" in fault.says for fault in faults(report)) == is_away

@@ -1,5 +1,6 @@
 """Checks of a system as a whole: who is let in, versions, clocks, disks, connections."""
 
+import re
 from collections.abc import Iterator
 from ipaddress import ip_address
 
@@ -17,6 +18,8 @@ _OFF_SECONDS, _FAR_OFF_SECONDS = 2.0, 60.0
 """Clocks that differ by more are told of; by as much more, tokens and keys end at another time than was meant."""
 _FULL_BYTES, _LITTLE_BYTES, _LITTLE_SHARE = 256 << 20, 2 << 30, 0.05
 _GIB = 1 << 30
+_SCHEME = re.compile(r"^(?:[a-z0-9.+-]+://|ipv4:|ipv6:|dns:)/*")
+"""What a gRPC target may have before its host."""
 _ROOM = {
     "database": "keys, usage and batches cannot be written any more; make room there, or move `database` elsewhere",
     "blocks": "computed prompts are not kept there any more; make room, or lower the prefix cache's `disk_bytes`",
@@ -143,7 +146,7 @@ def _connections(report: Report, status: pb.GetStatusResponse) -> Finding:
 
 def _leaves(address: str) -> bool:
     """Whether a gRPC target is on another machine, as far as its text tells."""
-    host = address.rpartition("://")[2].rpartition(":")[0].strip("[]/")
+    host = _SCHEME.sub("", address).rpartition(":")[0].strip("[]/")
     if address.startswith("unix:") or host == "localhost":
         return False
     try:
