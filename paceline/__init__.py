@@ -19,6 +19,7 @@ from paceline.errors import (
 )
 from paceline.requests import ChatOptions, Message, Options
 from paceline.sync_client import SyncClient
+from paceline.tls import Tls, TlsError
 
 __all__ = [
     "AbortedError",
@@ -38,6 +39,8 @@ __all__ = [
     "QuotaExceededError",
     "ResourceExhaustedError",
     "SyncClient",
+    "Tls",
+    "TlsError",
     "UnauthenticatedError",
     "UnavailableError",
 ]

@@ -1,8 +1,11 @@
-"""Plaintext channels, set up the same way everywhere."""
+"""Channels, set up the same way everywhere: in plaintext, or encrypted."""
 
 from collections.abc import Sequence
 
 import grpc
+
+from paceline.tls import Tls
+from paceline.tls_channel import TlsChannel
 
 MAX_MESSAGE_BYTES = 64 << 20
 
@@ -28,6 +31,13 @@ def open_channel(
     target: str,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    tls: Tls | None = None,
 ) -> grpc.aio.Channel:
-    """A channel of the running event loop to a target such as "127.0.0.1:7100"."""
-    return grpc.aio.insecure_channel(target, options=channel_options(max_message_bytes), interceptors=interceptors)
+    """A channel of the running event loop to a target such as "127.0.0.1:7100".
+
+    It is in plaintext without `tls`. Raises TlsError for files with which nothing can be encrypted.
+    """
+    options = channel_options(max_message_bytes)
+    if tls is not None:
+        return TlsChannel(target, tls, options, interceptors)
+    return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)

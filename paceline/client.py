@@ -9,12 +9,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
-from paceline.address import to_target
+from paceline.address import encryption, to_target
 from paceline.admin_calls import AdminCalls
 from paceline.batch_calls import BatchCalls
 from paceline.calls import Metadata, answer, events
 from paceline.channel import open_channel
 from paceline.requests import ChatOptions, Message, Options, chat_request, generate_request
+from paceline.tls import Tls
 from paceline.upload import adapter_files, file_pieces, upload
 from paceline.v1 import (
     adapter_pb2,
@@ -38,12 +39,17 @@ class Client(BatchCalls, AdminCalls, WebhookCalls):
     a mistake in what a call is given is a TypeError or ValueError of the call itself.
     """
 
-    def __init__(self, address: str, metadata: Metadata = (), *, key: str | None = None) -> None:
+    def __init__(
+        self, address: str, metadata: Metadata = (), *, key: str | None = None, tls: Tls | None = None
+    ) -> None:
         """`key` is an API key; `metadata` goes with every call, for a proxy in front that says by it who calls.
 
-        Raises ValueError for what cannot be an address: host:port is one.
+        Connections are encrypted where `tls` says with what, or the address begins with https://; then any of the
+        public authorities may vouch for the gateway.
+        Raises ValueError for what cannot be an address (host:port is one) and for files with which nothing can be
+        encrypted.
         """
-        self._channel = open_channel(to_target(address))
+        self._channel = open_channel(to_target(address), tls=encryption(address, tls))
         self._metadata = (*metadata, *([("authorization", f"Bearer {key}")] if key else []))
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)

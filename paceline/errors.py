@@ -11,6 +11,8 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from paceline.connecting import problem_of
+
 DOMAIN = "paceline"
 _MOST_IN_MESSAGE = 3
 """Violations that the message tells; the details have more."""
@@ -201,9 +203,11 @@ def from_call(call: Any) -> PacelineError:
     except (ValueError, DecodeError):  # The details are another status's, or none at all.
         status = None
     found = _read(status.details) if status is not None else {}
-    code = call.code()
+    code, message = call.code(), call.details() or call.code().name
     kind = QuotaExceededError if "subject" in found else _BY_CODE.get(code, PacelineError)
-    return kind._received(code, call.details() or code.name, found)
+    if status is None and (problem := problem_of(message)) is not None:
+        message, found = problem.says, {"reason": problem.reason}
+    return kind._received(code, message, found)
 
 
 def _read(details: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from paceline.address import to_target
 from paceline.calls import Metadata
 from paceline.client import Client
+from paceline.tls import Tls
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,9 +55,10 @@ class SyncClient:
     Several threads may use one client, each stream by one thread at a time.
     """
 
-    def __init__(self, address: str, metadata: Metadata = (), *, key: str | None = None) -> None:
+    def __init__(
+        self, address: str, metadata: Metadata = (), *, key: str | None = None, tls: Tls | None = None
+    ) -> None:
         """See Client, of which this is one; ValueError is raised alike."""
-        target = to_target(address)
         self._lock = threading.Lock()
         self._is_closing = False
         """Set before the loop ends: what is submitted under the lock before is still run, and nothing after."""
@@ -65,7 +66,11 @@ class SyncClient:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="paceline-client", daemon=True)
         self._thread.start()
-        self._client = self._run(_connect(target, metadata, key))
+        try:
+            self._client = self._run(_connect(address, metadata, key, tls))
+        except BaseException:
+            self._end_loop()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -79,10 +84,8 @@ class SyncClient:
             is_first, self._is_closing = not self._is_closing, True
         if is_first:
             asyncio.run_coroutine_threadsafe(_finish(self._client), self._loop).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._end_loop()
         self._thread.join()
-        if is_first:
-            self._loop.close()
 
     generate = _streaming(Client.generate)
     chat = _streaming(Client.chat)
@@ -119,6 +122,11 @@ class SyncClient:
     revoke_key = _blocking(Client.revoke_key)
     list_keys = _blocking(Client.list_keys)
 
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Waits for a call; whoever interrupts the waiting, with Ctrl-C say, ends the call."""
         with self._lock:
@@ -152,8 +160,8 @@ class SyncClient:
                     self._run(_close(events))
 
 
-async def _connect(address: str, metadata: Metadata, key: str | None) -> Client:
-    return Client(address, metadata, key=key)
+async def _connect(address: str, metadata: Metadata, key: str | None, tls: Tls | None) -> Client:
+    return Client(address, metadata, key=key, tls=tls)
 
 
 async def _finish(client: Client) -> None:

@@ -12,6 +12,7 @@ from paceline.address import to_target
         ("127.0.0.1:7100", "127.0.0.1:7100"),
         ("http://127.0.0.1:7100", "127.0.0.1:7100"),
         ("http://gateway.example:7100/", "gateway.example:7100"),
+        ("https://gateway.example:7100/", "gateway.example:7100"),
         (" localhost:7100\n", "localhost:7100"),
         ("[::1]:7100", "[::1]:7100"),
         ("dns:///gateway:7100", "dns:///gateway:7100"),
@@ -30,7 +31,7 @@ def test_what_people_write_is_understood(address: str, target: str) -> None:
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("https://somewhere:7100", "not encrypted here; host:port is enough"),
+        ("https://somewhere", "an address is host:port"),
         ("somewhere", "an address is host:port"),
         ("http://somewhere", "an address is host:port"),
         ("somewhere:7100/path", "an address is host:port"),
