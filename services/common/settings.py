@@ -32,6 +32,8 @@ class MetricExporter(StrEnum):
     CONSOLE = "console"
     OTLP = "otlp"
     PROMETHEUS = "prometheus"
+    BOTH = "both"
+    """To a collector, and to Prometheus when it asks."""
 
 
 class LogFormat(StrEnum):
@@ -68,10 +70,13 @@ class TelemetrySettings(_Part):
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severe level logged.")
     log_format: LogFormat = Field(LogFormat.JSON, description="json or text.")
     traces: TraceExporter = Field(TraceExporter.NONE, description="Where spans go.")
+    trace_share: float = Field(
+        1.0, ge=0, le=1, description="Share of requests that are traced where whoever sent one has not decided it."
+    )
     metrics: MetricExporter = Field(MetricExporter.NONE, description="Where metrics go.")
     otlp_endpoint: SecretUrl = Field("http://127.0.0.1:4317", validate_default=True, description="OTLP/gRPC collector.")
     prometheus_host: str = Field("127.0.0.1", description="Address that Prometheus reads.")
-    prometheus_port: int = Field(9464, ge=0, le=65535, description="Port that Prometheus reads.")
+    prometheus_port: int = Field(9464, ge=0, le=65535, description="Port that Prometheus reads; 0 takes a free one.")
 
 
 class ProcessSettings(BaseSettings):

@@ -1,10 +1,10 @@
-"""Logs as JSON, traces and metrics through OpenTelemetry. Exporters are off unless set. Prompts are never logged."""
+"""Logs, and traces and metrics through OpenTelemetry. Exporters are off unless set."""
 
-import json
 import logging
 import sys
-import time
+import uuid
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import grpc
 from opentelemetry import metrics, trace
@@ -16,15 +16,21 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-from services.common.settings import LogFormat, MetricExporter, TelemetrySettings, TraceExporter
+from services.common.logs import setup_logging
+from services.common.settings import MetricExporter, TelemetrySettings, TraceExporter
 
+_log = logging.getLogger(__name__)
 _WORTH_A_SPAN = filters.negate(
     filters.any_of(
         filters.health_check(),
         filters.service_prefix("grpc.reflection"),
         filters.service_prefix("grpc.channelz"),
+        filters.service_prefix("xds.service.orca"),
         filters.service_name("paceline.internal.v1.ModelServerService"),
+        filters.service_name("paceline.internal.v1.ProcessService"),
+        filters.method_name("GetSpeculation"),
     )
 )
 """Calls that belong to no request are not traced: there are thousands of them before the first one that does."""
@@ -62,16 +68,23 @@ _SECONDS = View(
 
 def setup_telemetry(service_name: str, settings: TelemetrySettings) -> None:
     """Sets up logging and, where exporters are set, the global tracer and meter providers."""
-    _setup_logging(service_name, settings)
-    resource = Resource.create({"service.name": service_name})
+    setup_logging(service_name, settings)
+    resource = Resource.create(
+        {
+            "service.name": service_name,
+            "service.namespace": "paceline",
+            "service.version": version("paceline"),
+            "service.instance.id": str(uuid.uuid4()),
+        }
+    )
     spans = _span_exporter(settings)
     if spans is not None:
-        traces = TracerProvider(resource=resource)
+        traces = TracerProvider(ParentBased(TraceIdRatioBased(settings.trace_share)), resource)
         traces.add_span_processor(BatchSpanProcessor(spans))
         trace.set_tracer_provider(traces)
-    reader = _metric_reader(settings)
-    if reader is not None:
-        metrics.set_meter_provider(MeterProvider([reader], resource, views=[_SECONDS]))
+    readers = _metric_readers(settings)
+    if readers:
+        metrics.set_meter_provider(MeterProvider(readers, resource, views=[_SECONDS]))
 
 
 def shutdown_telemetry() -> None:
@@ -90,11 +103,15 @@ def tracing_server_interceptors() -> Sequence[grpc.aio.ServerInterceptor]:
 
 
 def tracing_client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
-    """What makes a span of every call that is made; none without traces."""
+    """What makes a span of every call that is made; none without traces.
+
+    Streams of sequences are not among them: gRPC takes every message of a stream with an interceptor through a task and
+    a queue more. They make their spans themselves (`services.common.tracing`).
+    """
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
         return ()
-    interceptors: Sequence[grpc.aio.ClientInterceptor] = aio_client_interceptors(filter_=_WORTH_A_SPAN)  # type: ignore[no-untyped-call]
-    return interceptors
+    interceptors = aio_client_interceptors(filter_=_WORTH_A_SPAN)  # type: ignore[no-untyped-call]
+    return [each for each in interceptors if not isinstance(each, grpc.aio.StreamStreamClientInterceptor)]
 
 
 def meter(name: str) -> Meter:
@@ -112,57 +129,28 @@ def _span_exporter(settings: TelemetrySettings) -> SpanExporter | None:
     return None
 
 
-def _metric_reader(settings: TelemetrySettings) -> MetricReader | None:
+def _metric_readers(settings: TelemetrySettings) -> list[MetricReader]:
+    readers: list[MetricReader] = []
     if settings.metrics is MetricExporter.CONSOLE:
-        return PeriodicExportingMetricReader(ConsoleMetricExporter(out=sys.stderr))
-    if settings.metrics is MetricExporter.OTLP:
+        readers.append(PeriodicExportingMetricReader(ConsoleMetricExporter(out=sys.stderr)))
+    if settings.metrics in (MetricExporter.OTLP, MetricExporter.BOTH):
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
-        return PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=settings.otlp_endpoint.get_secret_value()))
-    if settings.metrics is MetricExporter.PROMETHEUS:
-        from opentelemetry.exporter.prometheus import PrometheusMetricReader
-        from prometheus_client import start_http_server
-
-        start_http_server(settings.prometheus_port, addr=settings.prometheus_host)
-        return PrometheusMetricReader()
-    return None
+        exporter = OTLPMetricExporter(endpoint=settings.otlp_endpoint.get_secret_value())
+        readers.append(PeriodicExportingMetricReader(exporter))
+    if settings.metrics in (MetricExporter.PROMETHEUS, MetricExporter.BOTH):
+        readers.append(_prometheus_reader(settings.prometheus_host, settings.prometheus_port))
+    return readers
 
 
-def _setup_logging(service_name: str, settings: TelemetrySettings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    if settings.log_format is LogFormat.JSON:
-        handler.setFormatter(_JsonFormatter(service_name))
-    else:
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_says_something)
+def _prometheus_reader(host: str, port: int) -> MetricReader:
+    """Has Prometheus read the process there. Ends the process with a sentence where it cannot listen."""
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from prometheus_client import start_http_server
 
-
-def _says_something(record: logging.LogRecord) -> bool:
-    """Leaves out what gRPC says, with a stack trace, of every client that goes away while something is sent to it."""
-    return not str(record.msg).startswith("ExecuteBatchError raised in core")
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the ids of the trace that it belongs to."""
-
-    def __init__(self, service_name: str) -> None:
-        super().__init__()
-        self._service_name = service_name
-
-    def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line: dict[str, object] = {
-            "time": f"{stamp}.{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "service": self._service_name,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        context = trace.get_current_span().get_span_context()
-        if context.is_valid:
-            line["trace_id"] = trace.format_trace_id(context.trace_id)
-            line["span_id"] = trace.format_span_id(context.span_id)
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+    try:
+        server, _ = start_http_server(port, addr=host)
+    except OSError as error:
+        sys.exit(f"Prometheus cannot read this process at {host}:{port}: {error.strerror or error}")
+    _log.info("metrics at %s:%d/metrics", host, server.server_port)
+    return PrometheusMetricReader(scope_info_enabled=False)

@@ -1,0 +1,76 @@
+"""Spans that no interceptor makes: of streams, and of what happens to a sequence in rounds.
+
+Where traces are off, or a request is not traced, all of it is next to nothing: every span is the same empty one.
+"""
+
+from collections.abc import Mapping
+
+from opentelemetry import context, propagate, trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.util.types import AttributeValue
+
+_EACH = 8
+"""So many events of one size, then of twice the size."""
+_TRACER = trace.get_tracer("paceline")
+
+
+def start_span(
+    name: str,
+    *,
+    kind: SpanKind = SpanKind.INTERNAL,
+    parent: Span | None = None,
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> Span:
+    """A span below `parent`, or below the current one. It is not made the current one; whoever starts it ends it."""
+    under = None if parent is None else trace.set_span_in_context(parent)
+    return _TRACER.start_span(name, under, kind, attributes)
+
+
+def headers_of(span: Span) -> tuple[tuple[str, str], ...]:
+    """Metadata by which the other end of a call continues a trace (W3C Trace Context); none without a trace."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier, trace.set_span_in_context(span, context.Context()))
+    return tuple(carrier.items())
+
+
+def end_span(span: Span, error: BaseException | None = None) -> None:
+    """Ends a span, as failed where there was an error. What the error says is left out: it may quote its request."""
+    if error is not None and span.is_recording():
+        span.set_attribute("error.type", type(error).__name__)
+        span.set_status(Status(StatusCode.ERROR))
+    span.end()
+
+
+class RoundEvents:
+    """Rounds of a sequence as events of its span, ever more of them in one: 8 events of one round, 8 of two, 8 of four.
+
+    A text of a thousand rounds is 56 events, one of ten thousand 80; OpenTelemetry keeps 128 of a span.
+    """
+
+    def __init__(self, span: Span, name: str = "rounds") -> None:
+        """`name` is that of the events."""
+        self.is_recording = span.is_recording()
+        self._span = span
+        self._name = name
+        self._sums: dict[str, float] = {}
+        self._num_rounds = 0
+        self._num_events = 0
+
+    def add(self, **counts: float) -> None:
+        """Counts a round. Names are those of attributes, which are sums over the rounds of an event."""
+        if not self.is_recording:
+            return
+        self._num_rounds += 1
+        for name, count in counts.items():
+            self._sums[name] = self._sums.get(name, 0) + count
+        if self._num_rounds >= 1 << self._num_events // _EACH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Makes an event of what was counted since the last."""
+        if not self._num_rounds:
+            return
+        sums = {f"paceline.{name}": total for name, total in self._sums.items()}
+        self._span.add_event(self._name, {"paceline.rounds": self._num_rounds, **sums})
+        self._sums, self._num_rounds = {}, 0
+        self._num_events += 1
