@@ -53,7 +53,9 @@ from paceline.v1 import (
     webhook_pb2_grpc,
 )
 from services.adapter_store.client import AdapterStoreClient
+from services.common.identities import Identity
 from services.common.server import Lifespan, Served
+from services.common.tls_settings import tls_to
 from services.common.tokens import TokenMint
 from services.prefix_cache.client import PrefixCacheClient
 
@@ -83,18 +85,24 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
-        key = settings.signing_key
+        key, tls = settings.signing_key, settings.channel_tls
         grants = Grants(TokenMint(key.get_secret_value(), settings.token_seconds) if key is not None else None)
         admission = Admission(settings.max_active_requests, settings.max_queued_requests)
         async with AsyncExitStack() as stack:
             tenancy = await stack.enter_async_context(open_tenancy(settings))
             identity = tenancy.identity
-            catalogue = Catalogue([await ServedModel.load(model) for model in settings.models])
+            catalogue = Catalogue([await ServedModel.load(model, tls) for model in settings.models])
             stack.push_async_callback(catalogue.close)
-            stores = Replicas.connect("adapter store", settings.adapter_stores, AdapterStoreClient, _check)
+            stores = Replicas.connect(
+                "adapter store", settings.adapter_stores, AdapterStoreClient, _check,
+                tls=tls_to(Identity.ADAPTER_STORE, tls),
+            )  # fmt: skip
             adapters = Adapters(stores, grants)
             stack.push_async_callback(adapters.close)
-            caches = Replicas.connect("prefix cache", settings.prefix_caches, PrefixCacheClient, _check)
+            caches = Replicas.connect(
+                "prefix cache", settings.prefix_caches, PrefixCacheClient, _check,
+                tls=tls_to(Identity.PREFIX_CACHE, tls),
+            )  # fmt: skip
             blocks = Blocks(caches, grants)
             stack.push_async_callback(blocks.close)
             metrics = GatewayMetrics(admission)

@@ -11,6 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from services.common.folders import data_folder
 from services.common.secret_url import SecretUrl
 from services.common.settings import ProcessSettings, ServerSettings
+from services.common.tls_settings import ChannelTls
 
 _DATABASES = ("sqlite", "postgresql", "postgres")
 _FILE = "gateway.sqlite"
@@ -73,6 +74,9 @@ class GatewaySettings(ProcessSettings):
 
     server: ServerSettings = ServerSettings(port=7100, max_message_bytes=32 << 20)
     models: tuple[ModelSettings, ...] = Field(min_length=1, description="What is served; ids are unique.")
+    channel_tls: ChannelTls | None = Field(
+        None, description="What calls to other services are encrypted with; none: they are in plaintext."
+    )
     prefix_caches: tuple[str, ...] = Field(
         (), description="gRPC targets of prefix caches, for callers' questions to them."
     )

@@ -10,6 +10,7 @@ from gateway.model.attempts import Attempts, LostError
 from gateway.model.replica import Ask, C, I, Replica
 from gateway.model.replica_list import ReplicaList, anything, pauses
 from paceline.errors import UnavailableError
+from paceline.tls import Tls
 from services.common.backoff import Backoff
 from services.common.channel import open_channel
 
@@ -30,9 +31,10 @@ class Replicas(ReplicaList[C, I]):
         make: Callable[[str, grpc.aio.Channel], C],
         ask: Ask[C, I],
         backoff: Callable[[], Backoff] = pauses,
+        tls: Tls | None = None,
     ) -> "Replicas[C, I]":
-        """The replicas at these gRPC targets."""
-        return cls(kind, [make(target, open_channel(target)) for target in targets], ask, backoff)
+        """The replicas at these gRPC targets. Raises TlsError for files with which nothing can be encrypted."""
+        return cls(kind, [make(target, open_channel(target, tls=tls)) for target in targets], ask, backoff)
 
     async def ready(self) -> None:
         """Waits until one can be used."""

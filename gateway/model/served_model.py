@@ -15,6 +15,8 @@ from paceline.errors import FailedPreconditionError, UnavailableError
 from paceline.internal.v1 import adapter_store_pb2, model_server_pb2
 from paceline.v1 import adapter_pb2, model_pb2, sampling_pb2
 from services.common.backoff import Backoff
+from services.common.identities import Identity
+from services.common.tls_settings import ChannelTls, tls_to
 from services.draft.client import DraftClient
 from services.verifier.client import VerifierClient
 
@@ -40,17 +42,25 @@ class DraftBeside(NamedTuple):
 class ServedModel:
     """All that belongs to one model. Its verifiers run the same target; a draft knows the target's tokens."""
 
-    def __init__(self, settings: ModelSettings, tokenizer: ModelTokenizer, public: Sequence[Sequence[int]]) -> None:
-        """`public` holds the token ids of prefixes that all callers share."""
+    def __init__(
+        self,
+        settings: ModelSettings,
+        tokenizer: ModelTokenizer,
+        public: Sequence[Sequence[int]],
+        tls: ChannelTls | None = None,
+    ) -> None:
+        """`public` holds the token ids of prefixes that all callers share; `tls` encrypts calls to its services."""
         self.id = settings.id
         self.draft_tokens = settings.draft_tokens
         self.tokenizer = tokenizer
         self.verifiers: Verifiers = Replicas.connect(
-            f"verifier of {self.id!r}", settings.verifiers, VerifierClient, self._ask_verifier
-        )
+            f"verifier of {self.id!r}", settings.verifiers, VerifierClient, self._ask_verifier,
+            tls=tls_to(Identity.VERIFIER, tls),
+        )  # fmt: skip
         self.drafts: Drafts = Replicas.connect(
-            f"draft of {self.id!r}", settings.drafts, DraftClient, self._ask_draft, _draft_pauses
-        )
+            f"draft of {self.id!r}", settings.drafts, DraftClient, self._ask_draft, _draft_pauses,
+            tls=tls_to(Identity.DRAFT, tls),
+        )  # fmt: skip
         self.trials = asyncio.Lock()
         """It is held by the one request that verifiers may have died of and that is being tried again."""
         self._public = public
@@ -63,7 +73,7 @@ class ServedModel:
         """Digests of all revisions that were met, in the order in which verifiers changed to them."""
 
     @classmethod
-    async def load(cls, settings: ModelSettings) -> "ServedModel":
+    async def load(cls, settings: ModelSettings, tls: ChannelTls | None = None) -> "ServedModel":
         """Loads the tokenizer. Raises CheckpointError where there is none that can be used."""
         tokenizer = await asyncio.to_thread(ModelTokenizer, settings.tokenizer)
         # What comes after the system message, here an empty user message, is left out when prompts are compared.
@@ -72,7 +82,8 @@ class ServedModel:
             for message in settings.public_system_messages
         ]
         prefixes = [await tokenizer.encode(prefix) for prefix in settings.public_prefixes]
-        return cls(settings, tokenizer, prefixes + [await tokenizer.encode_chat(Conversation(chat)) for chat in chats])
+        prefixes += [await tokenizer.encode_chat(Conversation(chat)) for chat in chats]
+        return cls(settings, tokenizer, prefixes, tls)
 
     @property
     def newest(self) -> model_pb2.ModelInfo | None:

@@ -23,9 +23,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     none is INVALID_ARGUMENT, one that has not sent its first after a while DEADLINE_EXCEEDED.
     """
 
-    def __init__(self, first_seconds: float) -> None:
-        """`first_seconds` is the longest wait for the first message of a call."""
+    def __init__(self, first_seconds: float, admit: Callable[[str, Any], None] | None = None) -> None:
+        """`first_seconds` is the longest wait for the first message of a call.
+
+        `admit` is called before any is read, with the call's method and context, and raises for who may not call it.
+        """
         self._first_seconds = first_seconds
+        self._admit = admit
 
     async def intercept_service(
         self,
@@ -35,11 +39,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
         if handler is None:
-            return None
+            if self._admit is None:
+                return None
+            handler = grpc.stream_unary_rpc_method_handler(_unimplemented)
         answer = "stream" if handler.response_streaming else "unary"
         method = getattr(handler, f"{'stream' if handler.request_streaming else 'unary'}_{answer}")
         wrap = _wrap_stream if handler.response_streaming else _wrap_unary
         begin = partial(_begin, method, self._first_seconds, takes_stream=handler.request_streaming)
+        if self._admit is not None:
+            begin = partial(_admitted, begin, partial(self._admit, handler_call_details.method))
         # Also where the method takes one message the call is served as one of many: gRPC does not tell of none.
         make = getattr(grpc, f"stream_{answer}_rpc_method_handler")
         return make(
@@ -103,6 +111,19 @@ async def _begin(
     if message is grpc.aio.EOF:
         raise InvalidArgumentError("request", "a message must be sent")
     return method(_checked(message), context)
+
+
+async def _admitted(
+    begin: Callable[[Any, Any], Awaitable[Any]], admit: Callable[[Any], None], requests: Any, context: Any
+) -> Any:
+    """Begins a call whose caller may make it."""
+    admit(context)
+    return await begin(requests, context)
+
+
+async def _unimplemented(_: Any, context: Any) -> None:
+    """Answers as gRPC does where there is no such method, to those who may call some."""
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
 
 def _wrap_unary(begin: Callable[[Any, Any], Awaitable[Any]], name: str) -> Callable[[Any, Any], Awaitable[Any]]:

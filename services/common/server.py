@@ -20,10 +20,13 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from paceline.channel import channel_options
+from paceline.tls import TlsError
 from services.common.checkpoint import CheckpointError
 from services.common.health import HealthServicer
+from services.common.identities import admission
 from services.common.interceptors import ErrorInterceptor
 from services.common.reflection import add_reflection
+from services.common.server_tls import add_port
 from services.common.settings import ProcessSettings, ServerSettings
 from services.common.telemetry import setup_telemetry, shutdown_telemetry, tracing_server_interceptors
 
@@ -62,13 +65,13 @@ class RunningServer:
 def serve(name: str, settings: ProcessSettings, lifespan: Lifespan) -> None:
     """Runs a process until it is told to stop (exit 0) or its service fails (exit 1).
 
-    What makes a model unfit to be served is said in its one sentence.
+    What makes a model unfit to be served, or certificates to encrypt with, is said in its one sentence.
     """
     setup_telemetry(f"paceline-{name}", settings.telemetry)
     _log.info("settings: %s", settings.model_dump_json())
     try:
         is_healthy = asyncio.run(_serve(settings.server, lifespan))
-    except CheckpointError as error:
+    except (CheckpointError, TlsError) as error:
         sys.exit(str(error))
     shutdown_telemetry()
     logging.shutdown()
@@ -109,8 +112,10 @@ async def _serve(settings: ServerSettings, lifespan: Lifespan) -> bool:
 @asynccontextmanager
 async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncIterator[RunningServer]:
     """A server that serves what the lifespan adds, until the block ends. Port 0 takes a free one."""
+    tls = settings.tls
+    admit = admission(tls.trust_domain) if tls is not None and tls.client_ca is not None else None
     server = grpc.aio.server(
-        interceptors=[*tracing_server_interceptors(), ErrorInterceptor(settings.first_message_seconds)],
+        interceptors=[*tracing_server_interceptors(), ErrorInterceptor(settings.first_message_seconds, admit)],
         options=[
             *channel_options(settings.max_message_bytes),
             ("grpc.so_reuseport", 0),
@@ -132,7 +137,7 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
             channelz.add_channelz_servicer(server)
         if settings.reflection:
             add_reflection(names, server)
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        port = add_port(server, f"{settings.host}:{settings.port}", settings.tls)
         await server.start()
         _log.info("listening on %s:%d", settings.host, port)
         try:

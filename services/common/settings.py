@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from paceline.errors import InvalidArgumentError
 from services.common.secret_url import SecretUrl
+from services.common.tls_settings import ServerTls
 
 
 class TraceExporter(StrEnum):
@@ -60,6 +61,7 @@ class ServerSettings(_Part):
     max_message_bytes: int = Field(64 << 20, ge=1 << 16, description="Largest message, in bytes.")
     max_concurrent_rpcs: int | None = Field(None, ge=1, description="More calls at once are refused by gRPC.")
     first_message_seconds: float = Field(60.0, gt=0, description="Longest wait for the first message of a call.")
+    tls: ServerTls | None = Field(None, description="What is encrypted with; none: connections are in plaintext.")
     reflection: bool = Field(True, description="Serves gRPC reflection.")
     channelz: bool = Field(False, description="Serves channelz.")
 

@@ -23,8 +23,10 @@ from paceline.errors import (
 )
 from services.adapter_store.client import AdapterStoreClient
 from services.common.channel import open_channel
+from services.common.identities import Identity
 from services.common.lora.config import adapter_digest, check_digest
 from services.common.telemetry import meter
+from services.common.tls_settings import tls_to
 from services.engine.adapter import AdapterError
 from services.engine.engine_loop import EngineLoop
 from services.engine.sequence import NO_SLOT
@@ -76,7 +78,8 @@ class AdapterSlots:
         """Makes slots for the adapter store that settings name; None without one."""
         if settings.adapter_store is None:
             return None
-        client = AdapterStoreClient(settings.adapter_store, open_channel(settings.adapter_store))
+        tls = tls_to(Identity.ADAPTER_STORE, settings.channel_tls)
+        client = AdapterStoreClient(settings.adapter_store, open_channel(settings.adapter_store, tls=tls))
         return cls(engine_loop, client, settings.num_adapter_slots, settings.adapter_seconds)
 
     @asynccontextmanager

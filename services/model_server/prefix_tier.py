@@ -14,7 +14,9 @@ from typing import Any
 import grpc
 
 from services.common.channel import open_channel
+from services.common.identities import Identity
 from services.common.telemetry import meter
+from services.common.tls_settings import tls_to
 from services.engine.engine_loop import EngineLoop
 from services.engine.kv_cache import Buffer
 from services.engine.sequence import Sequence
@@ -66,7 +68,8 @@ class PrefixTier:
         """Connects to the prefix cache that settings name; None without one."""
         if settings.prefix_cache is None:
             return None
-        client = PrefixCacheClient(settings.prefix_cache, open_channel(settings.prefix_cache))
+        tls = tls_to(Identity.PREFIX_CACHE, settings.channel_tls)
+        client = PrefixCacheClient(settings.prefix_cache, open_channel(settings.prefix_cache, tls=tls))
         return cls(engine_loop, computed, client, Seal(settings.seal_key), settings.max_unpublished_bytes)
 
     async def fetch(self, sequence: Sequence, tenant: Tenant) -> None:

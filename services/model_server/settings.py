@@ -7,6 +7,7 @@ from pydantic import Field, Secret
 
 from services.common.access import Access
 from services.common.settings import ProcessSettings
+from services.common.tls_settings import ChannelTls
 from services.common.tokens import ENGINE, TokenVerifier
 from services.engine.config import EngineConfig
 
@@ -19,6 +20,9 @@ class ModelServerSettings(ProcessSettings):
     engine: EngineConfig
     model_id: str | None = Field(None, description="Id by which clients name the model; default: the folder's name.")
     max_open_sequences: int = Field(512, ge=1, description="Most open streams; more are refused.")
+    channel_tls: ChannelTls | None = Field(
+        None, description="What calls to other services are encrypted with; none: they are in plaintext."
+    )
     prefix_cache: str | None = Field(None, description="gRPC target of a prefix cache; none: own blocks only.")
     prefix_cache_seal_key: Secret[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] | None = Field(
         None,
