@@ -11,7 +11,6 @@ from gateway.generation.generation import Generation
 from gateway.grpc_api.adapters import AdapterServicer
 from gateway.grpc_api.admin import AdminServicer
 from gateway.grpc_api.batches import BatchServicer
-from gateway.grpc_api.bounds import bounded
 from gateway.grpc_api.cache import CacheServicer
 from gateway.grpc_api.inference import InferenceServicer
 from gateway.grpc_api.models import ModelServicer
@@ -60,13 +59,6 @@ from services.common.tokens import TokenMint
 from services.prefix_cache.client import PrefixCacheClient
 
 _ASK_SECONDS = 2.0
-_BESIDE_BYTES = 1 << 20
-"""What a request may hold beside its prompt."""
-_UPLOADS = {
-    "UploadAdapter": adapter_pb2.UploadAdapterRequest.DATA_FIELD_NUMBER,
-    "CreateBatch": batch_pb2.CreateBatchRequest.DATA_FIELD_NUMBER,
-}
-"""Methods that files are sent by, in pieces."""
 _SERVICES = (
     adapter_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
@@ -109,18 +101,16 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             generation = Generation(settings, catalogue, admission, grants, adapters, metrics, tenancy.accounts)
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(
                 InferenceServicer(generation, identity, catalogue, settings.max_prompt_bytes, settings.unread_seconds),
-                bounded(server, settings.max_prompt_bytes + _BESIDE_BYTES),
+                server,
             )
             adapter_pb2_grpc.add_AdapterServiceServicer_to_server(
-                AdapterServicer(adapters, identity, catalogue), bounded(server, data=_UPLOADS)
+                AdapterServicer(adapters, identity, catalogue), server
             )
-            cache_pb2_grpc.add_CacheServiceServicer_to_server(CacheServicer(blocks, identity), bounded(server))
+            cache_pb2_grpc.add_CacheServiceServicer_to_server(CacheServicer(blocks, identity), server)
             model_pb2_grpc.add_ModelServiceServicer_to_server(
-                ModelServicer(catalogue, tenancy.prices, adapters, identity), bounded(server)
+                ModelServicer(catalogue, tenancy.prices, adapters, identity), server
             )
-            admin_pb2_grpc.add_AdminServiceServicer_to_server(
-                AdminServicer(tenancy.key_store, identity), bounded(server)
-            )
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(tenancy.key_store, identity), server)
             status = SystemStatus(
                 settings,
                 catalogue,
@@ -128,23 +118,19 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
                 [replica.client for replica in caches],
                 [replica.client for replica in stores],
             )
-            operations_pb2_grpc.add_OperationsServiceServicer_to_server(
-                OperationsServicer(status, identity), bounded(server)
-            )
+            operations_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsServicer(status, identity), server)
             usage_pb2_grpc.add_UsageServiceServicer_to_server(
-                UsageServicer(tenancy.database, identity, tenancy.prices.currency), bounded(server)
+                UsageServicer(tenancy.database, identity, tenancy.prices.currency), server
             )
             addresses = Addresses(settings.webhook_networks)
             webhook_pb2_grpc.add_WebhookServiceServicer_to_server(
-                WebhookServicer(Endpoints(tenancy.database, addresses), identity), bounded(server)
+                WebhookServicer(Endpoints(tenancy.database, addresses), identity), server
             )
             client = await stack.enter_async_context(open_client())
             delivery = Delivery(Outbox(tenancy.database, TAKEN_SECONDS), addresses, client)
             await stack.enter_async_context(delivery.running())
             work = await stack.enter_async_context(open_work(settings, tenancy, generation, catalogue, adapters))
-            batch_pb2_grpc.add_BatchServiceServicer_to_server(
-                BatchServicer(*work, identity), bounded(server, data=_UPLOADS)
-            )
+            batch_pb2_grpc.add_BatchServiceServicer_to_server(BatchServicer(*work, identity), server)
             yield Served(_SERVICES, catalogue.ready())
 
     return lifespan

@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from paceline.errors import DeadlineExceededError, InternalError, InvalidArgumentError, PacelineError
+from services.common.request_size import check_size
 
 _log = logging.getLogger(__name__)
 
@@ -65,9 +66,13 @@ class _Undecodable(NamedTuple):
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     """Hands undecodable requests on, so that they are answered with INVALID_ARGUMENT and not with INTERNAL."""
+    message_class = getattr(deserialize, "__self__", None)
+    descriptor = getattr(message_class, "DESCRIPTOR", None)
 
     def decode(data: bytes) -> Any:
         try:
+            if descriptor is not None:
+                check_size(data, descriptor)
             return deserialize(data) if deserialize is not None else data
         except (DecodeError, UnicodeDecodeError) as error:
             return _Undecodable(InvalidArgumentError("request", f"not a message of its type: {error}"))
