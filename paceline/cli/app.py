@@ -9,6 +9,7 @@ from paceline.cli.adapters import adapters
 from paceline.cli.batch import batch
 from paceline.cli.bench.command import bench
 from paceline.cli.cache import cache
+from paceline.cli.certs import certs
 from paceline.cli.chat import chat
 from paceline.cli.demo import demo
 from paceline.cli.doctor.command import doctor
@@ -37,6 +38,7 @@ app.command(
 app.add_typer(adapters, name="adapters")
 app.add_typer(batch, name="batch")
 app.add_typer(cache, name="cache")
+app.add_typer(certs, name="certs")
 app.add_typer(keys, name="keys")
 app.add_typer(tenants, name="tenants")
 app.add_typer(webhooks, name="webhooks")
