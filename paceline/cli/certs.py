@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,10 +47,12 @@ def make(
     """Makes an authority and a certificate for each service and for clients. What is there already is kept."""
     with _certificates():
         from services.common.identities import Identity
-        from services.local.authority import Authority
+        from services.local.authority import Authority, general_name
         from services.local.certificate_folder import CertificateFolder
 
         names = _names(name or [], [*Identity])
+        for host in chain.from_iterable(names.values()):
+            general_name(host)
         place = CertificateFolder(folder)
         if overwrite or not (place.ca.exists() or place.ca_key.exists()):
             authority = Authority.create(place, authority_days, overwrite=overwrite)

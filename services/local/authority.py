@@ -152,10 +152,11 @@ def _all_names(identity: Identity, names: Sequence[str], trust_domain: str) -> l
     if identity is not Identity.CLIENT:
         found.append(x509.DNSName(identity))
     hosts = (*_OF_THIS_MACHINE, *names) if identity is Identity.GATEWAY else names
-    return [*found, *(_general_name(name) for name in dict.fromkeys(hosts))]
+    return [*found, *(general_name(name) for name in dict.fromkeys(hosts))]
 
 
-def _general_name(name: str) -> x509.GeneralName:
+def general_name(name: str) -> x509.GeneralName:
+    """A host's name or an address, as certificates have it. Raises CertificatesError for what is neither."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from gateway.settings import GatewaySettings
-from paceline import Client
+from paceline import Client, Tls
 from services.common.backoff import Backoff
+from services.common.identities import Identity
+from services.common.tls_settings import tls_to
 from services.local.child import Child
 from services.local.errors import LaunchError
 from services.local.loading import wait_serving, watch_loading
@@ -61,6 +63,19 @@ class Launcher:
     def address(self, name: str = GATEWAY) -> str:
         """host:port of a process."""
         return self._processes[name].address
+
+    @property
+    def client_tls(self) -> Tls | None:
+        """What a client's connection to the gateway is made with; None: it is in plaintext."""
+        folder = self.system.certificates
+        if folder is None:
+            return None
+        return tls_to(Identity.GATEWAY, folder.channels(Identity.CLIENT))
+
+    def tls_to(self, process: Process) -> Tls | None:
+        """What a process is asked with, in the gateway's name; None: in plaintext."""
+        folder = self.system.certificates
+        return None if folder is None else tls_to(Identity(process.kind), folder.channels(Identity.GATEWAY))
 
     async def start(self) -> None:
         """Starts all processes and returns when all are serving. Raises LaunchError when one cannot."""
@@ -156,7 +171,7 @@ class Launcher:
         with_draft = {model.id for model in settings.models if model.drafts}
         loop = asyncio.get_running_loop()
         enough = loop.time() + _DRAFT_SECONDS
-        async with Client(self.address()) as client:
+        async with Client(self.address(), tls=self.client_tls) as client:
             while True:
                 models = await client.list_models()
                 drafts = {model.target.id for model in models if model.draft.id or model.draft_problem}
@@ -165,12 +180,12 @@ class Launcher:
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _wait_ready(self, process: Process) -> None:
-        name = process.name
+        name, tls = process.name, self.tls_to(process)
         if process.has_engine:
             await watch_loading(
-                process.address, lambda doing, fraction: self._listener.on_progress(name, doing, fraction)
+                process.address, lambda doing, fraction: self._listener.on_progress(name, doing, fraction), tls
             )
-        await wait_serving(process.address, lambda: listens(self.children[name].pid, process.port))
+        await wait_serving(process.address, lambda: listens(self.children[name].pid, process.port), tls)
         self._listener.on_ready(name)
 
 

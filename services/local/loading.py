@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from paceline.internal.v1 import model_server_pb2 as pb
 from paceline.internal.v1 import model_server_pb2_grpc
+from paceline.tls import Tls
 from services.common.channel import open_channel
 
 Progress = Callable[[str, float], None]
@@ -25,9 +26,9 @@ _PHASES = {
 }
 
 
-async def wait_serving(address: str, is_meant: Callable[[], bool] = lambda: True) -> None:
+async def wait_serving(address: str, is_meant: Callable[[], bool] = lambda: True, tls: Tls | None = None) -> None:
     """Returns once the server's health says SERVING, and it is the server that is meant."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, tls=tls) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         while True:
             try:
@@ -40,9 +41,9 @@ async def wait_serving(address: str, is_meant: Callable[[], bool] = lambda: True
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def watch_loading(address: str, on_progress: Progress) -> None:
+async def watch_loading(address: str, on_progress: Progress, tls: Tls | None = None) -> None:
     """Passes on what a server with an engine says of its loading; returns when it is ready or says nothing of it."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, tls=tls) as channel:
         server = model_server_pb2_grpc.ModelServerServiceStub(channel)
         while True:
             try:
@@ -55,8 +56,8 @@ async def watch_loading(address: str, on_progress: Progress) -> None:
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def ask_room(address: str) -> int:
+async def ask_room(address: str, tls: Tls | None = None) -> int:
     """Tokens whose KV a server with an engine has room for. Raises grpc.aio.AioRpcError."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, tls=tls) as channel:
         server = model_server_pb2_grpc.ModelServerServiceStub(channel)
         return int((await server.GetModel(pb.GetModelRequest(), timeout=_CALL_SECONDS)).max_kv_tokens)

@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from gateway.settings import GatewaySettings
 from services.adapter_store.settings import AdapterStoreSettings
 from services.common.folders import data_folder
+from services.common.identities import Identity
 from services.common.settings import MetricExporter, ProcessSettings, in_words
 from services.common.tokens import new_signing_key, public_key
 from services.draft.settings import DraftSettings
+from services.local.certificate_folder import CertificateFolder
 from services.local.errors import LaunchError
 from services.local.pair import Pair
 from services.local.ports import free_port
@@ -22,6 +24,8 @@ from services.prefix_cache.settings import PrefixCacheSettings
 from services.verifier.settings import VerifierSettings
 
 GATEWAY = "gateway"
+_CALLERS = (Identity.GATEWAY, Identity.VERIFIER, Identity.DRAFT)
+"""Processes that call services."""
 _CACHE_NICENESS = 10
 """Moving blocks gives way to the steps of the models on the same cores."""
 _SPIN_COUNT = 20_000
@@ -63,6 +67,8 @@ class SystemSettings:
     """Where the adapter store keeps adapters; none: in a folder that is deleted at the end."""
     database: str | None = None
     """Address of the gateway's database; none: a file that is deleted at the end, empty: the user's own."""
+    certificates: CertificateFolder | None = None
+    """What all connections are encrypted with, those between services by both ends; none: they are in plaintext."""
     ready_seconds: float = 600.0
     """How long all may take to get ready."""
     draft_addresses: tuple[str, ...] = ()
@@ -113,6 +119,7 @@ class System(NamedTuple):
     """Signs tokens for prefix cache and adapter store."""
     restart: bool = False
     ready_seconds: float = 600.0
+    certificates: CertificateFolder | None = None
 
 
 def make_system(settings: SystemSettings, own_folder: Path) -> System:
@@ -150,7 +157,9 @@ class _Maker:
             database = f"sqlite:///{self._own_folder / 'gateway.sqlite'}"
         gateway = {"models": models, "signing_key": self._signing_key, "database": database or None, **known}
         self._make(GATEWAY, GATEWAY, gateway)
-        return System(tuple(self._made), self._signing_key, settings.restart, settings.ready_seconds)
+        return System(
+            tuple(self._made), self._signing_key, settings.restart, settings.ready_seconds, settings.certificates
+        )
 
     def _pair(self, pair: Pair, suffix: str, stores: Mapping[str, str]) -> dict[str, Any]:
         """Makes the processes of a model, and returns what the gateway is to know of it."""
@@ -189,6 +198,8 @@ class _Maker:
             "telemetry": self._telemetry(),
             **own,
         }
+        if settings.certificates is not None:
+            values = _merged(values, _encrypted(settings.certificates, Identity(kind)))
         try:
             made = _KINDS[kind](**_merged(values, settings.overrides.get(kind, {})))
         except ValidationError as error:
@@ -217,6 +228,18 @@ def named_ports(models: Sequence[Pair], verifier: int, draft: int) -> dict[str, 
         ports[f"verifier{suffix}"] = verifier + _PORTS_A_MODEL * number
         ports[f"draft{suffix}"] = draft + _PORTS_A_MODEL * number
     return ports
+
+
+def _encrypted(folder: CertificateFolder, identity: Identity) -> dict[str, Any]:
+    """Settings of a process whose connections are encrypted. Who calls services shows a certificate, who calls
+    a gateway does not. Raises LaunchError where the process has none.
+    """
+    if not (folder.has(identity) and folder.ca.exists()):
+        raise LaunchError(f"{folder.path} has no certificate of the {identity}: `paceline certs make {folder.path}`")
+    server = {"tls": folder.server(identity, with_callers=identity is not Identity.GATEWAY)}
+    if identity not in _CALLERS:
+        return {"server": server}
+    return {"server": server, "channel_tls": folder.channels(identity).model_dump(mode="json")}
 
 
 def _local(host: str) -> str:

@@ -107,11 +107,15 @@ class _Terminal(Listener):
         held, self._held = self._held, None
         for name, line in held or ():
             self.on_line(name, line)
-        async with Client(self._launcher.address()) as client:
+        async with Client(self._launcher.address(), tls=self._launcher.client_tls) as client:
             models = await client.list_models()
         engines = [process for process in self._launcher.system.processes if process.has_engine]
         rooms = dict(
-            zip((p.name for p in engines), await asyncio.gather(*(ask_room(p.address) for p in engines)), strict=True)
+            zip(
+                (p.name for p in engines),
+                await asyncio.gather(*(ask_room(p.address, self._launcher.tls_to(p)) for p in engines)),
+                strict=True,
+            )
         )
         self._show(models, rooms, time.monotonic() - began)
         return await self._launcher.failed
@@ -129,6 +133,9 @@ class _Terminal(Listener):
             table.add_row(process.name, f"{process.address}{resources}{metrics}")
         port = self._launcher.system.processes[-1].port
         where = "" if port == _DEFAULT_PORT else f" --address {self._launcher.address()}"
+        folder = self._launcher.system.certificates
+        if folder is not None:
+            where = f" --address https://{self._launcher.address()} --ca {folder.ca}"
         which = f" --model {models[0].target.id}" if len(models) > 1 else ""
         self._console.print(table)
         self._console.print(f"\nReady after {seconds:.0f} s. In another terminal:", markup=False)
