@@ -1,6 +1,5 @@
 """Logs, and traces and metrics through OpenTelemetry. Exporters are off unless set."""
 
-import logging
 import sys
 import uuid
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from services.common.logs import setup_logging
 from services.common.settings import MetricExporter, TelemetrySettings, TraceExporter
 
-_log = logging.getLogger(__name__)
 _WORTH_A_SPAN = filters.negate(
     filters.any_of(
         filters.health_check(),
@@ -139,18 +137,7 @@ def _metric_readers(settings: TelemetrySettings) -> list[MetricReader]:
         exporter = OTLPMetricExporter(endpoint=settings.otlp_endpoint.get_secret_value())
         readers.append(PeriodicExportingMetricReader(exporter))
     if settings.metrics in (MetricExporter.PROMETHEUS, MetricExporter.BOTH):
-        readers.append(_prometheus_reader(settings.prometheus_host, settings.prometheus_port))
+        from services.common.prometheus import prometheus_reader
+
+        readers.append(prometheus_reader(settings.prometheus_host, settings.prometheus_port))
     return readers
-
-
-def _prometheus_reader(host: str, port: int) -> MetricReader:
-    """Has Prometheus read the process there. Ends the process with a sentence where it cannot listen."""
-    from opentelemetry.exporter.prometheus import PrometheusMetricReader
-    from prometheus_client import start_http_server
-
-    try:
-        server, _ = start_http_server(port, addr=host)
-    except OSError as error:
-        sys.exit(f"Prometheus cannot read this process at {host}:{port}: {error.strerror or error}")
-    _log.info("metrics at %s:%d/metrics", host, server.server_port)
-    return PrometheusMetricReader(scope_info_enabled=False)

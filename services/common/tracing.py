@@ -3,6 +3,7 @@
 Where traces are off, or a request is not traced, all of it is next to nothing: every span is the same empty one.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 from opentelemetry import context, propagate, trace
@@ -52,25 +53,32 @@ class RoundEvents:
         self.is_recording = span.is_recording()
         self._span = span
         self._name = name
-        self._sums: dict[str, float] = {}
-        self._num_rounds = 0
+        self._sums: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
         self._num_events = 0
 
     def add(self, **counts: float) -> None:
         """Counts a round. Names are those of attributes, which are sums over the rounds of an event."""
         if not self.is_recording:
             return
-        self._num_rounds += 1
-        for name, count in counts.items():
-            self._sums[name] = self._sums.get(name, 0) + count
-        if self._num_rounds >= 1 << self._num_events // _EACH:
-            self.flush()
+        self._sums.update(counts, rounds=1)
+        if self._sums["rounds"] >= 1 << self._num_events // _EACH:
+            self._flush()
 
-    def flush(self) -> None:
+    def end(self, **attributes: AttributeValue) -> None:
+        """Says what all rounds together came to, and more of the sequence."""
+        if self.is_recording:
+            self._flush()
+            self._span.set_attributes(_named({**self._totals, **attributes}))
+
+    def _flush(self) -> None:
         """Makes an event of what was counted since the last."""
-        if not self._num_rounds:
-            return
-        sums = {f"paceline.{name}": total for name, total in self._sums.items()}
-        self._span.add_event(self._name, {"paceline.rounds": self._num_rounds, **sums})
-        self._sums, self._num_rounds = {}, 0
-        self._num_events += 1
+        if self._sums:
+            self._span.add_event(self._name, _named(self._sums))
+            self._totals.update(self._sums)
+            self._sums.clear()
+            self._num_events += 1
+
+
+def _named(counts: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    return {f"paceline.{name}": count for name, count in counts.items()}

@@ -15,7 +15,7 @@ from services.draft.path import Path
 from services.engine.engine import Engine
 from services.engine.model_runner import Result
 from services.engine.outbox import Outbox
-from services.engine.readings import Reading, Readings
+from services.engine.readings import Reading, Readings, by_state
 from services.engine.sequence import Sequence
 from services.model_server.failures import to_error
 
@@ -120,9 +120,13 @@ class DraftRole:
             self._outbox.put(draft.emit, error)
 
     def readings(self) -> Readings:
-        """How many branches it began, and how many of them the text took."""
+        """How many branches it began, how many of them texts took, and its sequences by what they do."""
         begun, taken = self._brancher.num_begun, self.num_branches_taken
-        return {"branches": (Reading(begun, {"state": "begun"}), Reading(taken, {"state": "taken"}))}
+        num_running = sum(1 for draft in self._drafts if draft.path.sequence.block_table)
+        return {
+            "branches": (Reading(begun, {"state": "begun"}), Reading(taken, {"state": "taken"})),
+            "sequences": by_state(num_running, len(self._drafts) - num_running),
+        }
 
     def _learn(self, draft: DraftSequence, fresh: list[int]) -> None:
         """Compares what was guessed with what came."""

@@ -11,7 +11,7 @@ from services.draft.settings import DraftSettings
 from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop
 from services.engine.outbox import Outbox
-from services.model_server.lifespan import model_server_lifespan
+from services.model_server.lifespan import Asked, model_server_lifespan
 from services.model_server.opening import Opener
 
 
@@ -21,9 +21,9 @@ def draft_lifespan(settings: DraftSettings) -> Lifespan:
     def make_role(engine: Engine, outbox: Outbox[Event]) -> DraftRole:
         return DraftRole(engine, outbox, settings.max_branches)
 
-    def add_servicer(engine_loop: EngineLoop[DraftRole], opener: Opener, server: grpc.aio.Server) -> str:
+    def add_servicer(engine_loop: EngineLoop[DraftRole], opener: Opener, server: grpc.aio.Server) -> Asked:
         servicer = DraftServicer(engine_loop, opener, settings.max_proposal_tokens, ahead=settings.ahead)
         draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server)
-        return draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
+        return Asked(draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name)
 
     return model_server_lifespan(settings, make_role, add_servicer)

@@ -4,9 +4,12 @@ import asyncio
 from collections import abc
 from contextlib import aclosing
 
+from opentelemetry import trace
+
 from paceline.errors import InvalidArgumentError
 from paceline.internal.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
 from services.common.access import CallContext
+from services.common.tracing import RoundEvents
 from services.draft.draft_role import DraftRole
 from services.draft.draft_sequence import DraftSequence
 from services.draft.fitting import fit
@@ -59,12 +62,17 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         """One sequence from its opening to its end, whatever ends it."""
         self._engine_loop.submit(lambda role: role.open(draft), stream.fail)
         reader = asyncio.create_task(self._read(requests, stream, draft))
+        span = trace.get_current_span()
+        span.add_event("submitted")
+        rounds = RoundEvents(span, "proposals")
         try:
             with stream.ends_with(self._engine_loop.stopped):
                 async for proposed in stream:
                     self._metrics.record(len(proposed.token_ids))
+                    rounds.add(proposed_tokens=len(proposed.token_ids))
                     yield _to_proposal(proposed)
         finally:
+            rounds.end(prompt_tokens=draft.opened.num_prompt_tokens)
             reader.cancel()
             self._engine_loop.submit(lambda role: role.close(draft))
 

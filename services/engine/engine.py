@@ -184,6 +184,11 @@ class Engine:
             ),
             "step_seconds": tuple(Reading(self.step_times.seconds(rows), {"rows": rows}) for rows in _SHOWN_ROWS),
             "preemptions": (Reading(self.scheduler.num_preemptions),),
+            "steps": (Reading(self.num_steps),),
+            "adapter_uses": tuple(
+                Reading(count, {"slot": slot, "state": state})
+                for (slot, state), count in self.scheduler.adapter_uses().items()
+            ),
         }
 
     def check_integrity(self) -> None:

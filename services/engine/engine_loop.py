@@ -68,6 +68,11 @@ class EngineLoop(Generic[R]):
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._thread.start()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether there are facts."""
+        return self._ready.done() and not self._ready.cancelled() and self._ready.exception() is None
+
     async def ready(self) -> EngineFacts:
         """The facts of the engine, once it is built. Raises what building raised."""
         return await asyncio.shield(self._ready)
@@ -75,7 +80,7 @@ class EngineLoop(Generic[R]):
     @property
     def facts(self) -> EngineFacts:
         """The facts of the engine. Raises UnavailableError while it is being built, or when it could not be."""
-        if not self._ready.done() or self._ready.exception() is not None:
+        if not self.is_ready:
             raise unavailable("the model is being loaded", _LOADING_RETRY_SECONDS)
         return self._ready.result()
 

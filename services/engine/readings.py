@@ -15,5 +15,10 @@ class Reading:
     attributes: abc.Mapping[str, Attribute] = field(default_factory=lambda: MappingProxyType({}))
 
 
+def by_state(num_running: int, num_waiting: int) -> tuple[Reading, ...]:
+    """Sequences that hold blocks, and those that wait for some."""
+    return Reading(num_running, {"state": "running"}), Reading(num_waiting, {"state": "waiting"})
+
+
 Readings = abc.Mapping[str, tuple[Reading, ...]]
 """Readings are found by their name, and are never changed: newer ones take their place."""

@@ -7,11 +7,11 @@ hardly change the time of a step.
 """
 
 import math
-from collections import abc, deque
+from collections import Counter, abc, deque
 from typing import NamedTuple
 
 from services.engine.block_pool import NULL_BLOCK, BlockPool
-from services.engine.sequence import Sequence
+from services.engine.sequence import NO_SLOT, Sequence
 
 _MAX_REGISTERED = 8192
 
@@ -161,6 +161,14 @@ class Scheduler:
             if label := sequence.roots.label_of(index):
                 self.registered.append(Registered(label, digest))
             sequence.num_registered += 1
+
+    def adapter_uses(self) -> abc.Mapping[tuple[int, str], int]:
+        """Sequences by the adapter slot that they use and by what they do: "running" with blocks, else "waiting"."""
+        return Counter(
+            (sequence.adapter_slot, "running" if sequence.block_table else "waiting")
+            for sequence in self._sequences
+            if sequence.adapter_slot != NO_SLOT
+        )
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when the blocks in tables and the pool's references disagree."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from opentelemetry.metrics import CallbackOptions, Observation
 
 from paceline.errors import (
     InvalidArgumentError,
@@ -62,6 +63,7 @@ class AdapterSlots:
         self._engine_loop = engine_loop
         self._client = client
         self._max_seconds = max_seconds
+        self.num_slots = num_slots
         self._free = list(range(num_slots))
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         """Entries are found by digest; the longest unused comes first."""
@@ -72,6 +74,9 @@ class AdapterSlots:
         self._evicted = instruments.create_counter("paceline.adapter_evictions", "{adapter}", "Adapters let go.")
         self._damaged = instruments.create_counter("paceline.damaged_adapters", "{adapter}", "Not what was asked for.")
         self._seconds = instruments.create_histogram("paceline.adapter_load_duration", "s", "Time of loading one.")
+        instruments.create_observable_gauge(
+            "paceline.adapter_slots", [self._observe], "{slot}", "Slots of adapters by what is in them."
+        )
 
     @classmethod
     def connect(cls, engine_loop: EngineLoop[Any], settings: ModelServerSettings) -> "AdapterSlots | None":
@@ -105,11 +110,29 @@ class AdapterSlots:
         async with self.use(digest, tenant):
             pass
 
+    def digests(self) -> abc.Mapping[str, int]:
+        """The adapters that sit in slots, and in which. Any thread may ask."""
+        return {digest: entry.slot for digest, entry in list(self._entries.items()) if entry.slot != NO_SLOT}
+
+    def awaited(self) -> abc.Set[str]:
+        """The adapters that are on their way, with sequences that wait for them. Any thread may ask."""
+        return {digest for digest, entry in list(self._entries.items()) if entry.slot == NO_SLOT and entry.num_uses}
+
     async def close(self) -> None:
         """Ends what is being loaded."""
         for entry in self._entries.values():
             entry.ready.cancel()
         await self._client.close()
+
+    def _observe(self, _: CallbackOptions) -> list[Observation]:
+        entries = list(self._entries.values())
+        loaded = [entry for entry in entries if entry.slot != NO_SLOT]
+        num_used = sum(1 for entry in loaded if entry.num_uses)
+        return [
+            Observation(num_used, {"state": "used"}),
+            Observation(len(loaded) - num_used, {"state": "idle"}),
+            Observation(self.num_slots - len(loaded), {"state": "free"}),
+        ]
 
     async def _entry(self, digest: str, tenant: Tenant) -> _Entry:
         """The adapter's entry, once the store has said that the tenant may use it."""

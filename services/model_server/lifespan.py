@@ -2,11 +2,12 @@
 
 from collections import abc
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import grpc
 
 from paceline.internal.v1 import model_server_pb2_grpc
+from services.common.prometheus import read_by_prometheus
 from services.common.server import Lifespan, Served
 from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop
@@ -18,18 +19,27 @@ from services.model_server.prefix_tier import PrefixTier
 from services.model_server.publisher import Computed
 from services.model_server.servicer import SERVICE, ModelServerServicer
 from services.model_server.settings import ModelServerSettings
+from services.model_server.vllm_metrics import Drafts, VllmMetrics
 from services.process.servicer import add_process_service
 
 R = TypeVar("R", bound=Role)
 E = TypeVar("E")
 
 
+class Asked(NamedTuple):
+    """What a role is asked by."""
+
+    service_name: str
+    drafts: abc.Callable[[], Drafts] | None = None
+    """Says what was verified of drafts; None for a role that verifies nothing."""
+
+
 def model_server_lifespan(
     settings: ModelServerSettings,
     make_role: abc.Callable[[Engine, Outbox[E]], R],
-    add_servicer: abc.Callable[[EngineLoop[R], Opener, grpc.aio.Server], str],
+    add_servicer: abc.Callable[[EngineLoop[R], Opener, grpc.aio.Server], Asked],
 ) -> Lifespan:
-    """The life of a process with one engine. `add_servicer` adds what its role is asked by, and returns that's name."""
+    """The life of a process with one engine. `add_servicer` adds what its role is asked by."""
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> abc.AsyncIterator[Served]:
@@ -39,11 +49,15 @@ def model_server_lifespan(
         prefixes = PrefixTier.connect(engine_loop, computed, settings)
         adapters = AdapterSlots.connect(engine_loop, settings)
         try:
-            name = add_servicer(engine_loop, Opener(engine_loop, settings, prefixes, adapters), server)
+            opener = Opener(engine_loop, settings, prefixes, adapters)
+            name, drafts = add_servicer(engine_loop, opener, server)
             model_server_pb2_grpc.add_ModelServerServiceServicer_to_server(
                 ModelServerServicer(engine_loop, settings, adapters), server
             )
-            yield Served((name, SERVICE, add_process_service(server)), engine_loop.ready(), engine_loop.stopped)
+            names = (name, SERVICE, add_process_service(server))
+            shown = VllmMetrics(settings.public_model_id, engine_loop, opener.open_streams, adapters, drafts)
+            with read_by_prometheus(settings.telemetry, shown):
+                yield Served(names, engine_loop.ready(), engine_loop.stopped)
         finally:
             for tier in (prefixes, adapters):
                 if tier is not None:

@@ -76,7 +76,8 @@ class Opener:
                 digest = await to_digests(opened.sequence, self._engine_loop.facts.block_size)
                 if self._prefixes is not None:
                     await self._prefixes.fetch(opened.sequence, tenant)
-                yield opened._replace(digest=digest)
+                with self.open_streams.begun():
+                    yield opened._replace(digest=digest)
 
     @asynccontextmanager
     async def _adapter_slot(self, digest: str, tenant: Tenant) -> abc.AsyncIterator[int]:

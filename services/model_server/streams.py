@@ -20,6 +20,8 @@ class OpenStreams:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.count = 0
+        self.num_begun = 0
+        """Those whose sequences are in the engine; the others wait for an adapter or for blocks of the prefix cache."""
 
     def __enter__(self) -> "OpenStreams":
         if self.count >= self._limit:
@@ -31,6 +33,15 @@ class OpenStreams:
 
     def __exit__(self, *_: object) -> None:
         self.count -= 1
+
+    @contextmanager
+    def begun(self) -> abc.Iterator[None]:
+        """Counts an open stream as begun while the block lasts."""
+        self.num_begun += 1
+        try:
+            yield
+        finally:
+            self.num_begun -= 1
 
 
 class EventStream(Generic[E]):

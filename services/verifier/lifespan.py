@@ -12,7 +12,7 @@ from services.common.server import Lifespan, Served
 from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop
 from services.engine.outbox import Outbox
-from services.model_server.lifespan import model_server_lifespan
+from services.model_server.lifespan import Asked, model_server_lifespan
 from services.model_server.opening import Opener
 from services.verifier.planner import Planner
 from services.verifier.servicer import VerifierServicer
@@ -35,10 +35,12 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
 
     loops: list[EngineLoop[TargetRole]] = []
 
-    def add_servicer(engine_loop: EngineLoop[TargetRole], opener: Opener, server: grpc.aio.Server) -> str:
+    def add_servicer(engine_loop: EngineLoop[TargetRole], opener: Opener, server: grpc.aio.Server) -> Asked:
         loops.append(engine_loop)
-        verifier_pb2_grpc.add_VerifierServiceServicer_to_server(VerifierServicer(engine_loop, opener), server)
-        return verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
+        servicer = VerifierServicer(engine_loop, opener)
+        verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
+        name = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
+        return Asked(name, servicer.metrics.drafts)
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> abc.AsyncIterator[Served]:

@@ -5,9 +5,12 @@ import math
 from collections import abc
 from contextlib import aclosing
 
+from opentelemetry import trace
+
 from paceline.internal.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
 from paceline.v1 import sampling_pb2
 from services.common.access import CallContext
+from services.common.tracing import RoundEvents
 from services.engine.engine_loop import EngineLoop
 from services.engine.sampler import RowLogprobs
 from services.model_server.client import TAKEN
@@ -41,7 +44,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     def __init__(self, engine_loop: EngineLoop[TargetRole], opener: Opener) -> None:
         self._engine_loop = engine_loop
         self._opener = opener
-        self._metrics = VerifierMetrics(engine_loop, opener.open_streams)
+        self.metrics = VerifierMetrics(engine_loop, opener.open_streams)
 
     async def Verify(
         self, request_iterator: abc.AsyncIterator[verifier_pb2.VerifyRequest], context: CallContext
@@ -85,15 +88,21 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         if not target.sequence.is_background:
             self._engine_loop.hurry()
         reader = asyncio.create_task(self._read(requests, stream, target))
+        span = trace.get_current_span()
+        span.add_event("submitted")  # What came before was waiting for an adapter and for blocks of the prefix cache.
+        rounds, wanted = RoundEvents(span), 0
         try:
             with stream.ends_with(self._engine_loop.stopped):
                 async for committed in stream:
-                    self._metrics.record(committed)
+                    self.metrics.record(committed, wanted)
+                    _add(rounds, committed)
+                    wanted = committed.num_wanted
                     yield committed
                     if committed.finish is not None:
                         await asyncio.wait([reader], timeout=_PARTING_SECONDS)
                         return
         finally:
+            rounds.end(prompt_tokens=target.sequence.num_prompt_tokens, cached_tokens=target.sequence.num_cached)
             reader.cancel()
             self._engine_loop.submit(lambda role: role.close(target))
 
@@ -119,6 +128,16 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         self._engine_loop.submit(
             lambda role: role.propose(target, anchor.position, anchor.digest, token_ids, confidences, seconds),
             stream.fail,
+        )
+
+
+def _add(rounds: RoundEvents, committed: Committed) -> None:
+    if rounds.is_recording:
+        rounds.add(
+            drafted_tokens=committed.num_drafted,
+            accepted_tokens=committed.num_accepted,
+            committed_tokens=len(committed.token_ids),
+            waited_seconds=committed.waited_seconds,
         )
 
 

@@ -12,7 +12,7 @@ from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.engine.engine import Engine
 from services.engine.model_runner import Result
 from services.engine.outbox import Outbox
-from services.engine.readings import Readings
+from services.engine.readings import Readings, by_state
 from services.engine.sequence import Sequence
 from services.model_server.failures import to_error
 from services.verifier.accept import Accepted, Finish, accept
@@ -93,7 +93,7 @@ class TargetRole:
     def prepare(self, now: float) -> None:
         """Chooses how many proposed tokens each sequence puts into the next step, and when that starts."""
         if self.planner.way is Way.OFF:
-            self._prepare_plain()
+            self._prepare_plain(now)
             return
         ready: list[tuple[TargetSequence, Offer]] = []
         waiting: list[TargetSequence] = []
@@ -102,12 +102,12 @@ class TargetRole:
         front, rest = self._split()
         for target in rest:
             target.take(NO_OFFER)
-            target.sequence.hold_until = 0.0
+            target.go_on(now)
         for target in front:
             other_rows += target.num_due - 1
             if target.num_due > most_rows // 2:
                 target.take(NO_OFFER)
-                target.sequence.hold_until = 0.0
+                target.go_on(now)
                 continue
             offer = self._offers.best(target, self.planner.way)
             if target.undecided:
@@ -116,9 +116,9 @@ class TargetRole:
                     target.pacing.waiting_since = None
             if self._waits(target, offer, now):
                 waiting.append(target)
-                target.waited = True
-                target.sequence.hold_until = target.waiting_until
+                target.wait(now)
             else:
+                target.go_on(now)
                 ready.append((target, offer))
         if not ready:
             return
@@ -181,8 +181,9 @@ class TargetRole:
             self._outbox.put(target.emit, error)
 
     def readings(self) -> Readings:
-        """What it decided, and what it measured to decide it."""
-        return self.planner.readings()
+        """What it decided, what it measured to decide it, and its sequences by what they do."""
+        num_running = sum(1 for sequence in self._by_sequence if sequence.block_table)
+        return {**self.planner.readings(), "sequences": by_state(num_running, len(self._by_sequence) - num_running)}
 
     def _split(self) -> tuple[list[TargetSequence], list[TargetSequence]]:
         """Those that speculation is for, and the others: what runs in the background while there is anything else."""
@@ -190,7 +191,7 @@ class TargetRole:
         rest = [target for target in self._by_sequence.values() if target.sequence.is_background]
         return (front, rest) if front else (rest, [])
 
-    def _prepare_plain(self) -> None:
+    def _prepare_plain(self, now: float) -> None:
         """Has every sequence go on at once with its own next token: nothing is looked up, and nothing is waited for."""
         for target in self._by_sequence.values():
             if target.taken.token_ids:
@@ -198,7 +199,7 @@ class TargetRole:
             if target.num_due > 1:
                 self.planner.mix()
             target.undecided, target.was_ready = False, False
-            target.sequence.hold_until = 0.0
+            target.go_on(now)
 
     def _waits(self, target: TargetSequence, offer: Offer, now: float) -> bool:
         """Whether a sequence waits for its draft rather than going on with what is on offer."""
@@ -231,10 +232,10 @@ class TargetRole:
             target.wanted,
             taken.origin,
             target.was_ready and num_drafted > 0,
-            target.waited,
+            target.waited_seconds,
             target.adapter,
         )
-        target.waited = False
+        target.waited_seconds = 0.0
         sequence.truncate(start + num_accepted)
         sequence.token_ids.extend(token_ids[num_accepted:])
         target.committed = sequence.num_settled = len(sequence)

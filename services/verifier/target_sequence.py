@@ -62,8 +62,8 @@ class Committed(NamedTuple):
     origin: Origin
     was_ready: bool
     """Whether its proposal was there when the round could begin."""
-    waited: bool
-    """Whether the round was put off for a proposal."""
+    waited_seconds: float
+    """How long the round was put off for a proposal."""
     adapter: str = ""
     """Digest of the adapter, or empty."""
 
@@ -104,7 +104,9 @@ class TargetSequence:
     undecided: bool = True
     """Whether nothing was prepared yet since the last commit."""
     was_ready: bool = False
-    waited: bool = False
+    waiting_since: float | None = None
+    waited_seconds: float = 0.0
+    """So long its next round was put off for a proposal until now."""
     done: bool = False
 
     @property
@@ -121,6 +123,19 @@ class TargetSequence:
     def expected_tokens(self) -> float:
         """Tokens that a round with as many proposed tokens as it wants is expected to commit."""
         return 1 + sum(self.acceptance.of_next(self.wanted))
+
+    def wait(self, now: float) -> None:
+        """Puts its next round off for a proposal."""
+        if self.waiting_since is None:
+            self.waiting_since = now
+        self.sequence.hold_until = self.waiting_until
+
+    def go_on(self, now: float) -> None:
+        """Puts it off no longer."""
+        if self.waiting_since is not None:
+            self.waited_seconds += now - self.waiting_since
+            self.waiting_since = None
+        self.sequence.hold_until = 0.0
 
     def take(self, offer: Offer) -> None:
         """Puts proposed tokens behind the committed ones, in place of those that were there."""
