@@ -2,8 +2,9 @@
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from gateway.generation import gen_ai
 from gateway.generation.admission import Admission
-from gateway.generation.outcome import Record
+from gateway.generation.outcome import Outcome, Record
 from services.common.telemetry import meter
 
 
@@ -12,10 +13,16 @@ class GatewayMetrics:
 
     def __init__(self, admission: Admission) -> None:
         instruments = meter("paceline.gateway")
-        self._first = instruments.create_histogram("paceline.time_to_first_token", "s", "Admission to first token.")
+        self._duration, self._first, self._token = (
+            times.of(instruments) for times in (gen_ai.DURATION, gen_ai.FIRST, gen_ai.PER_OUTPUT)
+        )
+        self._queue = instruments.create_histogram("paceline.request.queue_time", "s", "Arrival to admission.")
         self._gap = instruments.create_histogram("paceline.inter_token_latency", "s", "Time a token, between deltas.")
         self._ended = instruments.create_counter("paceline.request.ended", "{request}", "Requests by how they ended.")
         self._prompt = instruments.create_counter("paceline.request.prompt_tokens", "{token}", "Tokens of prompts.")
+        self._cached = instruments.create_counter(
+            "paceline.request.cached_tokens", "{token}", "Tokens of prompts that were found computed."
+        )
         self._drafted = instruments.create_counter("paceline.request.drafted_tokens", "{token}", "Proposed, verified.")
         self._accepted = instruments.create_counter("paceline.request.accepted_tokens", "{token}", "Accepted.")
         self._completed = instruments.create_counter("paceline.request.completion_tokens", "{token}", "Produced.")
@@ -38,11 +45,9 @@ class GatewayMetrics:
         """Notes that so many tokens of a request are handed out."""
         if not count:
             return
-        is_first = not record.time_to_first_token
+        is_first = record.seconds_to_first_token is None
         gap = record.tokens(count)
-        if is_first:
-            self._first.record(record.time_to_first_token, {"model": record.model})
-        else:
+        if not is_first:
             self._gap.record(gap, {"model": record.model})
 
     def record_end(self, record: Record) -> None:
@@ -54,5 +59,19 @@ class GatewayMetrics:
         self._drafted.add(usage.num_drafted_tokens, labels)
         self._accepted.add(usage.num_accepted_tokens, labels)
         self._completed.add(usage.num_completion_tokens, labels)
-        self._failovers.add(sum(transcript.num_failovers for transcript in record.transcripts), labels)
+        self._cached.add(usage.num_cached_tokens, labels)
+        self._failovers.add(record.num_failovers, labels)
         self._dropped.add(sum(transcript.num_dropped for transcript in record.transcripts), labels)
+        if record.was_admitted:
+            self._queue.record(record.queue_seconds, labels)
+        self._record_times(record)
+
+    def _record_times(self, record: Record) -> None:
+        labels = gen_ai.dimensions(record)
+        failed = {"error.type": record.error_type} if record.error_type else {}
+        self._duration.record(record.total_seconds, {**labels, **failed})
+        if record.outcome is Outcome.FINISHED:
+            if record.seconds_to_first_token is not None:
+                self._first.record(record.seconds_to_first_token, labels)
+            if record.seconds_a_token is not None:
+                self._token.record(record.seconds_a_token, labels)

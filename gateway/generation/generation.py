@@ -7,15 +7,15 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
-from opentelemetry import trace
-
 from gateway.generation.accounting import Accounting
 from gateway.generation.admission import Admission
 from gateway.generation.choice import Choice
+from gateway.generation.gen_ai import operation_of
 from gateway.generation.merge import merge
 from gateway.generation.outcome import Record
 from gateway.generation.prompt import read_prompt
 from gateway.generation.relay import Relay
+from gateway.generation.request_span import request_span
 from gateway.generation.stop_strings import StopStrings
 from gateway.generation.transcript import Transcript
 from gateway.generation.validation import Parameters, Request, check_request
@@ -92,9 +92,8 @@ class Generation:
         grpc.aio.AioRpcError for what a verifier refuses.
         """
         accounts = accounts or self._accounts
-        record = Record(accounts.request_id(), caller, deadline)
-        trace.get_current_span().set_attribute("paceline.request_id", record.request_id)
-        with self._recorded(record, accounts):
+        record = Record(accounts.request_id(), caller, deadline, operation_of(request))
+        with request_span(record), self._recorded(record, accounts):
             async with _limited(deadline), accounts.request(caller) as allowance:
                 job = await self._prepare(request, caller)
                 record.model, record.num_prompt_tokens = job.model.id, len(job.prompt_ids)
@@ -190,6 +189,8 @@ class Generation:
             async for event in events:
                 if isinstance(event, inference_pb2.Delta):
                     self._metrics.record_tokens(record, len(event.token_ids))
+                else:
+                    record.finish_reasons[event.choice] = event.finish_reason
                 yield event
         record.is_complete = True
         yield record.usage()

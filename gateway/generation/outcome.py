@@ -39,12 +39,16 @@ class Outcome(StrEnum):
     """The system could not do what it should."""
 
 
+_ERROR_TYPES = {Outcome.CANCELLED: "CANCELLED", Outcome.DEADLINE: "DEADLINE_EXCEEDED"}
+
+
 class Record:
     """What is known of one request, from its first moment to its last."""
 
-    def __init__(self, request_id: str, caller: Caller, deadline: float | None) -> None:
-        """`deadline` is in seconds from now."""
+    def __init__(self, request_id: str, caller: Caller, deadline: float | None, operation: str = "") -> None:
+        """`deadline` is in seconds from now; `operation` is what the conventions of telemetry call it."""
         self.request_id = request_id
+        self.operation = operation
         self.caller = caller
         self.model = ""
         self.adapter = ""
@@ -60,8 +64,15 @@ class Record:
         """Whether it had a place."""
         self.outcome: Outcome | None = None
         """How it ended; None while it runs."""
+        self.error_type = ""
+        """Name of the status that it ended with, where that is none of success."""
+        self.finish_reasons: dict[int, sampling_pb2.FinishReason.ValueType] = {}
+        """Why each choice that finished did, by its index."""
         self.time_to_first_token = 0.0
-        self._began = self._last = time.monotonic()
+        """In seconds since its admission; 0 until there is one."""
+        self.seconds_to_first_token: float | None = None
+        """The same since its first moment, what it waited included; None until there is one."""
+        self._created = self._began = self._last = time.monotonic()
         self._overdue_at = None if deadline is None else self._began + deadline
 
     def admitted(self) -> None:
@@ -73,7 +84,8 @@ class Record:
         """Notes that so many tokens are handed out, one at least; returns seconds a token since the last."""
         now = time.monotonic()
         gap = (now - self._last) / count
-        self.time_to_first_token = self.time_to_first_token or now - self._began
+        if self.seconds_to_first_token is None:
+            self.time_to_first_token, self.seconds_to_first_token = now - self._began, now - self._created
         self._last = now
         return gap
 
@@ -90,6 +102,8 @@ class Record:
             self.outcome = Outcome.FAILED if code in _FAILED else Outcome.REFUSED
         else:
             self.outcome = Outcome.FAILED if isinstance(error, Exception) else Outcome.CANCELLED
+        if self.outcome is not Outcome.FINISHED:
+            self.error_type = code.name if code is not None else _ERROR_TYPES.get(self.outcome, "INTERNAL")
 
     def started(self) -> inference_pb2.Started:
         """What the client is told first."""
@@ -100,6 +114,29 @@ class Record:
             num_prompt_tokens=self.num_prompt_tokens,
             sampling=self.sampling,
         )
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long it waited for its place, its prompt's tokens being made included."""
+        return self._began - self._created
+
+    @property
+    def total_seconds(self) -> float:
+        """Time since its first moment."""
+        return time.monotonic() - self._created
+
+    @property
+    def seconds_a_token(self) -> float | None:
+        """Of each token behind the first, of each choice; None where there is none."""
+        count = self.usage().num_completion_tokens / max(1, len(self.choices)) - 1
+        if self.seconds_to_first_token is None or count <= 0:
+            return None
+        return (self._last - self._created - self.seconds_to_first_token) / count
+
+    @property
+    def num_failovers(self) -> int:
+        """How often its sequences had to be opened again."""
+        return sum(transcript.num_failovers for transcript in self.transcripts)
 
     @property
     def num_crashes(self) -> int:

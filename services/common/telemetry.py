@@ -34,6 +34,7 @@ _WORTH_A_SPAN = filters.negate(
 """Calls that belong to no request are not traced: there are thousands of them before the first one that does."""
 _SECONDS = View(
     instrument_type=Histogram,
+    instrument_name="paceline.*",
     instrument_unit="s",
     aggregation=ExplicitBucketHistogramAggregation(
         (
@@ -61,7 +62,8 @@ _SECONDS = View(
         )
     ),
 )
-"""OpenTelemetry's own buckets are for milliseconds. These hold both a token's time and a long prompt's."""
+"""OpenTelemetry's own buckets are for milliseconds. These hold both a token's time and a long prompt's. What its
+conventions name has theirs."""
 
 
 def setup_telemetry(service_name: str, settings: TelemetrySettings) -> None:

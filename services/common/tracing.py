@@ -6,6 +6,7 @@ Where traces are off, or a request is not traced, all of it is next to nothing: 
 from collections import Counter
 from collections.abc import Mapping
 
+import grpc
 from opentelemetry import context, propagate, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
@@ -15,16 +16,10 @@ _EACH = 8
 _TRACER = trace.get_tracer("paceline")
 
 
-def start_span(
-    name: str,
-    *,
-    kind: SpanKind = SpanKind.INTERNAL,
-    parent: Span | None = None,
-    attributes: Mapping[str, AttributeValue] | None = None,
-) -> Span:
-    """A span below `parent`, or below the current one. It is not made the current one; whoever starts it ends it."""
-    under = None if parent is None else trace.set_span_in_context(parent)
-    return _TRACER.start_span(name, under, kind, attributes)
+def start_call(method: str, target: str) -> Span:
+    """The span of a call that begins, below the current span. Whoever has it ends it."""
+    attributes = {"rpc.system": "grpc", "server.address": target}
+    return _TRACER.start_span(method, kind=SpanKind.CLIENT, attributes=attributes)
 
 
 def headers_of(span: Span) -> tuple[tuple[str, str], ...]:
@@ -37,7 +32,8 @@ def headers_of(span: Span) -> tuple[tuple[str, str], ...]:
 def end_span(span: Span, error: BaseException | None = None) -> None:
     """Ends a span, as failed where there was an error. What the error says is left out: it may quote its request."""
     if error is not None and span.is_recording():
-        span.set_attribute("error.type", type(error).__name__)
+        code = error.code().name if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__
+        span.set_attribute("error.type", code)
         span.set_status(Status(StatusCode.ERROR))
     span.end()
 

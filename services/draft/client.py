@@ -4,7 +4,10 @@ import grpc
 
 from paceline.internal.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
 from services.common.access import credentials
+from services.common.tracing import headers_of, start_call
 from services.model_server.client import ModelServerClient, SequenceStream
+
+_PROPOSE = "/paceline.internal.v1.DraftService/Propose"
 
 
 class DraftClient(ModelServerClient):
@@ -16,7 +19,9 @@ class DraftClient(ModelServerClient):
 
     def propose(self, timeout: float | None, token: str = "") -> "ProposeStream":
         """A stream for one sequence; `timeout` in seconds, `token` is its tenant's."""
-        return ProposeStream(self._draft.Propose(timeout=timeout, metadata=credentials(token)))
+        span = start_call(_PROPOSE, self.target)
+        metadata = (*credentials(token), *headers_of(span))
+        return ProposeStream(self._draft.Propose(timeout=timeout, metadata=metadata), span)
 
 
 class ProposeStream(SequenceStream[draft_pb2.ProposeRequest, draft_pb2.ProposeResponse]):

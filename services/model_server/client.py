@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator
 from typing import Any, Generic, Self, TypeVar
 
 import grpc
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from paceline.internal.v1 import model_server_pb2 as pb
 from paceline.internal.v1 import model_server_pb2_grpc, speculation_pb2
 from paceline.v1 import model_pb2
 from services.common.access import credentials
+from services.common.tracing import end_span
 from services.process.client import Asked, ask_process
 
 Q = TypeVar("Q")
@@ -64,15 +66,18 @@ class ModelServerClient:
 class SequenceStream(Generic[Q, R]):
     """One sequence at a service. Use as an async context manager: leaving it cancels what is still running."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, span: Span = INVALID_SPAN) -> None:
+        """`span` is that of the call, and ends with it."""
         self._call = call
+        self._span = span
         self._writing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         self._call.cancel()
+        end_span(self._span, error if isinstance(error, Exception) else None)
 
     async def write(self, request: Q) -> None:
         """Sends a message. gRPC takes one write at a time, and ends the call when a task that is writing is cancelled:

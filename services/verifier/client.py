@@ -5,7 +5,10 @@ import grpc
 from paceline.internal.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
 from paceline.v1 import model_pb2
 from services.common.access import credentials
+from services.common.tracing import headers_of, start_call
 from services.model_server.client import ModelServerClient, SequenceStream
+
+_VERIFY = "/paceline.internal.v1.VerifierService/Verify"
 
 
 class VerifierClient(ModelServerClient):
@@ -17,7 +20,9 @@ class VerifierClient(ModelServerClient):
 
     def verify(self, timeout: float | None, token: str = "") -> "VerifyStream":
         """A stream for one sequence; `timeout` in seconds, `token` is its tenant's."""
-        return VerifyStream(self._verifier.Verify(timeout=timeout, metadata=credentials(token)))
+        span = start_call(_VERIFY, self.target)
+        metadata = (*credentials(token), *headers_of(span))
+        return VerifyStream(self._verifier.Verify(timeout=timeout, metadata=metadata), span)
 
     async def get_speculation(self, timeout: float) -> model_pb2.SpeculationState:
         """Says whether speculation pays there. Raises grpc.aio.AioRpcError."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
@@ -100,4 +101,4 @@ async def test_one_trace_from_gateway_to_draft_and_verifier(target_folder: str, 
         )
     assert ("paceline-gateway", "/paceline.internal.v1.VerifierService/Verify") in trace
     assert request_id
-    assert ("/paceline.v1.InferenceService/Generate", request_id) in collector.request_ids
+    assert (f"text_completion {Path(target_folder).name}", request_id) in collector.request_ids
