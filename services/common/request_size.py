@@ -15,9 +15,8 @@ from paceline.errors import InvalidArgumentError
 
 SMALL_BYTES = 1 << 16
 """More than a request holds that is no text, no file and no list of tokens."""
-_LIST_BYTES = 160 << 10
-"""Of a request that names each block of a prompt by its key, or each module of a model: a few bytes each lie beside the
-names themselves."""
+_KEYS_BYTES = 160 << 10
+"""Of a request that names each block of a prompt by its key: two bytes a block lie beside the keys themselves."""
 _LARGE = {
     "paceline.v1.GenerateRequest": ("prompt", "token_ids"),
     "paceline.v1.TokenIds": ("ids",),
@@ -43,13 +42,13 @@ _LARGE = {
 }
 """Fields that may be of any size that the server takes; those that are messages are looked into."""
 _MOST = {
-    "paceline.internal.v1.MatchBlocksRequest": _LIST_BYTES,
-    "paceline.internal.v1.FetchBlocksRequest": _LIST_BYTES,
-    "paceline.internal.v1.StoreAdapterRequest": _LIST_BYTES,
+    "paceline.internal.v1.MatchBlocksRequest": _KEYS_BYTES,
+    "paceline.internal.v1.FetchBlocksRequest": _KEYS_BYTES,
 }
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
-_CONTINUED = bytes(range(0x80, 0x100))
+_CONTINUES = 0x80
+_CONTINUED = bytes(range(_CONTINUES, 0x100))
 """Bytes of a number that more of it follow."""
 _MAX_NUMBERS = 1 << 21
 """More token ids than any context, or than text of any allowed size, has."""
@@ -87,15 +86,16 @@ def num_beside(message: bytes, fields: Mapping[int, _Large], most: int) -> int:
             at, end, large = spans.pop()
             while at < end and beside <= most:
                 start = at
-                key, at = _varint(message, at)
+                # Numbers of one byte, the most frequent, are read here: a call takes as long as all the rest.
+                key, at = (message[at], at + 1) if message[at] < _CONTINUES else _varint(message, at)
                 number, kind = key >> 3, key & 7
                 if kind == _BYTES:
-                    size, at = _varint(message, at)
+                    size, at = (message[at], at + 1) if message[at] < _CONTINUES else _varint(message, at)
                     beside += at - start
                     field = large.get(number)
                     if field is None:
                         beside += size
-                    elif field.within:
+                    elif field.within and size:
                         spans.append((at, min(at + size, end), field.within))
                     elif field.is_numbers:
                         num_numbers += len(message[at : at + size].translate(None, _CONTINUED))
@@ -120,7 +120,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         byte = message[at]
         number |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
-        if byte < 0x80:
+        if byte < _CONTINUES:
             return number, at
 
 
