@@ -29,7 +29,7 @@ from services.engine.attention_layers import (
 from services.engine.config import Device, Dtype, EngineConfig
 from services.engine.kv_cache import KVShape
 from services.engine.loading import Report, reporting_weights
-from services.engine.quantized import made_plain, naming_the_kind, quantization_of, reading_options
+from services.engine.quantized import made_plain, naming_the_kind, quantization_of, reading_options, tell_how_served
 from services.engine.rope import fix_frequencies, goes_on
 from services.engine.sampling_defaults import sampling_defaults
 from services.engine.vocabulary import vocabulary_digest
@@ -108,7 +108,10 @@ def _load(config: EngineConfig, report: Report) -> LoadedModel:
     weights = _pick_dtype(config.dtype, hf_config)
     with reporting_weights(report), naming_the_kind(config.model, hf_config, device):
         model = _read(config, reading_options(hf_config, weights, device))
-        quantized = quantization_of(hf_config) is not None and not made_plain(model, weights, device)
+        quantization = quantization_of(hf_config)
+        quantized = quantization is not None and not made_plain(model, weights, device)
+    if quantization is not None:
+        tell_how_served(quantization, weights, is_plain=not quantized)
     num_parameters = model.num_parameters()
     model.eval().requires_grad_(False)
     # On the CPU activations are float32 whatever the weights are: few CPUs compute in bfloat16, and packed layers read

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import logging
 from collections import abc
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.quantizers.base import HfQuantizer
 
 from services.common.checkpoint import CheckpointError, first_line, quantization_method
+
+_log = logging.getLogger(__name__)
 
 _KERNELS = "kernels"
 """The package that brings what multiplies quantized weights on a GPU."""
@@ -64,6 +67,24 @@ def made_plain(model: Any, weights: torch.dtype, device: torch.device) -> bool:
         if parameter.is_floating_point() and parameter.element_size() > 1 and not any(part in name for part in kept):
             parameter.data = parameter.data.to(dtype)
     return is_plain
+
+
+def tell_how_served(quantization: Mapping[str, Any], weights: torch.dtype, *, is_plain: bool) -> None:
+    """Logs in what tokens of a quantized checkpoint may differ from those that it gives elsewhere."""
+    method = quantization_method(quantization)
+    if is_plain:
+        _log.warning(
+            "quantized weights (%s) are served as plain ones, in %s: activations are not rounded as the layers of their "
+            "package round them, so near ties may fall otherwise than there",
+            method,
+            str(weights).removeprefix("torch."),
+        )
+    else:
+        _log.warning(
+            "quantized weights (%s) are computed by the layers of their package, which may round a text by what runs "
+            "beside it: near ties may fall otherwise with a draft than without",
+            method,
+        )
 
 
 def _unwrap(model: nn.Module) -> bool:

@@ -61,8 +61,12 @@ def test_tokens_are_those_of_transformers(checkpoint: str) -> None:
     assert len({token for produced in tokens for token in produced}) > 4
 
 
-def test_the_data_type_of_the_checkpoint_serves_too(checkpoint: str, kind: str) -> None:
+def test_the_data_type_of_the_checkpoint_serves_too(
+    checkpoint: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = make_engine(checkpoint, Dtype.AUTO)
+    how = "computed by the layers of their package" if kind == "bitnet" else "served as plain ones, in bfloat16"
+    assert how in caplog.text
     asked = torch.float32 if kind == "bitnet" else torch.bfloat16
     assert generate(engine, PROMPTS[:1], 4)[0] == expected(reference(checkpoint, asked))[0][:4]
 
