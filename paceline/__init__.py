@@ -1,5 +1,6 @@
 """Paceline for Python programs: `Client` for those with an event loop, `SyncClient` for those without."""
 
+import paceline.quiet  # noqa: F401  # Before gRPC.
 from paceline.client import Client
 from paceline.errors import (
     AbortedError,

@@ -13,7 +13,7 @@ REFUSED_AT_ONCE = "REFUSED_AT_ONCE"
 NO_TLS = "NO_TLS"
 
 _FAILED = "failed to connect to all addresses"
-_WHERE = re.compile(r"\bipv[46]:([^\s;]+?:\d+)|\bunix:([^\s;]+)")
+_WHERE = re.compile(r"\bipv[46]:([^\s;]+:\d+)|\bunix:([^\s;:]+)")
 _KNOWN = (
     ("certificate has expired", EXPIRED, "the certificate of {where} has expired"),
     ("certificate is not yet valid", NOT_YET_VALID, "the certificate of {where} is not valid yet, by the clock here"),

@@ -1,14 +1,13 @@
 """A channel that goes on with new certificates when the files of its own change."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import grpc
 
 from paceline.tls import Contents, Tls, TlsFiles
-
-_NEVER_SECONDS = 10 * 365 * 24 * 3600.0
 
 
 class TlsChannel(grpc.aio.Channel):
@@ -35,16 +34,35 @@ class TlsChannel(grpc.aio.Channel):
 
         self._connect = connect
         self._current = connect(self._files.contents)
-        self._old: dict[asyncio.Task[None], grpc.aio.Channel] = {}
+        self._num_running = Counter({self._current: 0})
+        """Calls by the channel that they run on: of the current one, and of old ones that some run on still."""
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def current(self) -> grpc.aio.Channel:
         """The channel that a call takes which begins now."""
         if (contents := self._files.changed()) is not None:
             old, self._current = self._current, self._connect(contents)
-            ending = asyncio.get_running_loop().create_task(old.close(_NEVER_SECONDS))
-            self._old[ending] = old
-            ending.add_done_callback(self._old.pop)
+            self._num_running[self._current] = 0
+            self._close_if_left(old)
         return self._current
+
+    def begun(self, channel: grpc.aio.Channel, call: Any) -> None:
+        """Is told of every call: an old channel is closed with the last one that runs on it."""
+        self._num_running[channel] += 1
+
+        def ended(_: object) -> None:
+            self._num_running[channel] -= 1
+            self._close_if_left(channel)
+
+        call.add_done_callback(ended)
+
+    def _close_if_left(self, channel: grpc.aio.Channel) -> None:
+        if channel is not self._current and self._num_running[channel] == 0 and not self._is_closed:
+            del self._num_running[channel]
+            closing = asyncio.get_running_loop().create_task(channel.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def __aenter__(self) -> Self:
         return self
@@ -54,10 +72,8 @@ class TlsChannel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         """See grpc.aio.Channel."""
-        await asyncio.gather(*(channel.close(grace) for channel in (self._current, *self._old.values())))
-        for ending in tuple(self._old):
-            ending.cancel()
-        await asyncio.gather(*self._old, return_exceptions=True)
+        self._is_closed = True
+        await asyncio.gather(*(channel.close(grace) for channel in tuple(self._num_running)), *self._closing)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """See grpc.aio.Channel."""
@@ -101,4 +117,6 @@ class _Method:
         current = self._channel.current()
         if current is not self._of:
             self._of, self._call = current, self._make(current)
-        return self._call(*args, **kwargs)
+        call = self._call(*args, **kwargs)
+        self._channel.begun(current, call)
+        return call

@@ -13,6 +13,7 @@ from paceline.cli.certs import certs
 from paceline.cli.chat import chat
 from paceline.cli.demo import demo
 from paceline.cli.doctor.command import doctor
+from paceline.cli.encryption import encrypted
 from paceline.cli.generate import generate
 from paceline.cli.get import get
 from paceline.cli.keys import keys
@@ -31,10 +32,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (generate, chat, models, usage, stats, doctor, up, get, demo, bench):
-    app.command()(command)
+    app.command()(encrypted(command))
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 )(serve)
+for group in (adapters, batch, cache, keys, tenants, webhooks):
+    for registered in group.registered_commands:
+        if registered.callback is not None:
+            registered.callback = encrypted(registered.callback)
 app.add_typer(adapters, name="adapters")
 app.add_typer(batch, name="batch")
 app.add_typer(cache, name="cache")

@@ -1,11 +1,9 @@
 """`paceline certs`: certificates of a system's services, by an authority of one's own, for development."""
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,21 +44,11 @@ def make(
 ) -> None:
     """Makes an authority and a certificate for each service and for clients. What is there already is kept."""
     with _certificates():
-        from services.common.identities import Identity
-        from services.local.authority import Authority, general_name
-        from services.local.certificate_folder import CertificateFolder
+        from services.local.certificates import make_certificates
 
-        names = _names(name or [], [*Identity])
-        for host in chain.from_iterable(names.values()):
-            general_name(host)
-        place = CertificateFolder(folder)
-        if overwrite or not (place.ca.exists() or place.ca_key.exists()):
-            authority = Authority.create(place, authority_days, overwrite=overwrite)
-        else:
-            authority = Authority.load(place)
-        kept = [
-            authority.issue(identity, names[identity], days, trust_domain, overwrite=overwrite) for identity in Identity
-        ]
+        kept = make_certificates(
+            folder, name or (), days=days, authority_days=authority_days, trust_domain=trust_domain, overwrite=overwrite
+        )
     _show(kept)
     if all(not each.is_new for each in kept):
         out.print("All of them were there. `paceline certs renew` gives them more time, --overwrite makes new ones.")
@@ -74,20 +62,9 @@ def renew(
 ) -> None:
     """Replaces certificates that end soon by new ones of the same names; processes go on with them by themselves."""
     with _certificates():
-        from services.common.certificates import days_left
-        from services.common.identities import Identity
-        from services.local.authority import Authority, certificates_of
-        from services.local.certificate_folder import CertificateFolder
+        from services.local.certificates import renew_certificates
 
-        place = CertificateFolder(folder)
-        authority, done = Authority.load(place), []
-        for each in certificates_of(place):
-            if days_left(each.facts) > within:
-                done.append(each)
-            elif each.what == "ca":
-                done.append(authority.renew_itself(_AUTHORITY_DAYS))
-            else:
-                done.append(authority.renew(Identity(each.what), days))
+        done = renew_certificates(folder, within=within, days=days)
     _show(done)
 
 
@@ -95,10 +72,9 @@ def renew(
 def show(folder: Folder, as_json: AsJson = False) -> None:
     """Says whose certificates there are, for which names, and how long they hold."""
     with _certificates():
-        from services.local.authority import certificates_of
-        from services.local.certificate_folder import CertificateFolder
+        from services.local.certificates import certificates_of
 
-        found = list(certificates_of(CertificateFolder(folder)))
+        found = list(certificates_of(folder))
     if as_json:
         plain = [
             {"of": each.what, "file": str(each.path), "names": list(each.facts.names),
@@ -122,17 +98,6 @@ def _certificates() -> Iterator[None]:
         fail(str(error))
     except OSError as error:
         fail(f"{error.filename} cannot be written: {error.strerror}")
-
-
-def _names(given: Sequence[str], identities: Sequence[str]) -> dict[str, list[str]]:
-    """Further names by identity; those that say of none are the gateway's."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for each in given:
-        whose, _, host = each.rpartition("=")
-        if whose and whose not in identities:
-            fail(f"{each}: there is no {whose}; it is one of {', '.join(identities)}")
-        names[whose or "gateway"].append(host)
-    return names
 
 
 def _show(kept: "Sequence[Kept]") -> None:

@@ -6,7 +6,7 @@ Elsewhere any authority will do that writes the same names: cert-manager or SPIR
 
 import ipaddress
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +75,7 @@ class Authority:
     @classmethod
     def load(cls, folder: CertificateFolder) -> "Authority":
         """The one that is there. Raises CertificatesError."""
-        certificate, key = _load(folder.ca), _load_key(folder.ca_key)
+        certificate, key = load_certificate(folder.ca), _load_key(folder.ca_key)
         if key.public_key() != certificate.public_key():
             raise CertificatesError(f"{folder.ca_key} is not the key of {folder.ca}")
         return cls(folder, key, certificate)
@@ -89,7 +89,7 @@ class Authority:
         """
         certificate, key = self.folder.certificate(identity), self.folder.key(identity)
         if not overwrite and self.folder.has(identity):
-            return Kept(identity, certificate, facts_of(_load(certificate)), is_new=False)
+            return Kept(identity, certificate, facts_of(load_certificate(certificate)), is_new=False)
         own = generate_private_key(SECP256R1())
         signed = self._sign(own, identity, _all_names(identity, names, trust_domain), days)
         try:
@@ -103,7 +103,7 @@ class Authority:
 
     def renew(self, identity: Identity, days: float) -> Kept:
         """Replaces a certificate by one of the same names with a new key. Raises CertificatesError."""
-        old = _load(self.folder.certificate(identity))
+        old = load_certificate(self.folder.certificate(identity))
         names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         own = generate_private_key(SECP256R1())
         signed = self._sign(own, identity, list(names), days)
@@ -133,15 +133,6 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-
-
-def certificates_of(folder: CertificateFolder) -> Iterator[Kept]:
-    """All certificates of a folder, the authority's first. Raises CertificatesError."""
-    yield Kept("ca", folder.ca, facts_of(_load(folder.ca)), is_new=False)
-    for identity in Identity:
-        if folder.certificate(identity).exists():
-            path = folder.certificate(identity)
-            yield Kept(identity, path, facts_of(_load(path)), is_new=False)
 
 
 def _all_names(identity: Identity, names: Sequence[str], trust_domain: str) -> list[x509.GeneralName]:
@@ -200,7 +191,8 @@ def _key_pem(key: EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def _load(path: Path) -> x509.Certificate:
+def load_certificate(path: Path) -> x509.Certificate:
+    """The first certificate of a file. Raises CertificatesError."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:

@@ -45,7 +45,7 @@ async def test_what_standard_input_holds_is_continued(
     assert [request.prompt for request in gateway.requests] == ["def g("]
 
 
-@pytest.mark.parametrize("wrong", ["https://somewhere:7100", "somewhere", "somewhere:7100/path"])
+@pytest.mark.parametrize("wrong", ["https://somewhere", "somewhere", "somewhere:7100/path"])
 async def test_an_address_that_cannot_be_one_is_refused_in_words(wrong: str) -> None:
     done = await typed("models", "--address", wrong)
     assert done.code == 2

@@ -21,7 +21,8 @@ from paceline.v1 import (
     operations_pb2_grpc,
 )
 from services.common.server import Served
-from support.served import served
+from services.common.settings import ServerSettings
+from support.served import SERVER, served
 
 
 @dataclass
@@ -107,7 +108,7 @@ class FakeGateway(
 
 
 @asynccontextmanager
-async def serve_gateway(gateway: FakeGateway) -> AsyncIterator[str]:
+async def serve_gateway(gateway: FakeGateway, settings: ServerSettings = SERVER) -> AsyncIterator[str]:
     """Address of a server with this gateway."""
 
     @asynccontextmanager
@@ -118,5 +119,5 @@ async def serve_gateway(gateway: FakeGateway) -> AsyncIterator[str]:
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(gateway, server)
         yield Served(())
 
-    async with served(lifespan) as address:
+    async with served(lifespan, settings) as address:
         yield address

@@ -16,7 +16,18 @@ from paceline.cli.bench.prompts import Prompt, PromptsError, made_up, read_promp
 from paceline.cli.bench.report import as_json, plot, save_plot, tables
 from paceline.cli.bench.summary import Summary, summarize
 from paceline.cli.sampling import Adapter, Model
-from paceline.cli.terminal import API_KEY, DEFAULT_ADDRESS, INTERRUPTED, Address, AsJson, err, fail, in_words, out
+from paceline.cli.terminal import (
+    API_KEY,
+    DEFAULT_ADDRESS,
+    INTERRUPTED,
+    Address,
+    AsJson,
+    err,
+    fail,
+    in_words,
+    out,
+    tls_of,
+)
 from paceline.client import Client
 from paceline.errors import PacelineError
 from paceline.requests import Options
@@ -90,7 +101,7 @@ def bench(
 
 
 async def _measure(address: str, load: _Load) -> list[Summary]:
-    async with Client(address, key=os.environ.get(API_KEY)) as client:
+    async with Client(address, key=os.environ.get(API_KEY), tls=tls_of(address)) as client:
         found = _find(await client.list_models(), load.options["model"])
         verify, draft = _step_seconds(found.target), _step_seconds(found.draft)
         asked = _prompts(load, found)
