@@ -93,10 +93,14 @@ def up(
     metrics: Annotated[
         bool, typer.Option("--metrics", help="Has Prometheus read each process on its own port.")
     ] = False,
+    tls: Annotated[
+        Path | None, typer.Option(help="Encrypts all connections with the certificates that `paceline certs make` made.")
+    ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="Least severe lines that are shown.")] = LogLevel.WARNING,
 ) -> None:
     """Keeps draft, verifier, prefix cache, adapter store and gateway running in this terminal until Ctrl-C."""
     reach(ENGINE)
+    from services.local.certificate_folder import CertificateFolder
     from services.local.errors import LaunchError
     from services.local.pair import Pair, read_models, shipped_model
     from services.local.system import SystemSettings, named_ports, user_adapters
@@ -139,6 +143,7 @@ def up(
             database=database,
             log_level=log_level,
             metrics=metrics,
+            certificates=None if tls is None else CertificateFolder(tls.absolute()),
             restart=True,
         )
     except LaunchError as error:
