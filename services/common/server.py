@@ -49,6 +49,8 @@ class Served(NamedTuple):
     """Done when the service can serve; None when it can from the start."""
     failed: "asyncio.Future[None] | None" = None
     """Done when the service can no longer serve."""
+    drain: Callable[[], None] | None = None
+    """Ends streams that would not end by themselves; called when the server stops taking new ones."""
 
 
 Lifespan = Callable[[grpc.aio.Server], AbstractAsyncContextManager[Served]]
@@ -150,6 +152,8 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
                 yield RunningServer(port, served.failed)
             finally:
                 await servicer.enter_graceful_shutdown()
+                if served.drain is not None:
+                    served.drain()
                 has_failed = served.failed is not None and served.failed.done()
                 # What has failed has told its streams; whoever still waits for it waits in vain.
                 await server.stop(

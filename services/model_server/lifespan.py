@@ -14,6 +14,7 @@ from services.engine.engine_loop import EngineLoop
 from services.engine.outbox import Outbox
 from services.engine.role import Role
 from services.model_server.adapter_slots import AdapterSlots
+from services.model_server.load_reports import LoadReports
 from services.model_server.opening import Opener
 from services.model_server.prefix_tier import PrefixTier
 from services.model_server.publisher import Computed
@@ -55,9 +56,11 @@ def model_server_lifespan(
                 ModelServerServicer(engine_loop, settings, adapters), server
             )
             names = (name, SERVICE, add_process_service(server))
+            reports = LoadReports(engine_loop, opener.open_streams, settings.engine.max_sequences)
+            reports.add_to(server)
             shown = VllmMetrics(settings.public_model_id, engine_loop, opener.open_streams, adapters, drafts)
             with read_by_prometheus(settings.telemetry, shown):
-                yield Served(names, engine_loop.ready(), engine_loop.stopped)
+                yield Served(names, engine_loop.ready(), engine_loop.stopped, reports.drain)
         finally:
             for tier in (prefixes, adapters):
                 if tier is not None:

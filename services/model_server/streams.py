@@ -20,6 +20,8 @@ class OpenStreams:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.count = 0
+        self.num_opened = self.num_failed = 0
+        """Those that were ever opened, and those of them that ended with an error."""
         self.num_begun = 0
         """Those whose sequences are in the engine; the others wait for an adapter or for blocks of the prefix cache."""
 
@@ -29,10 +31,12 @@ class OpenStreams:
                 f"{self.count} sequences are open, which is the limit", retry_after_seconds=_RETRY_AFTER_SECONDS
             )
         self.count += 1
+        self.num_opened += 1
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         self.count -= 1
+        self.num_failed += isinstance(error, Exception)
 
     @contextmanager
     def begun(self) -> abc.Iterator[None]:
