@@ -94,7 +94,8 @@ def up(
         bool, typer.Option("--metrics", help="Has Prometheus read each process on its own port.")
     ] = False,
     tls: Annotated[
-        Path | None, typer.Option(help="Encrypts all connections with the certificates that `paceline certs make` made.")
+        Path | None,
+        typer.Option(help="Encrypts all connections with the certificates that `paceline certs make` made."),
     ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="Least severe lines that are shown.")] = LogLevel.WARNING,
 ) -> None:

@@ -125,6 +125,10 @@ class Catalog:
         found = await self._records(labels_prefix(namespace))
         return sorted(found.values(), key=lambda adapter: adapter.name)
 
+    async def is_for_draft(self, namespace: str, digest: str) -> bool:
+        """Whether one of a namespace's labels has this adapter for the draft."""
+        return any(adapter.draft_digest == digest for adapter in await self.labels(namespace))
+
     async def remove(self, namespace: str, name: str) -> None:
         """Takes a label away. Raises NotFoundError without one."""
         async with self._lock(labels_prefix(namespace)):

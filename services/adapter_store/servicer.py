@@ -26,6 +26,7 @@ from services.adapter_store.places import UploadPlaces
 from services.adapter_store.settings import AdapterStoreSettings
 from services.adapter_store.upload import Received, check_announcement, received
 from services.common.access import Access
+from services.common.identities import Identity, identity_of
 from services.common.lora.config import check_digest
 from services.common.tokens import PUBLIC_NAMESPACE
 
@@ -98,6 +99,8 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
         """See adapter_store.proto."""
         _check_access(self._access, context, request.namespace)
         check_digest("digest", request.digest)
+        if self._is_draft(context) and not await self._catalog.is_for_draft(request.namespace, request.digest):
+            raise PermissionDeniedError("a draft may have what was uploaded for drafts, and nothing else")
         async with self._catalog.open(request.namespace, request.digest) as files:
             sizes = [adapter_pb2.AdapterFile(name=name, num_bytes=file.num_bytes) for name, file in files.items()]
             yield pb.FetchAdapterResponse(files=sizes)
@@ -105,6 +108,13 @@ class AdapterStoreServicer(adapter_store_pb2_grpc.AdapterStoreServiceServicer):
                 async for chunk in file.chunks:
                     yield pb.FetchAdapterResponse(data=chunk)
         self._metrics.fetched()
+
+    def _is_draft(self, context: Any) -> bool:
+        """Whether the caller showed a draft's certificate."""
+        tls = self._settings.server.tls
+        if tls is None or tls.client_ca is None:
+            return False
+        return identity_of(context, tls.trust_domain) is Identity.DRAFT
 
     async def _store(
         self, header: pb.StoreAdapterHeader, pieces: AsyncIterator[bytes], context: Any
