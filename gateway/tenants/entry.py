@@ -1,13 +1,23 @@
 """What one request used, as the ledger keeps it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.tenants.kind import Kind
 from paceline.v1 import inference_pb2
 
 DAY_SECONDS = 86400.0
+
+
+class Resumed(NamedTuple):
+    """That a request was begun at another gateway."""
+
+    received: inference_pb2.Usage
+    """What its client had received before."""
+    price: Callable[[inference_pb2.Usage], int]
+    """What some usage of it costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +36,8 @@ class Entry:
     usage: inference_pb2.Usage
     cost: int
     """Billionths of the currency."""
+    resumed: Resumed | None = None
+    """None where it began here."""
 
     def row(self) -> dict[str, Any]:
         """As the tables have it."""

@@ -18,6 +18,7 @@ from gateway.database.database import Database
 from gateway.database.tables import SUMS, usage_days, usage_requests
 from gateway.tenants.entry import DAY_SECONDS, Entry, day_of
 from gateway.tenants.fresh import Fresh
+from gateway.tenants.resumed import write_resumed
 from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
 
@@ -61,6 +62,23 @@ class Ledger:
 
     async def write(self, connection: AsyncConnection, entries: Sequence[Entry]) -> None:
         """Writes entries in a transaction of the caller's: each once, whatever was written before."""
+        counted = await self._write_begun([entry for entry in entries if entry.resumed is None], connection)
+        for entry in entries:
+            if entry.resumed is not None:
+                row = await write_resumed(connection, self._database, entry, entry.resumed)
+                counted += [row] if row is not None else []
+        sums: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for row in counted:
+            account = tuple(row[name] for name in _ACCOUNT)
+            total = sums.setdefault(account, dict(zip(_ACCOUNT, account, strict=True)) | dict.fromkeys(SUMS, 0))
+            for name in SUMS:
+                total[name] += row[name]
+        if sums:
+            ordered = [sums[account] for account in sorted(sums, key=repr)]
+            await connection.execute(self._database.insert_or_add(usage_days, SUMS), ordered)
+
+    async def _write_begun(self, entries: Sequence[Entry], connection: AsyncConnection) -> list[dict[str, Any]]:
+        """Writes what was begun here; returns the rows that are new."""
         rows = {entry.request_id: entry.row() for entry in entries}
         wanted = usage_requests.c.request_id.in_(list(rows))
         # Who writes the same request meanwhile waits for this transaction, or this one for theirs.
@@ -68,18 +86,9 @@ class Ledger:
         before = set((await connection.execute(select(usage_requests.c.request_id).where(wanted))).scalars())
         candidates = [row for request_id, row in sorted(rows.items()) if request_id not in before]
         if not candidates:
-            return
+            return []
         written = set((await connection.execute(new, candidates)).scalars())
-        sums: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for row in candidates:
-            if row["request_id"] in written:
-                account = tuple(row[name] for name in _ACCOUNT)
-                total = sums.setdefault(account, dict(zip(_ACCOUNT, account, strict=True)) | dict.fromkeys(SUMS, 0))
-                for name in SUMS:
-                    total[name] += row[name]
-        if sums:
-            ordered = [sums[account] for account in sorted(sums, key=repr)]
-            await connection.execute(self._database.insert_or_add(usage_days, SUMS), ordered)
+        return [row for row in candidates if row["request_id"] in written]
 
     def written(self, entries: Sequence[Entry]) -> None:
         """Says that a transaction with these entries was committed: what was spent is read anew."""

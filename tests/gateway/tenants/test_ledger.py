@@ -13,7 +13,7 @@ from gateway.database.database import Database
 from gateway.database.migrate import migrate
 from gateway.database.tables import usage_requests
 from gateway.settings import PriceSettings
-from gateway.tenants.entry import Entry
+from gateway.tenants.entry import Entry, Resumed
 from gateway.tenants.kind import Kind
 from gateway.tenants.ledger import Ledger
 from gateway.tenants.prices import Prices
@@ -164,3 +164,66 @@ async def test_what_a_file_holds_is_there_for_the_next(tmp_path: Path) -> None:
         found = (await total(database)).total.num_requests
         await database.close()
     assert found == 2
+
+
+def resumed(request_id: str, received: int, produced: int, **fields: Any) -> Entry:
+    """A request of which a client had received some tokens before, and more were produced."""
+
+    def usage(count: int, prompt: int = 10) -> inference_pb2.Usage:
+        return inference_pb2.Usage(num_prompt_tokens=prompt, num_completion_tokens=count)
+
+    def price(used: inference_pb2.Usage) -> int:
+        return used.num_prompt_tokens + 100 * used.num_completion_tokens
+
+    total = usage(received + produced, fields.pop("prompt", 10))
+    return entry(request_id, usage=total, cost=price(total), resumed=Resumed(usage(received, 0), price), **fields)
+
+
+def begun(produced: int) -> Entry:
+    used = inference_pb2.Usage(num_prompt_tokens=10, num_completion_tokens=produced)
+    return entry("1", usage=used, cost=10 + 100 * produced, outcome="cancelled")
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        # The gateway that began it died, or records what it had begun only afterwards.
+        ([resumed("1", 5, 20)], (1, 10, 25)),
+        ([resumed("1", 5, 20), begun(5)], (1, 10, 25)),
+        # It lives: what was computed counts, and never what was received a second time.
+        ([begun(5), resumed("1", 5, 20)], (1, 10, 25)),
+        ([begun(7), resumed("1", 5, 20)], (1, 10, 27)),
+        ([begun(3), resumed("1", 5, 20)], (1, 10, 25)),
+        # Twice.
+        ([resumed("1", 5, 20), resumed("1", 25, 4, ended_at=NOW + 1)], (1, 10, 29)),
+        ([begun(5), resumed("1", 5, 20), resumed("1", 25, 4, ended_at=NOW + 1)], (1, 20, 29)),
+        # Who claims an id for another prompt, or to have received nothing, pays for what is computed.
+        ([begun(5), resumed("1", 0, 20, prompt=900)], (1, 910, 25)),
+        ([begun(5), *(resumed("1", 0, 8, ended_at=NOW + at) for at in range(3))], (1, 30, 29)),
+        # Somebody else's id is of no use.
+        ([entry("1", tenant="b"), resumed("1", 5, 20)], (1, 10, 25)),
+        ([resumed("1", 5, 20, tenant="b"), resumed("1", 5, 20, ended_at=NOW + 1)], (1, 10, 25)),
+    ],
+)
+async def test_a_request_that_two_gateways_served_counts_once(
+    database: Database, entries: list[Entry], expected: tuple[int, int, int]
+) -> None:
+    ledger = Ledger(database, lambda: NOW)
+    for one in entries:
+        for _ in range(2):  # Whoever does not know whether it was written writes it again.
+            async with database.write() as connection:
+                await ledger.write(connection, [one])
+    found = (await total(database)).total
+    assert (found.num_requests, found.num_prompt_tokens, found.num_completion_tokens) == expected
+    assert found.cost_nanos == expected[1] + 100 * expected[2]
+
+
+async def test_goings_on_that_are_written_at_once_all_count(database: Database) -> None:
+    ledgers = [Ledger(database, lambda: NOW) for _ in range(4)]
+
+    async def write(number: int, ledger: Ledger) -> None:
+        async with database.write() as connection:
+            await ledger.write(connection, [resumed("1", 0, 10, ended_at=NOW + number)])
+
+    await asyncio.gather(*(write(number, ledger) for number, ledger in enumerate(ledgers)))
+    assert (await total(database)).total.num_completion_tokens == 40
