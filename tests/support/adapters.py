@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from paceline.internal.v1 import adapter_store_pb2 as pb
 from paceline.internal.v1 import model_server_pb2
+from paceline.tls import Tls
 from paceline.v1 import adapter_pb2
 from services.adapter_store.client import AdapterStoreClient
 from services.adapter_store.lifespan import adapter_store_lifespan
@@ -23,6 +24,7 @@ from services.adapter_store.settings import AdapterStoreSettings
 from services.common.channel import open_channel
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME, tensor_names
 from services.common.settings import ServerSettings
+from services.common.tls_settings import ServerTls
 from services.common.tokens import TokenMint, new_signing_key, public_key
 from support.served import served
 
@@ -74,9 +76,10 @@ def raw(header: Any, data: bytes = b"", *, length: int | None = None) -> bytes:
 class Store:
     """A running adapter store, and callers of it."""
 
-    def __init__(self, address: str, key: str) -> None:
+    def __init__(self, address: str, key: str, tls: Tls | None = None) -> None:
+        self.address = address
         self.mint = TokenMint(key, 60)
-        self.client = AdapterStoreClient(address, open_channel(address))
+        self.client = AdapterStoreClient(address, open_channel(address, tls=tls))
 
     async def upload(
         self, config: bytes, weights: bytes, name: str = "mine", tenant: str = "tenant/a", **more: Any
@@ -118,14 +121,16 @@ async def pieces(data: bytes, size: int = 700) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def running_store(folder: Path, **settings: Any) -> AsyncIterator[Store]:
-    """A store over real gRPC."""
+async def running_store(
+    folder: Path, tls: Tls | None = None, server_tls: ServerTls | None = None, **settings: Any
+) -> AsyncIterator[Store]:
+    """A store over real gRPC, encrypted where both ends say with what."""
     key = new_signing_key()
     default: ServerSettings = AdapterStoreSettings.model_fields["server"].default
-    server = default.model_copy(update={"port": 0, "grace_seconds": 0.2})
+    server = default.model_copy(update={"port": 0, "grace_seconds": 0.2, "tls": server_tls})
     made = AdapterStoreSettings(token_keys=(public_key(key),), folder=folder, server=server, **settings)
     async with served(adapter_store_lifespan(made), server) as address:
-        store = Store(address, key)
+        store = Store(address, key, tls)
         yield store
         await store.client.close()
 
