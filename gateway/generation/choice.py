@@ -5,6 +5,7 @@ from contextlib import aclosing
 from itertools import pairwise
 
 from gateway.generation.relay import Relay
+from gateway.generation.resumption import Received
 from gateway.generation.stop_strings import Passed, StopStrings
 from gateway.model.detokenizer import Detokenizer
 from paceline.internal.v1 import speculation_pb2
@@ -26,9 +27,18 @@ class Choice:
         self._stops = stops
         self._min_tokens = min_tokens
         self.usage = inference_pb2.Usage()
+        self._is_first_round = True
 
-    async def events(self, relay: Relay) -> AsyncIterator[inference_pb2.Delta | inference_pb2.Finished]:
-        """Yields deltas, then one Finished. Ending the iterator ends the relay's streams."""
+    async def events(
+        self, relay: Relay, received: Received | None = None
+    ) -> AsyncIterator[inference_pb2.Delta | inference_pb2.Finished]:
+        """Yields deltas, then one Finished. Ending the iterator ends the relay's streams.
+
+        Goes on behind what was `received`, where another gateway began it.
+        """
+        if received is not None and (reason := self._catch_up(received)):
+            yield inference_pb2.Finished(choice=self._index, finish_reason=reason)
+            return
         async with aclosing(relay.commits()) as commits:  # type: ignore[type-var]
             async for commit in commits:
                 self._count(commit)
@@ -37,6 +47,15 @@ class Choice:
                 if reason:
                     yield inference_pb2.Finished(choice=self._index, finish_reason=reason)
                     return
+
+    def _catch_up(self, received: Received) -> "sampling_pb2.FinishReason.ValueType":
+        """Brings the text to where its client has it; returns why it ended there, if it did."""
+        commit = speculation_pb2.Commit(token_ids=received.token_ids, finish_reason=received.finish_reason)
+        _, reason = self._take(commit)
+        num_completion_tokens = self.usage.num_completion_tokens
+        self.usage.CopyFrom(received.usage)
+        self.usage.num_completion_tokens = num_completion_tokens
+        return reason
 
     def _take(
         self, commit: speculation_pb2.Commit
@@ -77,5 +96,6 @@ class Choice:
         self.usage.num_ready_rounds += commit.was_ready
         self.usage.num_drafted_tokens += commit.num_drafted
         self.usage.num_accepted_tokens += commit.num_accepted
-        if self.usage.num_rounds == 1:  # What another verifier finds later this request has computed itself.
+        if self._is_first_round:  # What another verifier finds later this request has computed itself.
             self.usage.num_cached_tokens = commit.num_cached_tokens
+        self._is_first_round = False

@@ -18,11 +18,13 @@ SMALL_BYTES = 1 << 16
 _KEYS_BYTES = 160 << 10
 """Of a request that names each block of a prompt by its key: two bytes a block lie beside the keys themselves."""
 _LARGE = {
-    "paceline.v1.GenerateRequest": ("prompt", "token_ids"),
+    "paceline.v1.GenerateRequest": ("prompt", "token_ids", "resume"),
     "paceline.v1.TokenIds": ("ids",),
-    "paceline.v1.ChatRequest": ("messages", "tools", "documents", "template_arguments"),
+    "paceline.v1.ChatRequest": ("messages", "tools", "documents", "template_arguments", "resume"),
     "paceline.v1.ChatMessage": ("content", "parts", "fields"),
     "paceline.v1.ContentPart": ("text",),
+    "paceline.v1.Resume": ("choices",),
+    "paceline.v1.ReceivedChoice": ("token_ids",),
     "paceline.v1.TokenizeRequest": ("text",),
     "paceline.v1.DetokenizeRequest": ("token_ids",),
     "paceline.v1.UploadAdapterRequest": ("data",),
