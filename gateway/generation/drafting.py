@@ -44,6 +44,7 @@ class Drafting:
         self._tasks: set[asyncio.Task[None]] = set()
         """Tasks that have not ended yet: the one that drafts now, and those that were told to end."""
         self._with_adapter = True
+        self._num_lost = 0
         self._num_crashes = 0
         """Drafts in turn that were lost, had taken the sequence and proposed nothing for it."""
 
@@ -85,7 +86,7 @@ class Drafting:
         self._task = self._backlog = None
 
     async def _run(self) -> None:
-        attempts = self._model.drafts.attempts(float("inf"), self._model.suits)
+        attempts = self._model.drafts.attempts(float("inf"), self._model.suits, self._transcript.draft_affinity)
         with suppress(NoneSuitsError):
             while True:
                 await self._wanted.wait()
@@ -95,6 +96,7 @@ class Drafting:
                         use.refused("the stream ended early")
                 except LostError:
                     self._with_adapter = False
+                    self._num_lost += 1
                 except grpc.aio.AioRpcError as error:
                     self._with_adapter = False
                     use.refused(reason_of(error))
@@ -108,7 +110,8 @@ class Drafting:
         self._backlog = backlog = Backlog()
         message = self._transcript.draft_message(with_adapter=self._with_adapter)
         try:
-            async with use.client.propose(None, self._token()) as stream:
+            route = self._transcript.draft_affinity.route(self._num_lost)
+            async with use.client.propose(None, self._token(), route) as stream:
                 with suppress(asyncio.InvalidStateError):  # The stream is over already; reading says why.
                     await stream.open(message)
                 writer = asyncio.create_task(self._write(stream, backlog))

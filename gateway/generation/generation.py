@@ -13,6 +13,7 @@ from gateway.generation.choice import Choice
 from gateway.generation.gen_ai import operation_of
 from gateway.generation.merge import merge
 from gateway.generation.outcome import Record
+from gateway.generation.prefix import prefix_key
 from gateway.generation.prompt import read_prompt
 from gateway.generation.relay import Relay
 from gateway.generation.request_span import request_span
@@ -20,6 +21,7 @@ from gateway.generation.stop_strings import StopStrings
 from gateway.generation.transcript import Transcript
 from gateway.generation.validation import Parameters, Request, check_request
 from gateway.metrics import GatewayMetrics
+from gateway.model.affinity import Affinity
 from gateway.model.catalogue import Catalogue
 from gateway.model.served_model import ServedModel
 from gateway.settings import GatewaySettings
@@ -46,6 +48,8 @@ class _Job(NamedTuple):
     bad_words: Sequence[Sequence[int]]
     tenant: speculation_pb2.TenantAccess
     adapter: Resolved
+    prefix: str
+    """What the beginning of its prompt is known by."""
     priority: int
     """As the caller's plan allows."""
     max_tokens: int
@@ -141,7 +145,9 @@ class Generation:
             yield
             return
         waits = job.adapter.target and self._admission.will_wait
-        prefetch = self._adapters.prefetch(caller, job.model, job.adapter.target) if waits else None
+        prefetch = (
+            self._adapters.prefetch(caller, job.model, Affinity(job.prefix, job.adapter.target)) if waits else None
+        )
         async with AsyncExitStack() as place:
             try:
                 await place.enter_async_context(self._admission.place(job.priority, job.parameters.num_choices))
@@ -169,6 +175,7 @@ class Generation:
         most = min(room, sampling.max_tokens) if sampling.HasField("max_tokens") else room
         return _Job(
             *(model, info.revision_digest, parameters, prompt_ids, bad_words, tenant, adapter),
+            prefix=prefix_key(request, prompt_ids, tenant, adapter.target),
             priority=caller.plan.priority(parameters.priority),
             max_tokens=len(prompt_ids) + most * parameters.num_choices,
         )
@@ -178,7 +185,7 @@ class Generation:
         record.admitted()
         yield record.started()
         openings = [_opening(job, index) for index in range(job.parameters.num_choices)]
-        record.transcripts = [Transcript(opening, job.adapter.draft, num_crashes) for opening in openings]
+        record.transcripts = [Transcript(opening, job.adapter.draft, num_crashes, job.prefix) for opening in openings]
         record.choices = [_choice(job, index) for index in range(len(openings))]
         token = partial(self._grants.sequence_token, job.tenant)
         sources = [

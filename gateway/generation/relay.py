@@ -48,8 +48,7 @@ class Relay:
         revision any more that the sequence was begun on, AbortedError when verifiers seem to die of it,
         grpc.aio.AioRpcError for what a verifier refuses.
         """
-        adapter = self._transcript.opening.adapter_digest
-        attempts = self._model.verifiers.attempts(self._resume_seconds, self._suits, adapter)
+        attempts = self._model.verifiers.attempts(self._resume_seconds, self._suits, self._transcript.affinity)
         suspicion = Suspicion(self._model.trials, self._transcript)
         async with Drafting(self._model, self._transcript, self._token) as drafting:
             while True:
@@ -87,7 +86,8 @@ class Relay:
         info = use.replica.info
         draft = self._model.draft_beside(use.client) if self._transcript.opening.max_draft_tokens else None
         message = self._transcript.open_message(info.revision_digest if info is not None else "", draft)
-        async with use.client.verify(None, self._token()) as stream:
+        route = self._transcript.affinity.route(self._transcript.num_failovers)
+        async with use.client.verify(None, self._token(), route) as stream:
             with suppress(asyncio.InvalidStateError):  # The stream is over already; reading says why.
                 await stream.open(message)
             with self._transcript.verified_by(stream):

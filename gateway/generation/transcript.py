@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import grpc
 
+from gateway.model.affinity import Affinity
 from gateway.model.served_model import DraftBeside
 from paceline.internal.v1 import speculation_pb2
 from services.verifier.client import VerifyStream
@@ -14,8 +15,10 @@ from services.verifier.client import VerifyStream
 class Transcript:
     """One sequence, whoever serves it now."""
 
-    def __init__(self, opening: speculation_pb2.Open, draft_adapter: str, num_crashes: int = 0) -> None:
-        """`draft_adapter` is the digest of the draft's adapter, or empty."""
+    def __init__(
+        self, opening: speculation_pb2.Open, draft_adapter: str, num_crashes: int = 0, prefix: str = ""
+    ) -> None:
+        """`draft_adapter` is the digest of the draft's adapter, or empty; see prefix_key for `prefix`."""
         self.opening = opening
         self.num_failovers = 0
         """How often it had to be opened again."""
@@ -26,6 +29,7 @@ class Transcript:
         self.num_dropped = 0
         """Proposals that came between two verifiers."""
         self._draft_adapter = draft_adapter
+        self._prefix = prefix
         self._produced: list[int] = []
         self._verifier: VerifyStream | None = None
 
@@ -33,6 +37,16 @@ class Transcript:
     def has_begun(self) -> bool:
         """Whether anything was produced."""
         return bool(self._produced)
+
+    @property
+    def affinity(self) -> Affinity:
+        """Which verifier is its home."""
+        return Affinity(self._prefix, self.opening.adapter_digest)
+
+    @property
+    def draft_affinity(self) -> Affinity:
+        """Which draft is its home."""
+        return Affinity(self._prefix, self._draft_adapter)
 
     def add(self, commit: speculation_pb2.Commit) -> None:
         """Takes what the target decided."""

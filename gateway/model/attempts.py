@@ -8,6 +8,7 @@ from typing import Generic
 
 import grpc
 
+from gateway.model.affinity import Affinity
 from gateway.model.replica import C, I, Replica, reason_of
 from gateway.model.replica_list import ReplicaList
 from paceline.errors import UnavailableError
@@ -42,7 +43,9 @@ class NoneSuitsError(Exception):
 class Attempts(Generic[C, I]):
     """The attempts of one request, which goes to each newly dead replica once at most while another one lives."""
 
-    def __init__(self, replicas: ReplicaList[C, I], seconds: float, suits: Callable[[I], bool], affinity: str) -> None:
+    def __init__(
+        self, replicas: ReplicaList[C, I], seconds: float, suits: Callable[[I], bool], affinity: Affinity
+    ) -> None:
         self._replicas = replicas
         self._seconds = seconds
         self._suits = suits
@@ -69,6 +72,8 @@ class Attempts(Generic[C, I]):
         when they mean that it is lost, LostError is raised in their place.
         """
         use = Use(replica, self)
+        if self._affinity.adapter:
+            replica.adapters[self._affinity.adapter] = True
         try:
             yield use
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, LostError) as error:

@@ -8,6 +8,7 @@ from enum import Enum, auto
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import grpc
+from cachetools import LRUCache
 
 from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
@@ -17,6 +18,8 @@ _TRIAL_SECONDS = 1.0
 """A use that has lasted as long without failing shows that a replica works, whether or not it has answered."""
 _STALE_SECONDS = 10.0
 """A replica that runs something else than is wanted is asked again after as long."""
+_NUM_ADAPTERS = 8
+"""Adapters that a replica is taken to have loaded: those it was last sent sequences of, as many as slots by default."""
 
 
 class Client(Protocol):
@@ -68,6 +71,8 @@ class Replica(Generic[C, I]):
         self.num_failures = 0
         self.wants_proposals = False
         """Whether a verifier's latest commit, of any sequence, wanted more; until one has come that is not known."""
+        self.adapters: LRUCache[str, bool] = LRUCache(_NUM_ADAPTERS)
+        """Digests of adapters that it was last used with."""
         self._name = f"{kind} {client.target}"
         self._ask = ask
         self._backoff = backoff
@@ -191,6 +196,7 @@ class Replica(Generic[C, I]):
         _log.log(level, "%s failed (%s); left alone for %.2f s", self._name, reason, self._backoff.failed())
         self.num_failures += 1
         self.state, self._tried_at = State.AWAY, None
+        self.adapters.clear()
         self._on_change()
 
 

@@ -6,12 +6,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Generic
 
-from cachetools import LRUCache
-
+from gateway.model.affinity import Affinity, most_uses, weight
 from gateway.model.replica import Ask, C, I, Replica
 from services.common.backoff import Backoff
 
-_MAX_REMEMBERED = 4096
 _FIRST_PAUSE = 0.1
 _MAX_PAUSE = 2.0
 
@@ -37,8 +35,6 @@ class ReplicaList(Generic[C, I]):
         self.backoff = backoff
         self._change = asyncio.Event()
         self._replicas = [Replica(kind, client, ask, backoff(), self._note_change) for client in clients]
-        self._last_with: LRUCache[str, Replica[C, I]] = LRUCache(_MAX_REMEMBERED)
-        """Where a use with an affinity went last."""
 
     def __iter__(self) -> Iterator[Replica[C, I]]:
         return iter(self._replicas)
@@ -49,21 +45,28 @@ class ReplicaList(Generic[C, I]):
     def choose(
         self,
         suits: Callable[[I], bool],
-        affinity: str,
+        affinity: Affinity,
         *,
         avoid: Collection[Replica[C, I]],
         rather_not: Collection[Replica[C, I]],
     ) -> Replica[C, I] | None:
-        """The one with the fewest uses of those that can be used and suit; None where there is none."""
-        last = self._last_with.get(affinity)
-        chosen = min(
-            (replica for replica in self._replicas if replica.is_free_for(suits) and replica not in avoid),
-            key=lambda replica: (replica in rather_not, replica.num_uses, replica is not last),
-            default=None,
-        )
-        if chosen is not None and affinity:
-            self._last_with[affinity] = chosen
-        return chosen
+        """The home of what is asked for, among those that can be used and suit; without a prefix the one with the
+        fewest uses. None where there is none.
+        """
+        usable = [replica for replica in self._replicas if replica.is_free_for(suits) and replica not in avoid]
+        if not usable:
+            return None
+        bound = most_uses(sum(replica.num_uses for replica in usable), len(usable))
+
+        def distance(replica: Replica[C, I]) -> tuple[bool, float, bool, int]:
+            if not affinity.prefix:
+                return replica in rather_not, replica.num_uses, False, 0
+            lacks_adapter = bool(affinity.adapter) and affinity.adapter not in replica.adapters
+            # Who loads an adapter is the same for all that begin with it; where it is loaded, prefixes have homes.
+            home = weight(replica.client.target, affinity.adapter if lacks_adapter else affinity.prefix)
+            return replica in rather_not, replica.num_uses >= bound, lacks_adapter, -home
+
+        return min(usable, key=distance)
 
     def may_come(self, suits: Callable[[I], bool]) -> bool:
         """Whether there is one that suits or may turn out to."""

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import grpc
 
+from gateway.model.affinity import NONE, Affinity
 from gateway.model.attempts import Attempts, LostError
 from gateway.model.replica import Ask, C, I, Replica
 from gateway.model.replica_list import ReplicaList, anything, pauses
@@ -47,11 +48,13 @@ class Replicas(ReplicaList[C, I]):
         if asking := self.ask_those_due():
             await asyncio.wait(asking)
 
-    def attempts(self, seconds: float, suits: Callable[[I], bool] = anything, affinity: str = "") -> Attempts[C, I]:
+    def attempts(
+        self, seconds: float, suits: Callable[[I], bool] = anything, affinity: Affinity = NONE
+    ) -> Attempts[C, I]:
         """A request's way over the replicas; it looks for one for so many seconds while none can be used.
 
-        `suits` says by what a replica says of itself whether it can be used. Requests of an `affinity` go where the
-        last one went, when that one has no more to do than others.
+        `suits` says by what a replica says of itself whether it can be used. Requests of one `affinity` go to one
+        replica, while that has no more than its share to do.
         """
         return Attempts(self, seconds, suits, affinity)
 
@@ -60,7 +63,7 @@ class Replicas(ReplicaList[C, I]):
         ask: Callable[[C], Awaitable[T]],
         *,
         suits: Callable[[I], bool] = anything,
-        affinity: str = "",
+        affinity: Affinity = NONE,
         may_repeat: Callable[[], bool] = lambda: True,
     ) -> T:
         """What a replica answers; another one is asked when one is lost, unless `may_repeat` says no.

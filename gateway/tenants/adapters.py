@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import grpc
 
+from gateway.model.affinity import Affinity
 from gateway.model.replicas import Replicas
 from gateway.model.served_model import ServedModel
 from gateway.tenants.grants import Grants
@@ -92,9 +93,9 @@ class Adapters:
             lambda store: store.store(token, header, read(), _UPLOAD_SECONDS), may_repeat=lambda: not has_begun
         )
 
-    def prefetch(self, caller: Caller, model: ServedModel, digest: str) -> "asyncio.Task[None]":
+    def prefetch(self, caller: Caller, model: ServedModel, affinity: Affinity) -> "asyncio.Task[None]":
         """Has a verifier load the adapter of a request that waits, while it waits; returns the task that does."""
-        task = asyncio.create_task(self._prefetch(caller, model, digest))
+        task = asyncio.create_task(self._prefetch(caller, model, affinity))
         self._prefetches.add(task)
         task.add_done_callback(self._prefetches.discard)
         return task
@@ -111,19 +112,19 @@ class Adapters:
             raise FailedPreconditionError("this gateway knows no adapter store")
         return self._all_stores
 
-    async def _prefetch(self, caller: Caller, model: ServedModel, digest: str) -> None:
+    async def _prefetch(self, caller: Caller, model: ServedModel, affinity: Affinity) -> None:
         tenant = speculation_pb2.TenantAccess(namespace=caller.namespace)
         token = self._grants.sequence_token(tenant)
 
         async def load(verifier: VerifierClient) -> None:
             try:
-                await verifier.prefetch_adapter(digest, tenant, token, _PREFETCH_SECONDS)
+                await verifier.prefetch_adapter(affinity.adapter, tenant, token, _PREFETCH_SECONDS)
             except grpc.aio.AioRpcError as error:
                 # That loading takes long is no fault of the verifier.
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise
 
         try:
-            await model.verifiers.call(load, affinity=digest)
+            await model.verifiers.call(load, affinity=affinity)
         except (grpc.aio.AioRpcError, PacelineError) as error:
-            _log.info("adapter %s was not loaded ahead: %s", digest, error)
+            _log.info("adapter %s was not loaded ahead: %s", affinity.adapter, error)

@@ -3,9 +3,8 @@
 import grpc
 
 from paceline.internal.v1 import draft_pb2, draft_pb2_grpc, speculation_pb2
-from services.common.access import credentials
 from services.common.tracing import headers_of, start_call
-from services.model_server.client import ModelServerClient, SequenceStream
+from services.model_server.client import ModelServerClient, SequenceStream, opening_metadata
 
 _PROPOSE = "/paceline.internal.v1.DraftService/Propose"
 
@@ -17,10 +16,10 @@ class DraftClient(ModelServerClient):
         super().__init__(target, channel)
         self._draft = draft_pb2_grpc.DraftServiceStub(channel)
 
-    def propose(self, timeout: float | None, token: str = "") -> "ProposeStream":
-        """A stream for one sequence; `timeout` in seconds, `token` is its tenant's."""
+    def propose(self, timeout: float | None, token: str = "", route: str = "") -> "ProposeStream":
+        """A stream for one sequence; `timeout` in seconds, `token` is its tenant's; see `opening_metadata`."""
         span = start_call(_PROPOSE, self.target)
-        metadata = (*credentials(token), *headers_of(span))
+        metadata = (*opening_metadata(token, route), *headers_of(span))
         return ProposeStream(self._draft.Propose(timeout=timeout, metadata=metadata), span)
 
 

@@ -21,6 +21,14 @@ REVISION_CHANGED = "REVISION_CHANGED"
 TAKEN = (("paceline-sequence", "taken"),)
 """Initial metadata of a stream whose sequence is in the engine from then on."""
 
+_PREFIX_HEADER = "paceline-prefix"
+"""Metadata entry that is the same for sequences that begin alike: a proxy sends them to one replica."""
+
+
+def opening_metadata(token: str, route: str) -> tuple[tuple[str, str], ...]:
+    """Metadata of a sequence's stream: its tenant's token, and what a proxy chooses a replica by; empty: neither."""
+    return (*credentials(token), *(((_PREFIX_HEADER, route),) if route else ()))
+
 
 class ModelServerClient:
     """One service that runs a model. Every method raises grpc.aio.AioRpcError; timeouts are in seconds."""

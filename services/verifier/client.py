@@ -4,9 +4,8 @@ import grpc
 
 from paceline.internal.v1 import speculation_pb2, verifier_pb2, verifier_pb2_grpc
 from paceline.v1 import model_pb2
-from services.common.access import credentials
 from services.common.tracing import headers_of, start_call
-from services.model_server.client import ModelServerClient, SequenceStream
+from services.model_server.client import ModelServerClient, SequenceStream, opening_metadata
 
 _VERIFY = "/paceline.internal.v1.VerifierService/Verify"
 
@@ -18,10 +17,10 @@ class VerifierClient(ModelServerClient):
         super().__init__(target, channel)
         self._verifier = verifier_pb2_grpc.VerifierServiceStub(channel)
 
-    def verify(self, timeout: float | None, token: str = "") -> "VerifyStream":
-        """A stream for one sequence; `timeout` in seconds, `token` is its tenant's."""
+    def verify(self, timeout: float | None, token: str = "", route: str = "") -> "VerifyStream":
+        """A stream for one sequence; `timeout` in seconds, `token` is its tenant's; see `opening_metadata`."""
         span = start_call(_VERIFY, self.target)
-        metadata = (*credentials(token), *headers_of(span))
+        metadata = (*opening_metadata(token, route), *headers_of(span))
         return VerifyStream(self._verifier.Verify(timeout=timeout, metadata=metadata), span)
 
     async def get_speculation(self, timeout: float) -> model_pb2.SpeculationState:

@@ -72,13 +72,15 @@ async def test_a_lost_verifier_is_replaced_and_the_tokens_are_the_same(
     breaking, other = FakeVerifier(break_after=2, break_code=code), FakeVerifier(piece=5)
     async with serve_fakes(breaking) as first, serve_fakes(other) as second:
         async with start_gateway([first, second]) as system:
-            reply = await system.generate(PROMPT, max_tokens=40, seed=4)
-            while not breaking.opens:  # Requests go to the first that answered, until both have.
-                reply = await system.generate(PROMPT, max_tokens=40, seed=4)
-    assert reply.token_ids == continue_from(PROMPT, 40)
+            for number in range(40):  # One of them is at home at the verifier that breaks.
+                prompt = [*PROMPT, 65 + number]
+                reply = await system.generate(prompt, max_tokens=40, seed=4)
+                if breaking.opens:
+                    break
+    assert reply.token_ids == continue_from(prompt, 40)
     resumed = other.opens[-1]
-    assert list(resumed.token_ids) == PROMPT + reply.token_ids[:6]
-    assert resumed.num_prompt_tokens == len(PROMPT)
+    assert list(resumed.token_ids) == prompt + reply.token_ids[:6]
+    assert resumed.num_prompt_tokens == len(prompt)
     assert resumed.sampling.seed == 4
 
 

@@ -55,5 +55,6 @@ async def test_a_verifier_that_is_lost_with_a_token_on_its_way_counts_against_no
 ) -> None:
     verifiers = [*(FakeVerifier(break_after=1) for _ in range(3)), FakeVerifier()]
     async with served(verifiers) as addresses, start_gateway(addresses) as system:
-        reply = await system.generate(PROMPT, max_tokens=15)
-    assert reply.token_ids == continue_from(PROMPT, 15)
+        for number in range(40):  # One of them is at home at each verifier.
+            prompt = [*PROMPT, 65 + number]
+            assert (await system.generate(prompt, max_tokens=15)).token_ids == continue_from(prompt, 15)

@@ -48,17 +48,13 @@ async def test_a_running_stream_goes_on_at_a_replica_of_its_revision(start_gatew
     rolled, old = FakeVerifier(info=at("old"), break_after=2), FakeVerifier(info=at("old"), commit_when=go)
     async with serve_fakes(rolled) as first, serve_fakes(old) as second:
         async with start_gateway([first, second]) as system:
-            waiting = asyncio.create_task(system.generate(PROMPT, max_tokens=30))
-            await asyncio.wait(
-                [asyncio.create_task(verifier.opened.wait()) for verifier in (rolled, old)],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            running = asyncio.create_task(system.generate(PROMPT, max_tokens=30))
-            await rolled.opened.wait()
+            prompts = [[*PROMPT, 65 + number] for number in range(8)]
+            running = [asyncio.create_task(system.generate(prompt, max_tokens=30)) for prompt in prompts]
+            await asyncio.gather(rolled.opened.wait(), old.opened.wait())
             rolled.info, rolled.break_after = at("new"), 2
             go.set()
-            for reply in await asyncio.gather(waiting, running):
-                assert reply.token_ids == continue_from(PROMPT, 30)
+            for prompt, reply in zip(prompts, await asyncio.gather(*running), strict=True):
+                assert reply.token_ids == continue_from(prompt, 30)
             rolled.break_after = None
             async with asyncio.timeout(10):
                 while (await system.client.list_models())[0].target.revision_digest != "new":
