@@ -27,7 +27,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, first_seconds: float, admit: Callable[[str, Any], None] | None = None) -> None:
         """`first_seconds` is the longest wait for the first message of a call.
 
-        `admit` is called before any is read, with the call's method and context, and raises for who may not call it.
+        `admit` is called with each call's method and context, and raises for who may not call it.
         """
         self._first_seconds = first_seconds
         self._admit = admit
@@ -48,7 +48,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         wrap = _wrap_stream if handler.response_streaming else _wrap_unary
         begin = partial(_begin, method, self._first_seconds, takes_stream=handler.request_streaming)
         if self._admit is not None:
-            begin = partial(_admitted, begin, partial(self._admit, handler_call_details.method))
+            admit = partial(self._admit, handler_call_details.method)
+            begin = partial(_admitted, begin, admit, self._first_seconds, takes_stream=handler.request_streaming)
         # Also where the method takes one message the call is served as one of many: gRPC does not tell of none.
         make = getattr(grpc, f"stream_{answer}_rpc_method_handler")
         return make(
@@ -119,10 +120,22 @@ async def _begin(
 
 
 async def _admitted(
-    begin: Callable[[Any, Any], Awaitable[Any]], admit: Callable[[Any], None], requests: Any, context: Any
+    begin: Callable[[Any, Any], Awaitable[Any]],
+    admit: Callable[[Any], None],
+    first_seconds: float,
+    requests: Any,
+    context: Any,
+    *,
+    takes_stream: bool,
 ) -> Any:
     """Begins a call whose caller may make it."""
-    admit(context)
+    try:
+        admit(context)
+    except PacelineError:
+        if takes_stream:
+            # To gRPC's asyncio client what fails is its own write, where it is answered while it is at that.
+            await _in_time(anext(aiter(requests), grpc.aio.EOF), first_seconds)
+        raise
     return await begin(requests, context)
 
 

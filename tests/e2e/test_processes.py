@@ -14,24 +14,15 @@ import pytest
 
 from paceline import Client
 from services.local.errors import LaunchError
-from services.local.launcher import Launcher, Listener, running
+from services.local.launcher import Launcher, running
 from services.local.pair import Pair
 from services.local.system import SystemSettings
+from support.lines import Lines
 from support.redis_server import free_ports
 from support.system import first_tokens
 
 NUM_TOKENS = 300
 REQUEST = {"max_tokens": NUM_TOKENS, "seed": 9, "ignore_eos": True}
-
-
-class Lines(Listener):
-    """Keeps all lines, each behind its process's name."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def on_line(self, name: str, line: str) -> None:
-        self.lines.append(f"{name} {line}")
 
 
 @pytest.fixture(scope="module")
