@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from gateway.lifespan import gateway_lifespan
-from paceline import Client
+from paceline import Client, Tls
 from support.databases import database, database_url, postgres
 from support.served import served
 from support.system import StartGateway, System, gateway_settings, start_system
@@ -82,7 +82,8 @@ def start_gateway(tokenizer_folder: Path) -> StartGateway:
     async def start(verifiers: list[str], drafts: list[str] | None = None, **settings: Any) -> AsyncIterator[System]:
         settings = {"resume_seconds": 5.0, **settings}
         gateway = gateway_settings("fake", str(tokenizer_folder), verifiers, drafts or (), **settings)
-        async with served(gateway_lifespan(gateway)) as address, Client(address) as client:
+        tls = None if gateway.server.tls is None else Tls(gateway.channel_tls.ca)
+        async with served(gateway_lifespan(gateway), gateway.server) as address, Client(address, tls=tls) as client:
             yield System(client, address, verifiers[0], drafts or [])
 
     return start

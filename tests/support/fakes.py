@@ -20,6 +20,7 @@ from paceline.internal.v1 import (
 from paceline.v1 import model_pb2, sampling_pb2
 from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.server import Served
+from services.common.tls_settings import ServerTls
 from services.model_server.client import TAKEN
 from support.served import SERVER, served
 
@@ -205,7 +206,10 @@ class FakeDraft(FakeModelServer, draft_pb2_grpc.DraftServiceServicer):
 
 @asynccontextmanager
 async def serve_fakes(
-    *servicers: FakeVerifier | FakeDraft, port: int = 0, beside: Callable[[grpc.aio.Server], object] | None = None
+    *servicers: FakeVerifier | FakeDraft,
+    port: int = 0,
+    beside: Callable[[grpc.aio.Server], object] | None = None,
+    tls: ServerTls | None = None,
 ) -> AsyncIterator[str]:
     """Address of a server with these servicers and what `beside` adds; port 0 takes a free one."""
 
@@ -222,5 +226,5 @@ async def serve_fakes(
             beside(server)
         yield Served(())
 
-    async with served(lifespan, SERVER.model_copy(update={"port": port})) as address:
+    async with served(lifespan, SERVER.model_copy(update={"port": port, "tls": tls})) as address:
         yield address

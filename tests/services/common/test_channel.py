@@ -6,20 +6,25 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from paceline import Client, Tls
 from services.common.channel import open_channel
+from services.common.identities import Identity
 from services.common.server import Served
+from support.fakes import FakeDraft, FakeVerifier, serve_fakes
 from support.served import served
+from support.system import StartGateway, collect
+from support.tls import as_identity, make_certificates, server_of
 
 _SERVER = """
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from services.common.server import Served, running_server
 from services.common.settings import ServerSettings
@@ -78,11 +83,45 @@ def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
         writer.write(data)
 
 
+async def test_a_peer_that_is_far_away_and_encrypts_is_connected_to(tmp_path: Path) -> None:
+    folder = make_certificates(tmp_path / "certificates")
+    tls = as_identity(folder, Identity.GATEWAY, Identity.VERIFIER)
+    async with (
+        served(_idle, server_of(folder, Identity.VERIFIER)) as address,
+        _far_away(address, delay=0.8) as far,
+        open_channel(far, tls=tls) as channel,
+    ):
+        request = health_pb2.HealthCheckRequest()
+        response = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=20)
+    assert response.status == health_pb2.HealthCheckResponse.SERVING
+
+
 async def test_a_peer_that_is_far_away_is_connected_to() -> None:
     async with served(_idle) as address, _far_away(address, delay=0.8) as far, open_channel(far) as channel:
         request = health_pb2.HealthCheckRequest()
         response = await health_pb2_grpc.HealthStub(channel).Check(request, wait_for_ready=True, timeout=20)
     assert response.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_distant_system_that_encrypts_is_connected_to(start_gateway: StartGateway, tmp_path: Path) -> None:
+    """A round trip of 300 ms between a client and its gateway, and between that and its verifier and draft."""
+    folder = make_certificates(tmp_path / "certificates")
+    async with AsyncExitStack() as stack:
+        far = []
+        for servicer, identity in ((FakeVerifier(), Identity.VERIFIER), (FakeDraft(), Identity.DRAFT)):
+            served_at = serve_fakes(servicer, tls=server_of(folder, identity).tls)
+            far.append(await stack.enter_async_context(_far_away(await stack.enter_async_context(served_at), 0.15)))
+        system = await stack.enter_async_context(
+            start_gateway(
+                [far[0]], [far[1]],
+                server=server_of(folder, Identity.GATEWAY, with_callers=False),
+                channel_tls=folder.channels(Identity.GATEWAY),
+            )
+        )  # fmt: skip
+        gateway = await stack.enter_async_context(_far_away(system.gateway, 0.15))
+        client = await stack.enter_async_context(Client(gateway, tls=Tls(folder.ca)))
+        reply = await collect(client.generate("abc", max_tokens=20))
+    assert len(reply.token_ids) == 20
 
 
 async def test_nobody_listening_is_noticed_at_once() -> None:
