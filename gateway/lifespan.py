@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 
+from gateway.audit.auditor import Auditor
 from gateway.batch.work import open_work
 from gateway.generation.admission import Admission
 from gateway.generation.generation import Generation
@@ -98,7 +99,11 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             blocks = Blocks(caches, grants)
             stack.push_async_callback(blocks.close)
             metrics = GatewayMetrics(admission)
-            generation = Generation(settings, catalogue, admission, grants, adapters, metrics, tenancy.accounts)
+            auditor = Auditor(settings.audit_share, settings.audit_tokens, catalogue, admission, grants)
+            await stack.enter_async_context(auditor.running())
+            generation = Generation(
+                settings, catalogue, admission, grants, adapters, metrics, tenancy.accounts, auditor.consider
+            )
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(
                 InferenceServicer(generation, identity, catalogue, settings.max_prompt_bytes, settings.unread_seconds),
                 server,
@@ -108,7 +113,7 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             )
             cache_pb2_grpc.add_CacheServiceServicer_to_server(CacheServicer(blocks, identity), server)
             model_pb2_grpc.add_ModelServiceServicer_to_server(
-                ModelServicer(catalogue, tenancy.prices, adapters, identity), server
+                ModelServicer(catalogue, tenancy.prices, adapters, identity, auditor), server
             )
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(tenancy.key_store, identity), server)
             status = SystemStatus(

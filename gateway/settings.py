@@ -129,6 +129,17 @@ class GatewaySettings(ProcessSettings):
         60.0, ge=0, description="How long a stream looks for a verifier after losing its own."
     )
 
+    audit_share: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="Share of finished requests that is computed once more in idle time, without speculation, and "
+        "compared; nobody pays for it.",
+    )
+    audit_tokens: int = Field(
+        1 << 18, ge=0, description="Most tokens, prompts included, that are kept in memory until they are compared."
+    )
+
     @property
     def database_url(self) -> str:
         """Where the database is."""

@@ -24,6 +24,8 @@ settings.register_profile("paceline", deadline=None, suppress_health_check=[Heal
 settings.load_profile("paceline")
 # What one test's verifier measures says nothing to the next, nor to the user's own.
 os.environ["PACELINE_VERIFIER_VERDICT_FILE"] = ""
+# What is computed once more at random would be counted where a test counts; those of it say what share they want.
+os.environ["PACELINE_GATEWAY_AUDIT_SHARE"] = "0"
 # Tests of what speculation does need it, pay or not; whether it pays is measured where a test says so.
 os.environ["PACELINE_VERIFIER_SPECULATION"] = "always"
 

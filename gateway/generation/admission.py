@@ -32,6 +32,8 @@ class Admission:
         self._max_queued = max_queued
         self._arrivals = itertools.count()
         self._queue: list[_Waiting] = []
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self.active = 0
         """Places that are taken."""
 
@@ -50,6 +52,10 @@ class Admission:
         """Requests that wait."""
         return len(self._queue)
 
+    async def has_room(self) -> None:
+        """Returns once a request of one sequence that came now would not have to wait."""
+        await self._has_room.wait()
+
     @asynccontextmanager
     async def place(self, priority: int, num_sequences: int = 1) -> AsyncIterator[None]:
         """Waits for places and holds them: all there are for a request of more sequences.
@@ -61,6 +67,7 @@ class Admission:
             await self._wait(priority, num_places)
         else:
             self.active += num_places
+        self._note()
         try:
             yield
         finally:
@@ -75,6 +82,7 @@ class Admission:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = _Waiting((-priority, next(self._arrivals)), num_places, turn)
         heapq.heappush(self._queue, waiting)
+        self._note()
         try:
             self._admit()
             await turn
@@ -99,3 +107,10 @@ class Admission:
             if not turn.cancelled():
                 self.active += num_places
                 turn.set_result(None)
+        self._note()
+
+    def _note(self) -> None:
+        if self.is_full:
+            self._has_room.clear()
+        else:
+            self._has_room.set()

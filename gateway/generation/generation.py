@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -68,8 +68,9 @@ class Generation:
         adapters: Adapters,
         metrics: GatewayMetrics,
         accounts: Accounting,
+        on_end: Callable[[Record], None] = lambda _: None,
     ) -> None:
-        """`accounts` are those of requests for which nothing else is said."""
+        """`accounts` are those of requests for which nothing else is said; `on_end` is told of each that ended."""
         self._settings = settings
         self._catalogue = catalogue
         self._admission = admission
@@ -77,6 +78,7 @@ class Generation:
         self._adapters = adapters
         self._metrics = metrics
         self._accounts = accounts
+        self._on_end = on_end
 
     @asynccontextmanager
     async def run(
@@ -128,6 +130,7 @@ class Generation:
             record.ended(error)
             accounts.ended(record)
             self._metrics.record_end(record)
+            self._on_end(record)
             usage = record.usage()
             _log.info(
                 "request %s for model %r %s: %d prompt tokens, %d produced in %.3f s",

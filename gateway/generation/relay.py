@@ -90,6 +90,7 @@ class Relay:
         async with use.client.verify(None, self._token(), route) as stream:
             with suppress(asyncio.InvalidStateError):  # The stream is over already; reading says why.
                 await stream.open(message)
+            self._transcript.verifiers.add(use.client.target)
             with self._transcript.verified_by(stream):
                 yield stream
 

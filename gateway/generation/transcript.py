@@ -1,7 +1,7 @@
 """A sequence as it stands: how it began and what was produced since. What relay and drafting share of it."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import grpc
@@ -28,10 +28,17 @@ class Transcript:
         """Proposed tokens that the verifier would take in its next round; None until it has said so."""
         self.num_dropped = 0
         """Proposals that came between two verifiers."""
+        self.verifiers: set[str] = set()
+        """Targets of the verifiers that it was opened at."""
         self._draft_adapter = draft_adapter
         self._prefix = prefix
         self._produced: list[int] = []
         self._verifier: VerifyStream | None = None
+
+    @property
+    def produced(self) -> Sequence[int]:
+        """The tokens behind its prompt."""
+        return self._produced
 
     @property
     def has_begun(self) -> bool:

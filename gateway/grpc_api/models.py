@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import grpc
 
+from gateway.audit.auditor import Auditor
 from gateway.model.catalogue import Catalogue
 from gateway.model.served_model import ServedModel
 from gateway.tenants.adapters import Adapters
@@ -22,11 +23,14 @@ _log = logging.getLogger(__name__)
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Tells everybody of the gateway's models, and who shows a key of its own adapters for them."""
 
-    def __init__(self, catalogue: Catalogue, prices: Prices, adapters: Adapters, identity: Identity) -> None:
+    def __init__(
+        self, catalogue: Catalogue, prices: Prices, adapters: Adapters, identity: Identity, auditor: Auditor
+    ) -> None:
         self._catalogue = catalogue
         self._prices = prices
         self._adapters = adapters
         self._identity = identity
+        self._auditor = auditor
 
     async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: CallContext
@@ -65,4 +69,5 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.GetSpeculationResponse:
         """See model.proto."""
         model = self._catalogue.get(request.model)
-        return model_pb2.GetSpeculationResponse(model=model.id, verifiers=await model.speculation())
+        found = self._auditor.found(model.id)
+        return model_pb2.GetSpeculationResponse(model=model.id, verifiers=await model.speculation(), audit=found)

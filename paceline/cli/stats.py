@@ -59,7 +59,27 @@ def _shown(found: list[model_pb2.GetSpeculationResponse]) -> Group:
             for load in state.loads:
                 table.add_row(response.model, str(number), *_cells(load))
             lines.extend(_lines(f"{response.model}, verifier {number}", state))
+        lines.append(_audit(response))
     return Group(table if table.row_count else Text("nothing was measured yet"), *lines)
+
+
+def _audit(response: model_pb2.GetSpeculationResponse) -> Text:
+    audit = response.audit
+    if not audit.num_tokens:
+        looked = (
+            f"{audit.share:.2%} of requests are computed once more without speculation" if audit.share else "is off"
+        )
+        return Text(
+            f"{response.model}: parity audit: {looked}; nothing was compared yet"
+            if audit.share
+            else f"{response.model}: parity audit {looked}"
+        )
+    rate = 10_000 * audit.num_mismatches / audit.num_tokens
+    return Text(
+        f"{response.model}: parity audit: of {audit.num_tokens:,} tokens computed once more without speculation "
+        f"{audit.num_mismatches:,} differed: {rate:.2f} in 10,000",
+        style="bold red" if audit.num_mismatches else "",
+    )
 
 
 def _cells(load: model_pb2.SpeculationLoad) -> list[str]:

@@ -74,7 +74,7 @@ class Opener:
             opened = to_sequence(message, self._engine_loop.facts, self._model_id)
             async with self._adapter_slot(message.adapter_digest, tenant) as opened.sequence.adapter_slot:
                 digest = await to_digests(opened.sequence, self._engine_loop.facts.block_size)
-                if self._prefixes is not None:
+                if self._prefixes is not None and not message.bypasses_caches:
                     await self._prefixes.fetch(opened.sequence, tenant)
                 with self.open_streams.begun():
                     yield opened._replace(digest=digest)
@@ -165,7 +165,7 @@ def to_sequence(message: speculation_pb2.Open, facts: EngineFacts, model_id: str
 def to_roots(message: speculation_pb2.Open, facts: EngineFacts) -> Roots:
     """Whose a sequence's blocks are. Nobody's are never found again."""
     tenant = message.tenant
-    if not tenant.namespace:
+    if not tenant.namespace or message.bypasses_caches:
         return Roots(os.urandom(32))
     if tenant.num_public_tokens > message.num_prompt_tokens:
         raise InvalidArgumentError("open.tenant.num_public_tokens", "there are more than tokens of the prompt")
