@@ -22,7 +22,7 @@ from services.adapter_store.client import AdapterStoreClient
 from services.draft.client import DraftClient
 from services.prefix_cache.client import PrefixCacheClient
 from services.process.client import Asked
-from services.process.facts import PACKAGE_VERSION, disks
+from services.process.facts import PACKAGE_VERSION, certificates, disks
 from services.verifier.client import VerifierClient
 
 _ASK_SECONDS = 3.0
@@ -79,6 +79,7 @@ class SystemStatus:
             admission=await self._admission(),
             is_exposed=not self.is_local,
             disks=await asyncio.to_thread(disks, self._folders),
+            certificates=await asyncio.to_thread(certificates, self.settings.server.tls, self.settings.channel_tls),
             clock_seconds=time_of_day(),
         )
 
@@ -137,6 +138,7 @@ async def _one(
             status.clock_offset_seconds = asked.clock_offset
             status.round_trip_seconds = asked.round_trip
             status.disks.extend(asked.process.disks)
+            status.certificates.extend(asked.process.certificates)
         status.state = pb.SERVICE_STATE_NOT_READY
         await look(status, client)
         if status.state == pb.SERVICE_STATE_NOT_READY:

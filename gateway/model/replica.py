@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 import grpc
 from cachetools import LRUCache
 
+from paceline.connecting import problem_of
 from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
 
@@ -202,4 +203,8 @@ class Replica(Generic[C, I]):
 
 def reason_of(error: BaseException) -> str:
     """What an error says, in a line."""
-    return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return str(error)
+    details = error.details() or ""
+    problem = problem_of(details)
+    return f"{error.code().name}: {details if problem is None else problem.says}"

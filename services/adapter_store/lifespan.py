@@ -40,7 +40,8 @@ def adapter_store_lifespan(settings: AdapterStoreSettings) -> Lifespan:
             try:
                 servicer = AdapterStoreServicer(settings, catalog, incoming, access, owners, metrics)
                 adapter_store_pb2_grpc.add_AdapterStoreServiceServicer_to_server(servicer, server)
-                yield Served((SERVICE, add_process_service(server, {"adapters": settings.folder})))
+                own = add_process_service(server, {"adapters": settings.folder}, settings.server.tls)
+                yield Served((SERVICE, own))
             finally:
                 sweeping.cancel()
                 await asyncio.gather(sweeping, return_exceptions=True)

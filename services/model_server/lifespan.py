@@ -55,7 +55,8 @@ def model_server_lifespan(
             model_server_pb2_grpc.add_ModelServerServiceServicer_to_server(
                 ModelServerServicer(engine_loop, settings, adapters), server
             )
-            names = (name, SERVICE, add_process_service(server))
+            own = add_process_service(server, tls=settings.server.tls, channel_tls=settings.channel_tls)
+            names = (name, SERVICE, own)
             reports = LoadReports(engine_loop, opener.open_streams, settings.engine.max_sequences)
             reports.add_to(server)
             shown = VllmMetrics(settings.public_model_id, engine_loop, opener.open_streams, adapters, drafts)

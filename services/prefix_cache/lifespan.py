@@ -34,7 +34,7 @@ def prefix_cache_lifespan(settings: PrefixCacheSettings) -> Lifespan:
             servicer = PrefixCacheServicer(tiers, access, owners, CacheMetrics(), settings)
             servicer.add_to(server)
             folders = {} if settings.disk_folder is None else {"blocks": settings.disk_folder}
-            yield Served((SERVICE, add_process_service(server, folders)))
+            yield Served((SERVICE, add_process_service(server, folders, settings.server.tls)))
         finally:
             await tiers.close()
 

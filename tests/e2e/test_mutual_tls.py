@@ -203,6 +203,10 @@ async def test_real_processes_answer_those_who_may_call_and_show_no_secret(
             with pytest.raises(UnavailableError) as caught:
                 await plain.list_models()
             assert caught.value.reason == REFUSED_AT_ONCE
+        done = await typed("doctor", f"--address=https://{launcher.address()}", f"--ca={folder.ca}")
+        assert done.code == 0, done.out
+        assert re.search(r"ok +certificates +all 5 hold, and name whose they are; the first ends in \d\d days", done.out), done.out
+        assert re.search(r"ok +connections +all are encrypted", done.out)
         token = TokenMint(launcher.system.signing_key, 60).sequence_token("tenant/default")
         assert len(await collect_rest(client.generate("def f(", max_tokens=20))) > 0
         made = await typed("keys", "first", f"--database={encrypted.database}")

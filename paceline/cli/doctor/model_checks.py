@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from paceline.cli.doctor.finding import Finding, ok, warning, wrong
+from paceline.cli.doctor.names import name_of
 from paceline.cli.doctor.report import Report, Service
-from paceline.cli.doctor.system_checks import name_of
 from paceline.v1 import model_pb2, operations_pb2
 
 _READY = operations_pb2.SERVICE_STATE_READY

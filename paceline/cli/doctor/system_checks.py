@@ -4,16 +4,14 @@ import re
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from paceline.address import is_secure
+from paceline.cli.doctor.certificate_checks import check_certificates, is_encrypted
 from paceline.cli.doctor.finding import Finding, ok, warning, wrong
-from paceline.cli.doctor.report import Report, Service
+from paceline.cli.doctor.names import name_of
+from paceline.cli.doctor.report import Report
 from paceline.v1 import operations_pb2 as pb
 
-_ROLES = {
-    pb.SERVICE_ROLE_VERIFIER: "verifier",
-    pb.SERVICE_ROLE_DRAFT: "draft",
-    pb.SERVICE_ROLE_PREFIX_CACHE: "prefix cache",
-    pb.SERVICE_ROLE_ADAPTER_STORE: "adapter store",
-}
+_AWAY = pb.SERVICE_STATE_AWAY
 _OFF_SECONDS, _FAR_OFF_SECONDS = 2.0, 60.0
 """Clocks that differ by more are told of; by as much more, tokens and keys end at another time than was meant."""
 _FULL_BYTES, _LITTLE_BYTES, _LITTLE_SHARE = 256 << 20, 2 << 30, 0.05
@@ -27,11 +25,6 @@ _ROOM = {
 }
 
 
-def name_of(service: Service) -> str:
-    """What a service is called: its role and where it is."""
-    return f"{_ROLES.get(service.role, 'service')} at {service.address}"
-
-
 def check_system(report: Report) -> Iterator[Finding]:
     """All of these checks; few where the gateway does not tell of itself."""
     yield ok("gateway", f"answers at {report.address}")
@@ -43,6 +36,7 @@ def check_system(report: Report) -> Iterator[Finding]:
     yield from _versions(report, status)
     yield from _clocks(report, status)
     yield from _disks(status)
+    yield from check_certificates(status)
     yield _connections(report, status)
 
 
@@ -137,11 +131,17 @@ def _disks(status: pb.GetStatusResponse) -> Iterator[Finding]:
 
 
 def _connections(report: Report, status: pb.GetStatusResponse) -> Finding:
-    beyond = [address for address in (report.address, *(each.address for each in status.services)) if _leaves(address)]
-    if not beyond:
-        return ok("connections", "not encrypted, and none leaves its machine")
-    do = "put a mesh or a proxy with TLS between machines, unless their network is trusted"
-    return warning("connections", f"not encrypted, and they go from machine to machine (to {beyond[0]})", do)
+    asked = {report.address: is_secure(report.address)}
+    asked |= {each.address: is_encrypted(each.certificates) for each in status.services if each.state != _AWAY}
+    beyond = [address for address, is_safe in asked.items() if not is_safe and _leaves(address)]
+    if beyond:
+        do = "make certificates (`paceline certs make`), or put a mesh with TLS between machines"
+        return warning("connections", f"not encrypted, and they go from machine to machine (to {beyond[0]})", do)
+    if all(asked.values()):
+        return ok("connections", "all are encrypted")
+    if any(asked.values()):
+        return ok("connections", "those that leave their machine are encrypted")
+    return ok("connections", "not encrypted, and none leaves its machine")
 
 
 def _leaves(address: str) -> bool:
