@@ -98,7 +98,7 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             )  # fmt: skip
             blocks = Blocks(caches, grants)
             stack.push_async_callback(blocks.close)
-            metrics = GatewayMetrics(admission)
+            metrics = GatewayMetrics(admission, [model.id for model in catalogue])
             auditor = Auditor(settings.audit_share, settings.audit_tokens, catalogue, admission, grants)
             await stack.enter_async_context(auditor.running())
             generation = Generation(

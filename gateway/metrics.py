@@ -1,36 +1,53 @@
 """What the gateway measures: what a client waits for, and how requests end."""
 
+from collections.abc import Iterable
+
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from gateway.generation import gen_ai
 from gateway.generation.admission import Admission
 from gateway.generation.outcome import Outcome, Record
-from services.common.telemetry import meter
+from services.common.telemetry import counter, meter
 
 
 class GatewayMetrics:
     """Instruments of the gateway, by model. Times in seconds."""
 
-    def __init__(self, admission: Admission) -> None:
-        instruments = meter("paceline.gateway")
+    def __init__(self, admission: Admission, models: Iterable[str] = ()) -> None:
+        """`models` are the ids of those that are served."""
+        instruments, of = meter("paceline.gateway"), [{"model": model} for model in models]
         self._duration, self._first, self._token = (
             times.of(instruments) for times in (gen_ai.DURATION, gen_ai.FIRST, gen_ai.PER_OUTPUT)
         )
         self._queue = instruments.create_histogram("paceline.request.queue_time", "s", "Arrival to admission.")
         self._gap = instruments.create_histogram("paceline.inter_token_latency", "s", "Time a token, between deltas.")
-        self._ended = instruments.create_counter("paceline.request.ended", "{request}", "Requests by how they ended.")
-        self._prompt = instruments.create_counter("paceline.request.prompt_tokens", "{token}", "Tokens of prompts.")
-        self._cached = instruments.create_counter(
-            "paceline.request.cached_tokens", "{token}", "Tokens of prompts that were found computed."
+        self._ended = counter(
+            instruments,
+            "paceline.request.ended",
+            "{request}",
+            "Requests by how they ended.",
+            ({**each, "outcome": str(outcome)} for each in of for outcome in Outcome),
         )
-        self._drafted = instruments.create_counter("paceline.request.drafted_tokens", "{token}", "Proposed, verified.")
-        self._accepted = instruments.create_counter("paceline.request.accepted_tokens", "{token}", "Accepted.")
-        self._completed = instruments.create_counter("paceline.request.completion_tokens", "{token}", "Produced.")
-        self._failovers = instruments.create_counter(
-            "paceline.request.failovers", "{failover}", "Sequences opened again after a verifier was lost."
+        self._prompt = counter(instruments, "paceline.request.prompt_tokens", "{token}", "Tokens of prompts.", of)
+        self._cached = counter(
+            instruments, "paceline.request.cached_tokens", "{token}", "Tokens of prompts that were found computed.", of
         )
-        self._dropped = instruments.create_counter(
-            "paceline.request.dropped_proposals", "{proposal}", "Proposals that came between two verifiers."
+        self._drafted = counter(instruments, "paceline.request.drafted_tokens", "{token}", "Proposed, verified.", of)
+        self._accepted = counter(instruments, "paceline.request.accepted_tokens", "{token}", "Accepted.", of)
+        self._completed = counter(instruments, "paceline.request.completion_tokens", "{token}", "Produced.", of)
+        self._failovers = counter(
+            instruments,
+            "paceline.request.failovers",
+            "{failover}",
+            "Sequences opened again after a verifier was lost.",
+            of,
+        )
+        self._dropped = counter(
+            instruments,
+            "paceline.request.dropped_proposals",
+            "{proposal}",
+            "Proposals that came between two verifiers.",
+            of,
         )
 
         def requests(_: CallbackOptions) -> list[Observation]:

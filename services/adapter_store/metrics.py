@@ -1,6 +1,6 @@
 """What the adapter store measures of itself."""
 
-from services.common.telemetry import meter
+from services.common.telemetry import counter, meter
 
 
 class StoreMetrics:
@@ -8,10 +8,12 @@ class StoreMetrics:
 
     def __init__(self) -> None:
         instruments = meter("paceline.adapter_store")
-        self._uploads = instruments.create_counter("paceline.adapter_uploads", "{adapter}", "Uploads, by outcome.")
-        self._uploaded = instruments.create_counter("paceline.adapter_uploaded_bytes", "By", "Of adapters kept.")
-        self._fetches = instruments.create_counter("paceline.adapter_fetches", "{adapter}", "Adapters sent.")
-        self._forgotten = instruments.create_counter("paceline.forgotten_adapters", "{adapter}", "Content deleted.")
+        self._uploads = counter(
+            instruments, "paceline.adapter_uploads", "{adapter}", "Uploads, by outcome.", [{"outcome": "kept"}]
+        )
+        self._uploaded = counter(instruments, "paceline.adapter_uploaded_bytes", "By", "Of adapters kept.")
+        self._fetches = counter(instruments, "paceline.adapter_fetches", "{adapter}", "Adapters sent.")
+        self._forgotten = counter(instruments, "paceline.forgotten_adapters", "{adapter}", "Content deleted.")
 
     def kept(self, num_bytes: int) -> None:
         """An upload was kept."""

@@ -97,6 +97,11 @@ class ProcessSettings(BaseSettings):
     server: ServerSettings
     telemetry: TelemetrySettings = TelemetrySettings()
 
+    @property
+    def model_in_telemetry(self) -> str:
+        """Id of the model that the process runs; empty where it runs none, or several."""
+        return ""
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_environment(cls, values: Any) -> Any:

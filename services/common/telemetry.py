@@ -2,13 +2,13 @@
 
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 
 import grpc
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor, filters
-from opentelemetry.metrics import Histogram, Meter
+from opentelemetry.metrics import Counter, Histogram, Meter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from services.common.logs import setup_logging
+from services.common.prometheus import MODEL_ATTRIBUTE
 from services.common.settings import MetricExporter, TelemetrySettings, TraceExporter
 
 _WORTH_A_SPAN = filters.negate(
@@ -66,8 +67,11 @@ _SECONDS = View(
 conventions name has theirs."""
 
 
-def setup_telemetry(service_name: str, settings: TelemetrySettings) -> None:
-    """Sets up logging and, where exporters are set, the global tracer and meter providers."""
+def setup_telemetry(service_name: str, settings: TelemetrySettings, model: str = "") -> None:
+    """Sets up logging and, where exporters are set, the global tracer and meter providers.
+
+    `model` is what a process runs that runs one model; all that it measures is told apart by it.
+    """
     setup_logging(service_name, settings)
     resource = Resource.create(
         {
@@ -75,6 +79,7 @@ def setup_telemetry(service_name: str, settings: TelemetrySettings) -> None:
             "service.namespace": "paceline",
             "service.version": version("paceline"),
             "service.instance.id": str(uuid.uuid4()),
+            **({MODEL_ATTRIBUTE: model} if model else {}),
         }
     )
     spans = _span_exporter(settings)
@@ -112,6 +117,19 @@ def tracing_client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
         return ()
     interceptors = aio_client_interceptors(filter_=_WORTH_A_SPAN)  # type: ignore[no-untyped-call]
     return [each for each in interceptors if not isinstance(each, grpc.aio.StreamStreamClientInterceptor)]
+
+
+def counter(
+    instruments: Meter, name: str, unit: str, description: str, of: Iterable[Mapping[str, str]] = ({},)
+) -> Counter:
+    """A counter that shows 0 for these attributes until it counts something.
+
+    Of one whose first value is another, Prometheus does not know that it grew.
+    """
+    made = instruments.create_counter(name, unit, description)
+    for attributes in of:
+        made.add(0, attributes)
+    return made
 
 
 def meter(name: str) -> Meter:

@@ -26,7 +26,7 @@ from services.adapter_store.client import AdapterStoreClient
 from services.common.channel import open_channel
 from services.common.identities import Identity
 from services.common.lora.config import adapter_digest, check_digest
-from services.common.telemetry import meter
+from services.common.telemetry import counter, meter
 from services.common.tls_settings import tls_to
 from services.engine.adapter import AdapterError
 from services.engine.engine_loop import EngineLoop
@@ -70,9 +70,9 @@ class AdapterSlots:
         self._changed = asyncio.Condition()
         self._fetches = asyncio.Semaphore(_MAX_FETCHES)
         instruments = meter("paceline.adapters")
-        self._num_loaded = instruments.create_counter("paceline.adapter_loads", "{adapter}", "Adapters put into slots.")
-        self._evicted = instruments.create_counter("paceline.adapter_evictions", "{adapter}", "Adapters let go.")
-        self._damaged = instruments.create_counter("paceline.damaged_adapters", "{adapter}", "Not what was asked for.")
+        self._num_loaded = counter(instruments, "paceline.adapter_loads", "{adapter}", "Adapters put into slots.")
+        self._evicted = counter(instruments, "paceline.adapter_evictions", "{adapter}", "Adapters let go.")
+        self._damaged = counter(instruments, "paceline.damaged_adapters", "{adapter}", "Not what was asked for.")
         self._seconds = instruments.create_histogram("paceline.adapter_load_duration", "s", "Time of loading one.")
         instruments.create_observable_gauge(
             "paceline.adapter_slots", [self._observe], "{slot}", "Slots of adapters by what is in them."

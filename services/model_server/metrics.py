@@ -12,15 +12,19 @@ _GAUGES = (
     ("kv_blocks", "{block}", "KV blocks by state."),
     ("sequences", "{sequence}", "Sequences of the engine: those that hold KV blocks, and those that wait for some."),
     ("step_seconds", "s", "Expected time of a step by its number of rows."),
+)
+_COUNTERS = (
+    ("steps", "{step}", "Forwards."),
     ("preemptions", "{preemption}", "Sequences that lost their blocks and were computed anew."),
 )
 
 
 def observe_engine(instruments: Meter, engine_loop: EngineLoop[Any], open_streams: OpenStreams) -> None:
-    """Registers gauges of KV blocks, sequences, step time and preemptions, and a counter of steps."""
+    """Registers gauges of KV blocks, sequences and step times, and counters of steps and preemptions."""
     for name, unit, description in _GAUGES:
         instruments.create_observable_gauge(f"paceline.{name}", [readings(engine_loop, name)], unit, description)
-    instruments.create_observable_counter("paceline.steps", [readings(engine_loop, "steps")], "{step}", "Forwards.")
+    for name, unit, description in _COUNTERS:
+        instruments.create_observable_counter(f"paceline.{name}", [readings(engine_loop, name)], unit, description)
     instruments.create_observable_gauge(
         "paceline.open_sequences", [lambda _: [Observation(open_streams.count)]], "{sequence}", "Open streams."
     )

@@ -15,7 +15,7 @@ import grpc
 
 from services.common.channel import open_channel
 from services.common.identities import Identity
-from services.common.telemetry import meter
+from services.common.telemetry import counter, meter
 from services.common.tls_settings import tls_to
 from services.engine.engine_loop import EngineLoop
 from services.engine.kv_cache import Buffer
@@ -57,8 +57,8 @@ class PrefixTier:
         self._rate = _FIRST_RATE
         self._latency = _FIRST_LATENCY
         instruments = meter("paceline.prefix_tier")
-        self._fetched = instruments.create_counter("paceline.fetched_tokens", "{token}", "Prompt tokens not computed.")
-        self._unsealed = instruments.create_counter("paceline.unsealed_blocks", "{block}", "Blocks no engine sealed.")
+        self._fetched = counter(instruments, "paceline.fetched_tokens", "{token}", "Prompt tokens not computed.")
+        self._unsealed = counter(instruments, "paceline.unsealed_blocks", "{block}", "Blocks no engine sealed.")
         self._seconds = instruments.create_histogram("paceline.fetch_duration", "s", "Time spent on fetching a prefix.")
 
     @classmethod

@@ -15,7 +15,7 @@ import grpc
 from cachetools import LRUCache, TLRUCache
 
 from paceline.errors import UnavailableError
-from services.common.telemetry import meter
+from services.common.telemetry import counter, meter
 from services.common.tokens import expiry
 from services.engine.engine_loop import EngineLoop
 from services.engine.scheduler import Registered
@@ -71,8 +71,8 @@ class Publisher:
         self._pending: asyncio.Queue[tuple[str, dict[bytes, memoryview]]] = asyncio.Queue()
         self._pending_bytes = 0
         instruments = meter("paceline.prefix_tier")
-        self._published = instruments.create_counter("paceline.published_blocks", "{block}", "Blocks published.")
-        self._dropped = instruments.create_counter("paceline.unpublished_blocks", "{block}", "Blocks dropped instead.")
+        self._published = counter(instruments, "paceline.published_blocks", "{block}", "Blocks published.")
+        self._dropped = counter(instruments, "paceline.unpublished_blocks", "{block}", "Blocks dropped instead.")
         self._seconds = instruments.create_histogram("paceline.publish_duration", "s", "Time of storing a batch.")
         self._tasks = [asyncio.create_task(self._gather()), asyncio.create_task(self._publish())]
 

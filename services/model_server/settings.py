@@ -61,6 +61,11 @@ class ModelServerSettings(ProcessSettings):
         return self.model_id or (folder.resolve().name if folder.is_dir() else self.engine.model)
 
     @property
+    def model_in_telemetry(self) -> str:
+        """The id that clients use."""
+        return self.public_model_id
+
+    @property
     def num_adapter_slots(self) -> int:
         """Adapters that may be in memory, and in use, at once."""
         if self.adapter_store is None:

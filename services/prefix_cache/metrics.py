@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from opentelemetry.metrics import Histogram
 
-from services.common.telemetry import meter
+from services.common.telemetry import counter, meter
+
+_DIRECTIONS = ({"direction": "fetched"}, {"direction": "stored"})
 
 
 @dataclass(slots=True)
@@ -28,8 +30,10 @@ class CacheMetrics:
 
     def __init__(self) -> None:
         instruments = meter("paceline.prefix_cache")
-        self._blocks = instruments.create_counter("paceline.cache_blocks", "{block}", "Blocks moved, by direction.")
-        self._bytes = instruments.create_counter("paceline.cache_bytes", "By", "Bytes moved, by direction.")
+        self._blocks = counter(
+            instruments, "paceline.cache_blocks", "{block}", "Blocks moved, by direction.", _DIRECTIONS
+        )
+        self._bytes = counter(instruments, "paceline.cache_bytes", "By", "Bytes moved, by direction.", _DIRECTIONS)
         self._fetch = instruments.create_histogram("paceline.cache_fetch_seconds", "s", "Time of a fetch.")
         self._store = instruments.create_histogram("paceline.cache_store_seconds", "s", "Time of a store.")
 
