@@ -30,6 +30,7 @@ from services.engine.config import Device, Dtype, EngineConfig
 from services.engine.kv_cache import KVShape
 from services.engine.loading import Report, reporting_weights
 from services.engine.quantized import made_plain, naming_the_kind, quantization_of, reading_options, tell_how_served
+from services.engine.reduced_head import HeadTokens, reduce_head
 from services.engine.rope import fix_frequencies, goes_on
 from services.engine.sampling_defaults import sampling_defaults
 from services.engine.vocabulary import vocabulary_digest
@@ -81,6 +82,8 @@ class LoadedModel:
     """The position of a text's first token."""
     attends_itself: bool = False
     """Whether its own attention computes it, text by text, because it does not use the attention interface."""
+    head: HeadTokens | None = None
+    """The tokens of the logits, where the output layer has but some."""
 
     @property
     def kv_shapes(self) -> list[KVShape]:
@@ -114,6 +117,7 @@ def _load(config: EngineConfig, report: Report) -> LoadedModel:
         tell_how_served(quantization, weights, is_plain=not quantized)
     num_parameters = model.num_parameters()
     model.eval().requires_grad_(False)
+    head = reduce_head(model, config.model, text_config.vocab_size) if config.is_draft else None
     # On the CPU activations are float32 whatever the weights are: few CPUs compute in bfloat16, and packed layers read
     # half-precision weights all the same.
     widens = device.type == "cpu"
@@ -148,6 +152,7 @@ def _load(config: EngineConfig, report: Report) -> LoadedModel:
         dtype=torch.float32 if widens else weights,
         device=device,
         is_quantized=quantized,
+        head=head if head is None else head._replace(ids=head.ids.to(device)),
     )
 
 

@@ -67,7 +67,7 @@ class ModelRunner:
             positions.extend(range(start, end))
         can_wait = all(work.sequence.is_background for work in works)
         logits = self.forward.run(Batch(works, token_ids, positions, wanted, can_wait))
-        split = _split(results, works, sample(logits, rows))
+        split = _split(results, works, sample(logits, rows, self.loaded.head))
         return [result for result in split if result.first > result.sequence.first_logits or BROKEN in result.token_ids]
 
 

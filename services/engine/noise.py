@@ -25,9 +25,12 @@ def hash_token(seed: int, position: int, token_id: int) -> int:
     return mix((row_state(seed, position) + (token_id + 1) * GOLDEN) & MASK)
 
 
-def gumbel(states: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Standard Gumbel noise [rows, vocab_size] in float64 for row states [rows] in int64."""
-    z = states.unsqueeze(1) + _token_offsets(vocab_size, states.device)
+def gumbel(states: torch.Tensor, vocab_size: int, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+    """Standard Gumbel noise in float64 for row states [rows] in int64: of all tokens [rows, vocab_size], or of these
+    [rows, tokens].
+    """
+    offsets = _token_offsets(vocab_size, states.device) if token_ids is None else (token_ids + 1) * signed(GOLDEN)
+    z = states.unsqueeze(1) + offsets
     _xor_shift(z, 30).mul_(signed(MIX_1))
     _xor_shift(z, 27).mul_(signed(MIX_2))
     _xor_shift(z, 31)

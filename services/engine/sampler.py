@@ -12,6 +12,7 @@ import torch
 
 from services.common.sampling_params import SamplingParams
 from services.engine.noise import gumbel, row_state, signed
+from services.engine.reduced_head import HeadTokens
 
 BROKEN = -1
 """Instead of a token id: the row's logits are not numbers."""
@@ -55,27 +56,32 @@ class Picks(NamedTuple):
     runners_up: list[list[RunnerUp]]
 
 
-def sample(logits: torch.Tensor, rows: abc.Sequence[Row]) -> Picks:
-    """Picks a token for each row of logits [rows, vocab] (any float dtype, any device). One transfer to the host."""
+def sample(logits: torch.Tensor, rows: abc.Sequence[Row], head: HeadTokens | None = None) -> Picks:
+    """Picks a token for each row of logits [rows, vocab] (any float dtype, any device). One transfer to the host.
+
+    Where there is a `head`, logits are those of its tokens alone, [rows, columns]: all others are impossible.
+    """
+    if head is not None and any(not row.params.keeps_logits or row.params.logprobs is not None for row in rows):
+        logits, head = head.widened(logits), None  # Parameters name tokens that it may not have.
     scores = logits.float()
     if any(not row.params.keeps_logits for row in rows):
         scores = _penalise(scores, rows)
     sampled = [index for index, row in enumerate(rows) if row.params.temperature > 0]
     if len(sampled) == len(rows):
-        scores = _perturb(scores, rows)
+        scores = _perturb(scores, rows, head)
     elif sampled:
         at = torch.tensor(sampled, device=scores.device)
         perturbed = scores.double()
-        perturbed[at] = _perturb(scores[at], [rows[index] for index in sampled])
+        perturbed[at] = _perturb(scores[at], [rows[index] for index in sampled], head)
         scores = perturbed
     best, picks = scores.max(dim=-1)
-    token_ids = picks.masked_fill(best.isnan(), BROKEN).tolist()
+    token_ids = (picks if head is None else head.ids[picks]).masked_fill(best.isnan(), BROKEN).tolist()
     logprobs = _logprobs(logits, rows, picks) if any(row.params.logprobs is not None for row in rows) else []
     count = max(row.num_runners_up for row in rows)
-    return Picks(token_ids, logprobs, _runners_up(scores, best, picks, count) if count else [])
+    return Picks(token_ids, logprobs, _runners_up(scores, best, picks, count, head) if count else [])
 
 
-def _perturb(scores: torch.Tensor, rows: abc.Sequence[Row]) -> torch.Tensor:
+def _perturb(scores: torch.Tensor, rows: abc.Sequence[Row], head: HeadTokens | None) -> torch.Tensor:
     """Scores / temperature + noise in float64, cut-off tokens at -inf."""
     device = scores.device
     temperatures = torch.tensor([[row.params.temperature] for row in rows], dtype=torch.float64, device=device)
@@ -85,7 +91,7 @@ def _perturb(scores: torch.Tensor, rows: abc.Sequence[Row]) -> torch.Tensor:
         at = torch.tensor(cut, device=device)
         scaled[at] = truncate(scaled[at], [rows[index].params for index in cut])
     states = torch.tensor([signed(row_state(row.params.seed, row.position)) for row in rows], device=device)
-    return scaled.add_(gumbel(states, scores.shape[-1]))
+    return scaled.add_(gumbel(states, scores.shape[-1], None if head is None else head.ids))
 
 
 def truncate(scaled: torch.Tensor, params: abc.Sequence[SamplingParams]) -> torch.Tensor:
@@ -148,10 +154,13 @@ def _penalise_row(scores: torch.Tensor, row: Row) -> None:
         scores[ids] -= params.presence_penalty + params.frequency_penalty * times
 
 
-def _runners_up(scores: torch.Tensor, best: torch.Tensor, picks: torch.Tensor, count: int) -> list[list[RunnerUp]]:
+def _runners_up(
+    scores: torch.Tensor, best: torch.Tensor, picks: torch.Tensor, count: int, head: HeadTokens | None
+) -> list[list[RunnerUp]]:
     """The tokens with the highest scores [rows, vocab] after the picks, highest first."""
     count = min(count, scores.shape[-1] - 1)
     others, ids = scores.scatter(1, picks.unsqueeze(1), -torch.inf).topk(count, dim=-1)
+    ids = ids if head is None else head.ids[ids]
     gaps = (best.unsqueeze(1) - others).tolist()
     return [
         [RunnerUp(*entry) for entry in zip(row_ids, row_gaps, strict=True)]
