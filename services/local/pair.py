@@ -8,13 +8,24 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.common.checkpoint import CheckpointError, check_model, check_tokenizer
+from services.common.graft import check_graft, is_graft
 from services.engine.config import Device, Dtype, Weights
 from services.local.errors import LaunchError
-from services.local.model_files import KNOWN, check_file, folder_of, gguf_of
+from services.local.model_files import (
+    KNOWN,
+    SHIPPED,
+    check_file,
+    draft_folder_of,
+    folder_of,
+    gguf_of,
+    installed,
+    shipped_draft,
+)
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
-"""The source tree, or `paceline/_server` of an installation: the pair that ships lies there as `models/`."""
-_SHIPPED = _ROOT / "models"
+PYTHON_PAIR = "python-pair"
+"""Name of the pair that ships whole: two small models of Python source."""
+ASSISTANT = "smollm2"
+"""Name of the model that is served where nobody names one."""
 
 
 class Pair(BaseModel):
@@ -63,6 +74,9 @@ class Pair(BaseModel):
         """Raises LaunchError when one of both certainly cannot be served, without loading anything."""
         try:
             for name in filter(None, (self.model, self.draft)):
+                if name == self.draft and is_graft(name):
+                    check_graft(Path(name).expanduser())
+                    continue
                 if (file := gguf_of(name)) is not None:
                     check_file(file)
                     continue
@@ -74,8 +88,9 @@ class Pair(BaseModel):
 
     async def ready(self) -> "Pair":
         """The same with folders in place of GGUF files, which are converted if need be. Raises LaunchError."""
-        draft = self.draft and await folder_of(self.draft)
-        return self.model_copy(update={"id": self.public_id, "model": await folder_of(self.model), "draft": draft})
+        model = await folder_of(self.model)
+        draft = self.draft and await draft_folder_of(self.draft, model)
+        return self.model_copy(update={"id": self.public_id, "model": model, "draft": draft})
 
 
 def read_models(path: Path, **defaults: Any) -> tuple[Pair, ...]:
@@ -101,17 +116,34 @@ def read_models(path: Path, **defaults: Any) -> tuple[Pair, ...]:
     return pairs
 
 
+def named(model: str | None) -> tuple[str, str | None]:
+    """Target and draft that a user means by a name; None is the assistant, or the pair of Python source without it.
+
+    Raises LaunchError when what should ship does not.
+    """
+    name = model or (ASSISTANT if is_here(ASSISTANT) else PYTHON_PAIR)
+    if name == PYTHON_PAIR:
+        return shipped_model("target"), shipped_model("draft")
+    return name, shipped_draft(name)
+
+
+def is_here(known: str) -> bool:
+    """Whether the package of a known model is installed."""
+    file = installed(KNOWN[known])
+    return file is not None and file.is_file()
+
+
 def shipped_model(name: str) -> str:
     """Folder of the "target" or the "draft" that ships."""
-    folder = _SHIPPED / name
+    folder = SHIPPED / name
     if not (folder / "config.json").exists():
-        raise LaunchError(f"the {name} that ships is not in {_SHIPPED}; name a model")
+        raise LaunchError(f"the {name} that ships is not in {SHIPPED}; name a model")
     return str(folder)
 
 
 def shipped_adapters() -> list[Path]:
     """Folders of the adapters that ship with the pair, in order of their names."""
-    return sorted(path.parent for path in (_SHIPPED / "adapters").glob("*/adapter_config.json"))
+    return sorted(path.parent for path in (SHIPPED / "adapters").glob("*/adapter_config.json"))
 
 
 def _read(path: Path, number: int, table: Any, defaults: dict[str, Any]) -> Pair:
