@@ -1,5 +1,6 @@
 """Where a gateway is, as people write it and as gRPC takes it."""
 
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from paceline.tls import Tls
@@ -10,6 +11,14 @@ _SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:")
 
 
 SECURE, PLAIN = "https://", "http://"
+
+
+def split(addresses: str | Sequence[str]) -> list[str]:
+    """The addresses of some gateways, which may stand in one text with commas between them."""
+    if not isinstance(addresses, str):
+        return list(addresses)
+    # Of these a target of gRPC holds several itself.
+    return [addresses] if addresses.startswith(("ipv4:", "ipv6:")) else addresses.split(",")
 
 
 def is_secure(address: str) -> bool:

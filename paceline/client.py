@@ -6,15 +6,18 @@ async with Client("127.0.0.1:7100") as client:
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
-from paceline.address import encryption, to_target
+from paceline.address import encryption, split, to_target
 from paceline.admin_calls import AdminCalls
 from paceline.batch_calls import BatchCalls
 from paceline.calls import Metadata, answer, events
 from paceline.channel import open_channel
 from paceline.requests import ChatOptions, Message, Options, chat_request, generate_request
+from paceline.resuming import R, resumed_events
+from paceline.several import SeveralChannel
 from paceline.tls import Tls
 from paceline.upload import adapter_files, file_pieces, upload
 from paceline.v1 import (
@@ -40,16 +43,19 @@ class Client(BatchCalls, AdminCalls, WebhookCalls):
     """
 
     def __init__(
-        self, address: str, metadata: Metadata = (), *, key: str | None = None, tls: Tls | None = None
+        self, address: str | Sequence[str], metadata: Metadata = (), *, key: str | None = None, tls: Tls | None = None
     ) -> None:
         """`key` is an API key; `metadata` goes with every call, for a proxy in front that says by it who calls.
 
+        Of several addresses (a list, or with commas between them) one is used that can be reached; when a gateway is
+        lost while it streams, another goes on with the same text.
         Connections are encrypted where `tls` says with what, or the address begins with https://; then any of the
         public authorities may vouch for the gateway.
         Raises ValueError for what cannot be an address (host:port is one) and for files with which nothing can be
         encrypted.
         """
-        self._channel = open_channel(to_target(address), tls=encryption(address, tls))
+        channels = [open_channel(to_target(each), tls=encryption(each, tls)) for each in split(address)]
+        self._channel = channels[0] if len(channels) == 1 else SeveralChannel(channels)
         self._metadata = (*metadata, *([("authorization", f"Bearer {key}")] if key else []))
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
@@ -75,14 +81,20 @@ class Client(BatchCalls, AdminCalls, WebhookCalls):
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Continues a prompt (text or token ids). Ending the iteration early cancels the request."""
         request = generate_request(prompt, options)
-        return events(lambda: self._inference.Generate(request, timeout=timeout, metadata=self._metadata))
+        return self._events(self._inference.Generate, request, timeout)
 
     def chat(
         self, messages: Sequence[Message], *, timeout: float | None = None, **options: Unpack[ChatOptions]
     ) -> AsyncGenerator[inference_pb2.ChatResponse, None]:
         """Answers a conversation. Ending the iteration early cancels the request."""
         request = chat_request(messages, options)
-        return events(lambda: self._inference.Chat(request, timeout=timeout, metadata=self._metadata))
+        return self._events(self._inference.Chat, request, timeout)
+
+    def _events(self, method: Callable[..., Any], request: R, timeout: float | None) -> AsyncGenerator[Any, None]:
+        call = partial(method, metadata=self._metadata)
+        if isinstance(self._channel, SeveralChannel):
+            return resumed_events(call, request, self._channel, timeout)
+        return events(lambda: call(request, timeout=timeout))
 
     async def list_models(self) -> list[model_pb2.Model]:
         """Lists the models that can be asked for."""

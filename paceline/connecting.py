@@ -12,7 +12,8 @@ PLAINTEXT = "PLAINTEXT"
 REFUSED_AT_ONCE = "REFUSED_AT_ONCE"
 NO_TLS = "NO_TLS"
 
-_FAILED = "failed to connect to all addresses"
+NOT_CONNECTED = "failed to connect to all addresses"
+"""What details begin with of a call that was not sent."""
 _WHERE = re.compile(r"\bipv[46]:([^\s;]+:\d+)|\bunix:([^\s;:]+)")
 _KNOWN = (
     ("certificate has expired", EXPIRED, "the certificate of {where} has expired"),
@@ -37,7 +38,7 @@ class Problem(NamedTuple):
 
 def problem_of(details: str) -> Problem | None:
     """What a call's details say of connecting, where it is about TLS; else None."""
-    if not details.startswith(_FAILED):
+    if not details.startswith(NOT_CONNECTED):
         return None
     found = _WHERE.search(details)
     where = unquote(found[1] or found[2]) if found else "the server"

@@ -10,7 +10,7 @@ import concurrent.futures
 import contextlib
 import functools
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from paceline.calls import Metadata
@@ -56,7 +56,7 @@ class SyncClient:
     """
 
     def __init__(
-        self, address: str, metadata: Metadata = (), *, key: str | None = None, tls: Tls | None = None
+        self, address: str | Sequence[str], metadata: Metadata = (), *, key: str | None = None, tls: Tls | None = None
     ) -> None:
         """See Client, of which this is one; ValueError is raised alike."""
         self._lock = threading.Lock()
@@ -160,7 +160,7 @@ class SyncClient:
                     self._run(_close(events))
 
 
-async def _connect(address: str, metadata: Metadata, key: str | None, tls: Tls | None) -> Client:
+async def _connect(address: str | Sequence[str], metadata: Metadata, key: str | None, tls: Tls | None) -> Client:
     return Client(address, metadata, key=key, tls=tls)
 
 

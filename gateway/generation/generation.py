@@ -5,55 +5,31 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from gateway.generation.accounting import Accounting
 from gateway.generation.admission import Admission
-from gateway.generation.choice import Choice
 from gateway.generation.gen_ai import operation_of
+from gateway.generation.job import Job, Preparation
 from gateway.generation.merge import merge
 from gateway.generation.outcome import Record
-from gateway.generation.prefix import prefix_key
-from gateway.generation.prompt import read_prompt
 from gateway.generation.relay import Relay
 from gateway.generation.request_span import request_span
-from gateway.generation.stop_strings import StopStrings
-from gateway.generation.transcript import Transcript
-from gateway.generation.validation import Parameters, Request, check_request
+from gateway.generation.resumption import Received, resumed_id
+from gateway.generation.validation import Request
 from gateway.metrics import GatewayMetrics
 from gateway.model.affinity import Affinity
 from gateway.model.catalogue import Catalogue
-from gateway.model.served_model import ServedModel
 from gateway.settings import GatewaySettings
-from gateway.tenants.adapters import Adapters, Resolved
+from gateway.tenants.adapters import Adapters
 from gateway.tenants.grants import Grants
 from gateway.tenants.identity import Caller
 from paceline.errors import DeadlineExceededError
-from paceline.internal.v1 import speculation_pb2
 from paceline.v1 import inference_pb2
 from services.common.background import BACKGROUND_PRIORITY
-from services.common.seeds import derive_seed
 
 _log = logging.getLogger(__name__)
 Event: TypeAlias = inference_pb2.Started | inference_pb2.Delta | inference_pb2.Finished | inference_pb2.Usage
-
-
-class _Job(NamedTuple):
-    """A checked request with all that is needed to run it."""
-
-    model: ServedModel
-    revision: str
-    parameters: Parameters
-    prompt_ids: Sequence[int]
-    bad_words: Sequence[Sequence[int]]
-    tenant: speculation_pb2.TenantAccess
-    adapter: Resolved
-    prefix: str
-    """What the beginning of its prompt is known by."""
-    priority: int
-    """As the caller's plan allows."""
-    max_tokens: int
-    """Most tokens of prompt and all choices together."""
 
 
 class Generation:
@@ -72,7 +48,7 @@ class Generation:
     ) -> None:
         """`accounts` are those of requests for which nothing else is said; `on_end` is told of each that ended."""
         self._settings = settings
-        self._catalogue = catalogue
+        self._preparation = Preparation(catalogue, adapters, settings.max_prompt_bytes)
         self._admission = admission
         self._grants = grants
         self._adapters = adapters
@@ -98,13 +74,15 @@ class Generation:
         grpc.aio.AioRpcError for what a verifier refuses.
         """
         accounts = accounts or self._accounts
-        record = Record(accounts.request_id(), caller, deadline, operation_of(request))
+        record = Record(resumed_id(request) or accounts.request_id(), caller, deadline, operation_of(request))
         with request_span(record), self._recorded(record, accounts):
             async with _limited(deadline), accounts.request(caller) as allowance:
-                job = await self._prepare(request, caller)
+                job = await self._preparation.job(request, caller)
                 record.model, record.num_prompt_tokens = job.model.id, len(job.prompt_ids)
                 record.adapter, record.seed = request.adapter, job.parameters.sampling.seed
                 record.sampling = job.parameters.applied
+                record.revision, record.adapter_digest = job.revision, job.adapter.target
+                record.received = None if job.received is None else [choice.usage for choice in job.received]
                 allowance.reserve(len(job.prompt_ids), job.max_tokens)
                 try:
                     async with (
@@ -139,7 +117,7 @@ class Generation:
             )
 
     @asynccontextmanager
-    async def _place(self, job: _Job, caller: Caller) -> AsyncIterator[None]:
+    async def _place(self, job: Job, caller: Caller) -> AsyncIterator[None]:
         """Waits for a place and holds it. Its adapter is loaded meanwhile, as long as the request waits.
 
         What runs in the background takes no place of others: whoever runs it bounds it.
@@ -160,40 +138,17 @@ class Generation:
                 raise
             yield
 
-    async def _prepare(self, request: Request, caller: Caller) -> _Job:
-        model = self._catalogue.get(request.model)
-        info = await model.info()
-        parameters = check_request(request, info.vocab_size, model.draft_tokens, model.sampling_defaults(info))
-        prompt_ids = await read_prompt(request, model.tokenizer, info, self._settings.max_prompt_bytes)
-        tenant = speculation_pb2.TenantAccess(
-            namespace=caller.namespace, num_public_tokens=model.num_public_tokens(prompt_ids)
-        )
-        adapter = await self._adapters.resolve(caller, model, request.adapter)
-        bad_words = await model.tokenizer.encode_words(parameters.bad_words)
-        # A special token is left out of the text, so a stop string that is one is found among the tokens.
-        special = map(model.tokenizer.special_id, parameters.stops)
-        parameters.sampling.stop_token_ids.extend(token_id for token_id in special if token_id is not None)
-        room = info.max_context_tokens - len(prompt_ids)
-        sampling = parameters.sampling
-        most = min(room, sampling.max_tokens) if sampling.HasField("max_tokens") else room
-        return _Job(
-            *(model, info.revision_digest, parameters, prompt_ids, bad_words, tenant, adapter),
-            prefix=prefix_key(request, prompt_ids, tenant, adapter.target),
-            priority=caller.plan.priority(parameters.priority),
-            max_tokens=len(prompt_ids) + most * parameters.num_choices,
-        )
-
-    async def _events(self, job: _Job, record: Record, num_crashes: int) -> AsyncIterator[Event]:
+    async def _events(self, job: Job, record: Record, num_crashes: int) -> AsyncIterator[Event]:
         """What happens once there is a place."""
         record.admitted()
         yield record.started()
-        openings = [_opening(job, index) for index in range(job.parameters.num_choices)]
-        record.transcripts = [Transcript(opening, job.adapter.draft, num_crashes, job.prefix) for opening in openings]
-        record.choices = [_choice(job, index) for index in range(len(openings))]
+        record.transcripts = job.transcripts(num_crashes)
+        record.choices = job.choices()
         token = partial(self._grants.sequence_token, job.tenant)
+        received: Sequence[Received | None] = job.received or [None] * len(record.choices)
         sources = [
-            choice.events(Relay(job.model, transcript, token, self._settings.resume_seconds))
-            for choice, transcript in zip(record.choices, record.transcripts, strict=True)
+            choice.events(Relay(job.model, transcript, token, self._settings.resume_seconds), begun)
+            for choice, transcript, begun in zip(record.choices, record.transcripts, received, strict=True)
         ]
         async with merge(sources) as events:
             async for event in events:
@@ -204,30 +159,6 @@ class Generation:
                 yield event
         record.is_complete = True
         yield record.usage()
-
-
-def _choice(job: _Job, index: int) -> Choice:
-    """What becomes of the commits of a choice."""
-    parameters = job.parameters
-    detokenizer = job.model.tokenizer.detokenizer(job.prompt_ids, skip_special_tokens=parameters.skip_special_tokens)
-    return Choice(index, detokenizer, StopStrings(parameters.stops), parameters.sampling.min_tokens)
-
-
-def _opening(job: _Job, index: int) -> speculation_pb2.Open:
-    """How the sequence of a choice begins."""
-    opening = speculation_pb2.Open(
-        token_ids=job.prompt_ids,
-        num_prompt_tokens=len(job.prompt_ids),
-        sampling=job.parameters.sampling,
-        bad_words=[speculation_pb2.TokenSequence(token_ids=word) for word in job.bad_words],
-        max_draft_tokens=job.parameters.max_draft_tokens,
-        priority=job.priority,
-        tenant=job.tenant,
-        adapter_digest=job.adapter.target,
-        revision_digest=job.revision,
-    )
-    opening.sampling.seed = derive_seed(job.parameters.sampling.seed, index)
-    return opening
 
 
 @asynccontextmanager

@@ -24,6 +24,8 @@ _FAILED = frozenset(
 
 
 _CLOCKS_APART_SECONDS = 0.05
+_SUMMED = ("num_completion_tokens", "num_drafted_tokens", "num_accepted_tokens", "num_rounds", "num_ready_rounds")
+"""Counts of choices that those of a request are the sums of."""
 
 
 class Outcome(StrEnum):
@@ -53,6 +55,10 @@ class Record:
         self.model = ""
         self.adapter = ""
         """Name of the adapter; empty is the base model."""
+        self.revision = self.adapter_digest = ""
+        """Digests of the model's revision and of the adapter."""
+        self.received: Sequence[inference_pb2.Usage] | None = None
+        """What the client had received of each choice before, where another gateway began the request."""
         self.num_prompt_tokens = 0
         self.seed = 0
         self.sampling = sampling_pb2.SamplingParams()
@@ -113,6 +119,8 @@ class Record:
             seed=self.seed,
             num_prompt_tokens=self.num_prompt_tokens,
             sampling=self.sampling,
+            revision_digest=self.revision,
+            adapter_digest=self.adapter_digest,
         )
 
     @property
@@ -145,18 +153,15 @@ class Record:
 
     def usage(self) -> inference_pb2.Usage:
         """What was used so far."""
-        usages = [choice.usage for choice in self.choices]
-        return inference_pb2.Usage(
-            num_prompt_tokens=self.num_prompt_tokens,
-            num_cached_tokens=self._num_cached_tokens,
-            num_completion_tokens=sum(usage.num_completion_tokens for usage in usages),
-            num_drafted_tokens=sum(usage.num_drafted_tokens for usage in usages),
-            num_accepted_tokens=sum(usage.num_accepted_tokens for usage in usages),
-            num_rounds=sum(usage.num_rounds for usage in usages),
-            num_ready_rounds=sum(usage.num_ready_rounds for usage in usages),
-            time_to_first_token_seconds=self.time_to_first_token,
-            total_seconds=time.monotonic() - self._began,
-        )
+        used = _sum([choice.usage for choice in self.choices])
+        used.num_prompt_tokens, used.num_cached_tokens = self.num_prompt_tokens, self._num_cached_tokens
+        used.time_to_first_token_seconds = self.time_to_first_token
+        used.total_seconds = time.monotonic() - self._began
+        return used
+
+    def received_before(self) -> inference_pb2.Usage | None:
+        """What the client had received from another gateway; None where the request began here."""
+        return None if self.received is None else _sum(self.received)
 
     def billed(self) -> inference_pb2.Usage:
         """What its tenant pays for: a prompt that nothing was produced from is not."""
@@ -165,9 +170,16 @@ class Record:
 
     @property
     def _num_cached_tokens(self) -> int:
-        return max((choice.usage.num_cached_tokens for choice in self.choices), default=0)
+        # A verifier that goes on with a choice finds tokens that the choice had produced, too.
+        found = max((choice.usage.num_cached_tokens for choice in self.choices), default=0)
+        return min(found, self.num_prompt_tokens)
 
     @property
     def _is_overdue(self) -> bool:
         """Whether the deadline is over; the client's may be a little earlier than it seems from here."""
         return self._overdue_at is not None and time.monotonic() >= self._overdue_at - _CLOCKS_APART_SECONDS
+
+
+def _sum(usages: Sequence[inference_pb2.Usage]) -> inference_pb2.Usage:
+    """What choices used together."""
+    return inference_pb2.Usage(**{name: sum(getattr(usage, name) for usage in usages) for name in _SUMMED})

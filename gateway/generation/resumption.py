@@ -38,8 +38,6 @@ def read_received(
         raise InvalidArgumentError("resume.request_id", "must be the id that Started told")
     if not request.sampling.HasField("seed"):
         raise InvalidArgumentError("sampling.seed", "must be the one that Started told")
-    if not resume.revision_digest:
-        raise InvalidArgumentError("resume.revision_digest", "must be the one that Started told")
     if len(resume.choices) > parameters.num_choices:
         problem = f"{len(resume.choices)} are more than the request's {parameters.num_choices}"
         raise InvalidArgumentError("resume.choices", problem)

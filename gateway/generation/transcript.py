@@ -33,6 +33,7 @@ class Transcript:
         self._draft_adapter = draft_adapter
         self._prefix = prefix
         self._produced: list[int] = []
+        self._was_begun_elsewhere = False
         self._verifier: VerifyStream | None = None
 
     @property
@@ -42,8 +43,8 @@ class Transcript:
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything was produced."""
-        return bool(self._produced)
+        """Whether anything was produced, here or elsewhere, so that another revision cannot go on with it."""
+        return self._was_begun_elsewhere or bool(self._produced)
 
     @property
     def affinity(self) -> Affinity:
@@ -54,6 +55,11 @@ class Transcript:
     def draft_affinity(self) -> Affinity:
         """Which draft is its home."""
         return Affinity(self._prefix, self._draft_adapter)
+
+    def go_on_behind(self, token_ids: Sequence[int]) -> None:
+        """Goes on where another gateway was."""
+        self._produced.extend(token_ids)
+        self._was_begun_elsewhere = True
 
     def add(self, commit: speculation_pb2.Commit) -> None:
         """Takes what the target decided."""

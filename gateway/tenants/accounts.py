@@ -3,11 +3,12 @@
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from gateway.clock import time_of_day
 from gateway.database.tables import MONEY
 from gateway.generation.outcome import Record
-from gateway.tenants.entry import Entry
+from gateway.tenants.entry import Entry, Resumed
 from gateway.tenants.identity import Caller
 from gateway.tenants.keys import Keys
 from gateway.tenants.kind import Kind
@@ -57,7 +58,8 @@ class Accounts:
 
     def entry(self, record: Record, kind: Kind) -> Entry:
         """What the ledger keeps of a request that ended."""
-        usage = record.billed()
+        usage, received = record.billed(), record.received_before()
+        price = partial(self._prices.cost, record.model, record.adapter, kind)
         return Entry(
             request_id=record.request_id,
             tenant=record.caller.tenant,
@@ -68,7 +70,8 @@ class Accounts:
             outcome=str(record.outcome),
             ended_at=self._clock(),
             usage=usage,
-            cost=self._prices.cost(record.model, record.adapter, kind, usage),
+            cost=price(usage),
+            resumed=None if received is None else Resumed(received, price),
         )
 
     async def check_cost(self, caller: Caller) -> None:

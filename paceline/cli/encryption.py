@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paceline.address import SECURE, is_secure
+from paceline.address import SECURE, is_secure, split
 from paceline.cli.terminal import Place, fail
 from paceline.tls import Tls, TlsError
 
@@ -67,12 +67,12 @@ def encrypted(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         flag, ca, certificate, key, name = (kwargs.pop(option.name) for option in _OPTIONS)
         address = kwargs[_ADDRESS]
-        if flag or ca or certificate or key or name or is_secure(address):
+        if flag or ca or certificate or key or name or any(map(is_secure, split(address))):
             try:
                 tls = Tls(ca, certificate, key, name)
             except TlsError as error:
                 fail(f"{error}: --cert and --cert-key name both")
-            address = Place.encrypted(SECURE + address.removeprefix(SECURE), tls)
+            address = Place.encrypted(",".join(SECURE + each.removeprefix(SECURE) for each in split(address)), tls)
         return command(*args, **{**kwargs, _ADDRESS: address})
 
     parameters = [*signature.parameters.values(), *_OPTIONS]

@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
 from paceline import PacelineError, SyncClient, Tls, TlsError, UnauthenticatedError, UnavailableError
-from paceline.address import EXAMPLE, SECURE, is_secure, to_target
+from paceline.address import EXAMPLE, SECURE, is_secure, split, to_target
 from paceline.connecting import (
     EXPIRED,
     NO_TLS,
@@ -52,16 +52,20 @@ def tls_of(address: str) -> Tls | None:
 
 
 def _address(given: str) -> str:
-    """host:port, or https://host:port. Raises BadParameter for what cannot be an address."""
+    """host:port, or https://host:port, or several of them. Raises BadParameter for what cannot be an address."""
     try:
-        return (SECURE if is_secure(given) else "") + to_target(given)
+        return ",".join((SECURE if is_secure(each) else "") + to_target(each) for each in split(given))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
 
 Address = Annotated[
     str,
-    typer.Option(help="host:port of the gateway, or https://host:port.", envvar="PACELINE_ADDRESS", callback=_address),
+    typer.Option(
+        help="host:port of the gateway, or https://host:port; several with commas between them.",
+        envvar="PACELINE_ADDRESS",
+        callback=_address,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON, for programs.")]
 API_KEY = "PACELINE_API_KEY"
