@@ -210,6 +210,7 @@ async def serve_fakes(
     port: int = 0,
     beside: Callable[[grpc.aio.Server], object] | None = None,
     tls: ServerTls | None = None,
+    grace_seconds: float = SERVER.grace_seconds,
 ) -> AsyncIterator[str]:
     """Address of a server with these servicers and what `beside` adds; port 0 takes a free one."""
 
@@ -226,5 +227,6 @@ async def serve_fakes(
             beside(server)
         yield Served(())
 
-    async with served(lifespan, SERVER.model_copy(update={"port": port, "tls": tls})) as address:
+    settings = SERVER.model_copy(update={"port": port, "tls": tls, "grace_seconds": grace_seconds})
+    async with served(lifespan, settings) as address:
         yield address
