@@ -16,6 +16,7 @@ from paceline.cli.doctor.command import doctor
 from paceline.cli.encryption import encrypted
 from paceline.cli.generate import generate
 from paceline.cli.get import get
+from paceline.cli.health import health
 from paceline.cli.keys import keys
 from paceline.cli.models import models
 from paceline.cli.serve import serve
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, models, usage, stats, doctor, up, get, demo, bench):
+for command in (generate, chat, models, usage, stats, doctor, health, up, get, demo, bench):
     app.command()(encrypted(command))
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
