@@ -26,7 +26,7 @@ from services.common.health import HealthServicer
 from services.common.identities import admission
 from services.common.interceptors import ErrorInterceptor
 from services.common.reflection import add_reflection
-from services.common.server_tls import add_port
+from services.common.server_tls import server_credentials
 from services.common.settings import ProcessSettings, ServerSettings
 from services.common.telemetry import setup_telemetry, shutdown_telemetry, tracing_server_interceptors
 
@@ -115,6 +115,7 @@ async def _serve(settings: ServerSettings, lifespan: Lifespan) -> bool:
 async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncIterator[RunningServer]:
     """A server that serves what the lifespan adds, until the block ends. Port 0 takes a free one."""
     tls = settings.tls
+    credentials = None if tls is None else server_credentials(tls)
     admit = admission(tls.trust_domain) if tls is not None and tls.client_ca is not None else None
     server = grpc.aio.server(
         interceptors=[*tracing_server_interceptors(), ErrorInterceptor(settings.first_message_seconds, admit)],
@@ -139,7 +140,11 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
             channelz.add_channelz_servicer(server)
         if settings.reflection:
             add_reflection(names, server)
-        port = add_port(server, f"{settings.host}:{settings.port}", settings.tls)
+        address = f"{settings.host}:{settings.port}"
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
         await server.start()
         _log.info("listening on %s:%d", settings.host, port)
         try:

@@ -1,4 +1,4 @@
-"""The encrypted port of a server, whose certificates are read again when they change."""
+"""What a server's port is encrypted with: certificates that are read again when they change."""
 
 import logging
 
@@ -13,13 +13,8 @@ _log = logging.getLogger(__name__)
 _SOON_DAYS = 7
 
 
-def add_port(server: grpc.aio.Server, address: str, tls: ServerTls | None) -> int:
-    """Has a server listen on host:port, in plaintext without `tls`; returns the port.
-
-    Raises TlsError for files with which nothing can be encrypted, RuntimeError where nobody can listen.
-    """
-    if tls is None:
-        return server.add_insecure_port(address)
+def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    """What a port is opened with. Raises TlsError for files with which nothing can be encrypted."""
     files = TlsFiles(tls.client_ca, tls.certificate, tls.key)
     _tell(tls, files.contents)
 
@@ -31,12 +26,11 @@ def add_port(server: grpc.aio.Server, address: str, tls: ServerTls | None) -> in
         _tell(tls, contents)
         return _configuration(contents)
 
-    credentials = grpc.dynamic_ssl_server_credentials(
+    return grpc.dynamic_ssl_server_credentials(
         _configuration(files.contents),
         fetch,  # type: ignore[arg-type]  # The stubs do not know that it may say None.
         require_client_authentication=tls.client_ca is not None,
     )
-    return server.add_secure_port(address, credentials)
 
 
 def _configuration(contents: Contents) -> grpc.ServerCertificateConfiguration:
