@@ -15,6 +15,7 @@ from benchmarks import (
     attacks,
     batch,
     kernels,
+    mtls,
     recovered,
     repetition,
     reuse,
@@ -99,6 +100,11 @@ def _batch(target: str, _draft: str) -> tuple[Path, bool]:
     return batch.write_batch(measures, PAGES), all(measure.holds for measure in measures)
 
 
+def _mtls(target: str, draft: str) -> tuple[Path, bool]:
+    costs = mtls.run(target, draft)
+    return mtls.write_mtls(costs, PAGES), all(cost.holds for cost in costs)
+
+
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
@@ -109,6 +115,7 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "starting": _starting,
     "kernels": _kernels,
     "batch": _batch,
+    "mtls": _mtls,
     "recovered": _recovered,
     "simulation": _simulation,
     "family": _family,
