@@ -8,6 +8,7 @@ import typer
 
 from paceline.channel import open_channel
 from paceline.cli.terminal import DEFAULT_ADDRESS, Address, fail, out, tls_of
+from paceline.errors import from_call
 from paceline.tls import TlsError
 
 _CHECK = "/grpc.health.v1.Health/Check"
@@ -25,7 +26,7 @@ def health(
     except TlsError as error:
         fail(str(error))
     except grpc.aio.AioRpcError as error:
-        fail(f"{address} does not answer: {error.details()}")
+        fail(f"{address} does not answer: {from_call(error)}")
     if answer != _SERVING:
         fail(f"{address} does not serve")
     out.print("serves")
