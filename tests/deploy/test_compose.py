@@ -1,0 +1,112 @@
+"""The compose file, which nothing here can run: its form, and what its processes would read of it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+from support.deployed import PORTS, load
+
+VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+MADE = ("./certificates", "./prometheus", "./grafana")
+Services = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def secrets(repository: Path) -> dict[str, str]:
+    run = [sys.executable, "deploy/environment.py"]
+    lines = subprocess.run(run, cwd=repository, capture_output=True, text=True, check=True).stdout.splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def written(repository: Path, secrets: dict[str, str]) -> dict[str, Any]:
+    """The file, with the variables in it as compose fills them."""
+
+    def fill(found: re.Match[str]) -> str:
+        name, kind, default = found.groups()
+        if kind == "?":
+            return secrets[name]
+        assert kind == "-", f"{name} has no default and nobody says that it is missing"
+        return str(default)
+
+    loaded: dict[str, Any] = yaml.safe_load(VARIABLE.sub(fill, (repository / "deploy" / "compose.yaml").read_text()))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def services(written: dict[str, Any]) -> Services:
+    found: Services = written["services"]
+    return found
+
+
+def test_it_is_a_compose_file(written: dict[str, Any]) -> None:
+    assert len(PyCompose.from_json(json.dumps(written)).services or {}) == len(written["services"])
+
+
+def test_every_image_has_a_version(services: Services) -> None:
+    for name, service in services.items():
+        assert name in PORTS or re.fullmatch(r"[\w./-]+:v?\d[\w.-]*", service["image"]), service["image"]
+
+
+def test_no_secret_stands_in_the_file(repository: Path, secrets: dict[str, str]) -> None:
+    text = (repository / "deploy" / "compose.yaml").read_text()
+    assert {name for name, kind, _ in VARIABLE.findall(text) if kind == "?"} == set(secrets)
+
+
+def test_each_process_reads_what_is_said_of_it(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    for process, port in PORTS.items():
+        environment = services[process]["environment"]
+        settings = load(process, environment, (), monkeypatch)
+        assert settings.server.port == port
+        assert settings.server.tls is not None
+        targets = {volume.split(":")[1] for volume in services[process]["volumes"]}
+        assert {str(settings.server.tls.certificate), str(settings.server.tls.key)} <= targets
+        assert f"./certificates/{process}-key.pem:/certificates/own-key.pem:ro" in services[process]["volumes"]
+        assert settings.telemetry.prometheus_host == "0.0.0.0"
+        assert environment["PACELINE_SERVER_NAME"] == process
+        assert float(services[process]["stop_grace_period"].removesuffix("s")) > settings.server.grace_seconds
+
+
+def test_what_processes_call_is_there(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = load("gateway", services["gateway"]["environment"], (), monkeypatch)
+    verifier = load("verifier", services["verifier"]["environment"], (), monkeypatch)
+    model = gateway.models[0]
+    called = [*model.verifiers, *model.drafts, *gateway.prefix_caches, *gateway.adapter_stores]
+    for address in (*called, verifier.prefix_cache, verifier.adapter_store):
+        host, _, port = address.partition(":")
+        assert PORTS[host] == int(port)
+    assert verifier.public_model_id == model.id
+    assert "@postgres/" in gateway.database_url
+    assert services["postgres"]["environment"]["POSTGRES_PASSWORD"] in gateway.database_url
+
+
+def test_what_is_mounted_from_the_tree_is_there(services: Services, repository: Path) -> None:
+    for service in services.values():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            if source.startswith((".", "/")) and not source.startswith(MADE):
+                assert (repository / "deploy" / source).exists(), source
+
+
+def test_prometheus_reads_every_process_where_it_says(
+    services: Services, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = yaml.safe_load((repository / "deploy" / "prometheus.yaml").read_text())["scrape_configs"]
+    targets = {target for job in read for group in job["static_configs"] for target in group["targets"]}
+    for process in PORTS:
+        settings = load(process, services[process]["environment"], (), monkeypatch)
+        assert f"{process}:{settings.telemetry.prometheus_port}" in targets
+    assert {target.partition(":")[0] for target in targets} <= set(services)
+
+
+def test_only_the_edge_is_reached_from_elsewhere(services: Services) -> None:
+    ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert ports.pop("envoy") == ["8443:8443"]
+    assert all(port.startswith("127.0.0.1:") for each in ports.values() for port in each)
