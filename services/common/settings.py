@@ -44,8 +44,11 @@ class LogFormat(StrEnum):
     TEXT = "text"
 
 
-_OF_KUBERNETES = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
-"""Variables that Kubernetes sets for a service that is called like the process: PACELINE_GATEWAY_SERVICE_HOST, ..."""
+_OF_KUBERNETES = re.compile(
+    r"([A-Z0-9]+_)*(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""Variables that Kubernetes sets for a service whose name begins like the process': PACELINE_GATEWAY_SERVICE_HOST,
+PACELINE_VERIFIER_CODE_PORT, ..."""
 
 
 class _Part(BaseModel):

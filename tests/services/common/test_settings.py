@@ -56,9 +56,13 @@ def test_settings_do_not_change_after_start() -> None:
 def test_variables_that_kubernetes_sets_for_a_service_of_that_name_are_no_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("PORT", "PORT_7102_TCP", "PORT_7102_TCP_ADDR", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC"):
+    of_one = ("PORT", "PORT_7102_TCP", "PORT_7102_TCP_ADDR", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC")
+    for name in (*of_one, "CODE_PORT", "LARGE_CODE_SERVICE_PORT_GRPC"):
         monkeypatch.setenv(f"PACELINE_VERIFIER_{name}", "tcp://10.0.0.1:7102")
     assert VerifierSettings.load(["--engine.model=m"]).server.port == 7102
+    monkeypatch.setenv("PACELINE_VERIFIER_SERVR__PORT", "1")
+    with pytest.raises(ValueError, match="SERVR__PORT names no setting"):
+        VerifierSettings.load(["--engine.model=m"])
 
 
 def test_one_setting_of_a_server_leaves_its_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
