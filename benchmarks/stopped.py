@@ -16,8 +16,8 @@ NUM_STREAMS = 8
 _NUM_TOKENS = 1_500
 _BEFORE_TOKENS = 20
 """Tokens that every stream has when the verifier is stopped."""
-_LEAST_SECONDS = 2.0
-"""No connection is given up sooner; a step takes far less."""
+_LEAST_SECONDS = 0.5
+"""No verifier is given up sooner; a step takes far less."""
 
 
 class _Stream:

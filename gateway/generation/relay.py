@@ -8,25 +8,23 @@ what was begun on one is never continued on another.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TypeAlias
 
 import grpc
 
 from gateway.generation.drafting import Drafting
 from gateway.generation.suspicion import Suspicion
 from gateway.generation.transcript import Transcript
-from gateway.model.attempts import Attempts, LostError, NoneSuitsError, Use
+from gateway.model.attempts import LostError, NoneSuitsError
 from gateway.model.replica import reason_of
 from gateway.model.served_model import ServedModel
+from gateway.model.vigil import VerifierAttempts, VerifierUse
 from paceline.errors import FailedPreconditionError, PacelineError, UnavailableError, from_call
 from paceline.internal.v1 import speculation_pb2
 from paceline.v1 import model_pb2
 from services.model_server.client import REVISION_CHANGED
-from services.verifier.client import VerifierClient, VerifyStream
+from services.verifier.client import VerifyStream
 
 _RETRY_AFTER_SECONDS = 1.0
-VerifierUse: TypeAlias = Use[VerifierClient, model_pb2.ModelInfo]
-VerifierAttempts: TypeAlias = Attempts[VerifierClient, model_pb2.ModelInfo]
 
 
 class Relay:
@@ -55,7 +53,7 @@ class Relay:
                 stream: VerifyStream | None = None
                 try:
                     await suspicion.begin()
-                    async with attempts.another() as use, self._open(use) as stream:
+                    async with attempts.another() as use, self._open(use, attempts) as stream:
                         if use.replica.wants_proposals and self._draft_is_apart(use):
                             drafting.want()
                         while (commit := await stream.next_commit()) is not None:
@@ -81,18 +79,19 @@ class Relay:
                     suspicion.end()
 
     @asynccontextmanager
-    async def _open(self, use: VerifierUse) -> AsyncIterator[VerifyStream]:
+    async def _open(self, use: VerifierUse, attempts: VerifierAttempts) -> AsyncIterator[VerifyStream]:
         """Opens the sequence at a verifier, and has proposals go there."""
         info = use.replica.info
         draft = self._model.draft_beside(use.client) if self._transcript.opening.max_draft_tokens else None
         message = self._transcript.open_message(info.revision_digest if info is not None else "", draft)
         route = self._transcript.affinity.route(self._transcript.num_failovers)
         async with use.client.verify(None, self._token(), route) as stream:
-            with suppress(asyncio.InvalidStateError):  # The stream is over already; reading says why.
-                await stream.open(message)
-            self._transcript.verifiers.add(use.client.target)
-            with self._transcript.verified_by(stream):
-                yield stream
+            with self._model.vigil.over(use, attempts, stream):
+                with suppress(asyncio.InvalidStateError):  # The stream is over already; reading says why.
+                    await stream.open(message)
+                self._transcript.verifiers.add(use.client.target)
+                with self._transcript.verified_by(stream):
+                    yield stream
 
     def _draft_is_apart(self, use: VerifierUse) -> bool:
         """Whether a draft may begin at once. Else it would take the cores that compute the prompt: it begins behind it,

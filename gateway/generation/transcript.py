@@ -102,4 +102,8 @@ class Transcript:
                 return
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass
+        except asyncio.CancelledError:  # The stream was, or whoever proposes.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
         self.num_dropped += 1

@@ -106,6 +106,12 @@ class Attempts(Generic[C, I]):
         chosen = self.choose()
         return chosen is not None and chosen not in self._met
 
+    def has_other_than(self, replica: Replica[C, I]) -> bool:
+        """Whether there is one to go to besides this one. Those that are due are asked."""
+        self._replicas.ask_those_due(self._suits)
+        avoid = {replica, *self._met}
+        return self._replicas.choose(self._suits, self._affinity, avoid=avoid, rather_not=()) is not None
+
     async def _take(self) -> Replica[C, I]:
         while True:
             self._replicas.ask_those_due(self._suits)

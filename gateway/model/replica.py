@@ -70,6 +70,8 @@ class Replica(Generic[C, I]):
         self.state = State.AWAY
         self.num_uses = 0
         self.num_failures = 0
+        self.heard_at = 0.0
+        """When it last gave a sign of life to anybody, by the monotonic clock."""
         self.wants_proposals = False
         """Whether a verifier's latest commit, of any sequence, wanted more; until one has come that is not known."""
         self.adapters: LRUCache[str, bool] = LRUCache(_NUM_ADAPTERS)
@@ -153,6 +155,7 @@ class Replica(Generic[C, I]):
 
     def worked(self, begun: int) -> None:
         """Says that a use got what it wanted."""
+        self.heard_at = time.monotonic()
         if begun == self.num_failures and self.state is State.BACK:
             _log.info("%s works again", self._name)
             self.state, self._tried_at, self._failed_in_use = State.LIVING, None, False

@@ -10,6 +10,7 @@ from gateway.model.chat_template import Conversation
 from gateway.model.replica import Replica
 from gateway.model.replicas import Replicas
 from gateway.model.tokenizer import ModelTokenizer
+from gateway.model.vigil import Vigil, hangs
 from gateway.settings import ModelSettings
 from paceline.errors import FailedPreconditionError, UnavailableError
 from paceline.internal.v1 import adapter_store_pb2, model_server_pb2
@@ -63,6 +64,7 @@ class ServedModel:
         )  # fmt: skip
         self.trials = asyncio.Lock()
         """It is held by the one request that verifiers may have died of and that is being tried again."""
+        self.vigil = Vigil()
         self._public = public
         self._uses_generation_config = settings.generation_config
         self._told: set[str] = set()
@@ -188,6 +190,8 @@ class ServedModel:
 
     async def _describe(self, client: VerifierClient | DraftClient) -> model_pb2.ModelInfo:
         described = await client.describe(_ASK_SECONDS)
+        if reason := hangs(described):
+            raise UnavailableError(reason)
         self._places[client.target] = described.place
         return described.model_info
 

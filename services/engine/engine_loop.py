@@ -6,7 +6,8 @@ delivered on the event loop in the order in which it was emitted. What may be re
 
 - `facts`, frozen, once the engine is there;
 - `readings`, a copy of what is counted and measured, replaced while steps are made;
-- `progress`, how far the engine is loaded, replaced by messages to the event loop.
+- `progress`, how far the engine is loaded, replaced by messages to the event loop;
+- `step_began`, a moment or None, replaced before and after each step.
 
 All else is asked for with `ask`.
 """
@@ -54,6 +55,8 @@ class EngineLoop(Generic[R]):
         loop = asyncio.get_running_loop()
         self.readings: Readings = {}
         self.progress = Progress(Phase.WEIGHTS, 0.0)
+        self.step_began: float | None = None
+        """When the step began that is running; None between steps. By it is seen from outside that a step hangs."""
         self.stopped: asyncio.Future[None] = loop.create_future()
         """Stopped is done when the thread has ended; it carries the error that ended it."""
         self._config = config
@@ -183,7 +186,9 @@ class EngineLoop(Generic[R]):
         read_at = 0.0
         while self._take_commands(role, stuck=stuck):
             num_steps = engine.num_steps
+            self.step_began = time.monotonic()
             results = engine.step()
+            self.step_began = None
             stuck = engine.num_steps == num_steps
             for sequence, error in engine.take_failures():
                 _log.error("a sequence of %d tokens cannot be computed", len(sequence), exc_info=error)

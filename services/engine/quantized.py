@@ -74,8 +74,8 @@ def tell_how_served(quantization: Mapping[str, Any], weights: torch.dtype, *, is
     method = quantization_method(quantization)
     if is_plain:
         _log.warning(
-            "quantized weights (%s) are served as plain ones, in %s: activations are not rounded as the layers of their "
-            "package round them, so near ties may fall otherwise than there",
+            "quantized weights (%s) are served as plain ones, in %s: activations are not rounded as the layers of "
+            "their package round them, so near ties may fall otherwise than there",
             method,
             str(weights).removeprefix("torch."),
         )

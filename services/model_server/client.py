@@ -98,6 +98,10 @@ class SequenceStream(Generic[Q, R]):
         response = await self._call.read()
         return None if response is grpc.aio.EOF else response
 
+    def cancel(self) -> None:
+        """Ends the stream: whoever reads it is cancelled."""
+        self._call.cancel()
+
     async def was_taken(self) -> bool:
         """Whether the sequence got as far as the engine. Asked when the stream has ended, it waits for nothing."""
         if self._call.cancelled():

@@ -1,5 +1,6 @@
 """ModelServerService over gRPC: the same at verifiers and drafts."""
 
+import time
 from collections import abc
 from typing import Any
 
@@ -44,8 +45,13 @@ class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
         model_info.step_times.extend(
             model_pb2.StepTime(num_rows=int(one.attributes["rows"]), seconds=one.value) for one in measured
         )
-        place = f"{machine_id()}/{facts.description.device}"
-        return pb.GetModelResponse(model_info=model_info, max_kv_tokens=facts.max_kv_tokens, place=place)
+        began = self._engine_loop.step_began
+        return pb.GetModelResponse(
+            model_info=model_info,
+            max_kv_tokens=facts.max_kv_tokens,
+            place=f"{machine_id()}/{facts.description.device}",
+            step_seconds=0.0 if began is None else time.monotonic() - began,
+        )
 
     async def ListAdapterModules(
         self, request: pb.ListAdapterModulesRequest, context: object

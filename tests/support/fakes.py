@@ -42,13 +42,15 @@ class FakeModelServer(model_server_pb2_grpc.ModelServerServiceServicer):
     info: model_pb2.ModelInfo = field(default_factory=lambda: INFO)
     is_loading: bool = False
     place: str = ""
+    step_seconds: float = 0.0
+    """How long its step has taken so far, as it says."""
     prefetches: list[model_server_pb2.PrefetchAdapterRequest] = field(default_factory=list)
     prefetched: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def GetModel(self, request: object, context: object) -> model_server_pb2.GetModelResponse:
         if self.is_loading:
             raise UnavailableError("the model is being loaded", retry_after_seconds=1.0)
-        return model_server_pb2.GetModelResponse(model_info=self.info, place=self.place)
+        return model_server_pb2.GetModelResponse(model_info=self.info, place=self.place, step_seconds=self.step_seconds)
 
     async def ListAdapterModules(self, request: object, context: object) -> model_server_pb2.ListAdapterModulesResponse:
         module = model_server_pb2.AdapterModule(name="model.layers.0.self_attn.q_proj", in_features=8, out_features=8)
