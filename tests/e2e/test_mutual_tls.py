@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import re
+import shlex
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -40,9 +43,10 @@ from services.local.pair import Pair
 from services.local.system import SystemSettings
 from support.lines import Lines
 from support.lora import PEFT_WARNING, save_adapters
+from support.redis_server import free_ports
 from support.system import first_tokens
 from support.tls import as_identity, make_certificates
-from support.typed import typed
+from support.typed import COMMAND, typed
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings(PEFT_WARNING)]
 SEAL_KEY = "5ea1" * 16
@@ -205,7 +209,9 @@ async def test_real_processes_answer_those_who_may_call_and_show_no_secret(
             assert caught.value.reason == REFUSED_AT_ONCE
         done = await typed("doctor", f"--address=https://{launcher.address()}", f"--ca={folder.ca}")
         assert done.code == 0, done.out
-        assert re.search(r"ok +certificates +all 5 hold, and name whose they are; the first ends in \d\d days", done.out), done.out
+        assert re.search(
+            r"ok +certificates +all 5 hold, and name whose they are; the first ends in \d\d days", done.out
+        ), done.out
         assert re.search(r"ok +connections +all are encrypted", done.out)
         token = TokenMint(launcher.system.signing_key, 60).sequence_token("tenant/default")
         assert len(await collect_rest(client.generate("def f(", max_tokens=20))) > 0
@@ -228,3 +234,38 @@ async def test_real_processes_answer_those_who_may_call_and_show_no_secret(
     logged = next(line for line in heard.lines if line.startswith("verifier") and "settings: {" in line)
     shown = json.loads(logged.partition("settings: ")[2])
     assert shown["server"]["tls"]["client_ca"] == str(folder.ca)
+
+
+async def test_up_runs_a_system_with_certificates_as_it_is_typed(target_folder: str, tmp_path: Path) -> None:
+    certificates = tmp_path / "certificates"
+    names = ("gateway", "draft", "verifier", "prefix-cache", "adapter-store")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    given = [
+        *(f"--{name}-port={port}" for name, port in ports.items()), f"--model={target_folder}",
+        f"--adapter-folder={tmp_path / 'adapters'}", f"--database=sqlite:///{tmp_path / 'gateway.sqlite'}",
+    ]  # fmt: skip
+    done = await typed("up", *given, f"--tls={certificates}")
+    assert done.code == 1
+    assert f"has no certificate of the prefix-cache: `paceline certs make {certificates}`" in done.out + done.err
+    assert (await typed("certs", "make", str(certificates))).code == 0
+    up = await asyncio.create_subprocess_exec(
+        *COMMAND, "up", *given, f"--tls={certificates}",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env={**os.environ, "COLUMNS": "300"},
+    )  # fmt: skip
+    assert up.stdout is not None
+    try:
+        said = ""
+        while "Ctrl-C stops everything" not in said:
+            line = await up.stdout.readline()
+            assert line, said
+            said += line.decode()
+        (command,) = re.findall(r"^  paceline generate .*$", said, re.MULTILINE)
+        done = await typed(*shlex.split(command)[1:], "--max-tokens=5")
+        assert done.code == 0, done.err
+        at = (f"--address=127.0.0.1:{ports['verifier']}", f"--ca={certificates / 'ca.pem'}", "--server-name=verifier")
+        done = await typed("models", *at)
+        assert "asks for a client's certificate; --cert and --cert-key show one" in done.err
+    finally:
+        up.send_signal(signal.SIGINT)
+        await up.communicate()
+    assert up.returncode == 0

@@ -1,8 +1,10 @@
 """What servers say of their certificates, at the start and when they change."""
 
+import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -43,6 +45,31 @@ async def test_files_that_are_of_no_use_end_a_process_with_a_sentence(folder: Ce
             f'--token-keys=["{public_key(new_signing_key())}"]', f"--server.tls.certificate={certificate}", given,
         )  # fmt: skip
         assert (done.code, done.err) == (1, says)
+
+
+async def test_who_speaks_no_tls_harms_nobody(folder: CertificateFolder) -> None:
+    """Random bytes, a plaintext client's first ones, half a greeting, and silence, from many at once."""
+    chance = random.Random(7)
+    tls = as_identity(folder, Identity.GATEWAY, Identity.VERIFIER)
+    hello = bytes.fromhex("16030100c8010000c40303") + chance.randbytes(60)
+    async with served(_idle, server_of(folder, Identity.VERIFIER)) as address:
+        host, port = address.split(":")
+        writers = []
+        for number in range(80):
+            _, writer = await asyncio.open_connection(host, int(port))
+            greetings = (chance.randbytes(chance.randrange(1, 4000)), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", hello, b"")
+            writer.write(greetings[number % 4])
+            writers.append(writer)
+        async with open_channel(address, tls=tls) as channel:
+            for _ in range(5):
+                found = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+                assert found.status == health_pb2.HealthCheckResponse.SERVING
+        for writer in writers:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+        async with open_channel(address, tls=tls) as channel:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
 
 
 async def test_how_long_a_certificate_holds_is_logged(
