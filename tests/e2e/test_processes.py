@@ -58,7 +58,10 @@ async def test_streams_survive_their_processes(settings: SystemSettings) -> None
                         launcher.kill(victim)
                     produced.extend(event.delta.token_ids)
                 assert produced == expected, victim
-    assert {"draft ended with exit code -9", "verifier ended with exit code -9"} <= set(heard.lines)
+        ended = {"draft ended with exit code -9", "verifier ended with exit code -9"}
+        async with asyncio.timeout(20):  # What was killed may have had sent all that was asked for.
+            while not ended <= set(heard.lines):
+                await asyncio.sleep(0.05)
 
 
 async def test_the_gateway_imports_no_torch_and_stays_small(launcher: Launcher) -> None:
