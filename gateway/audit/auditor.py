@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import grpc
+from opentelemetry import trace
 
 from gateway.audit.sample import Sample
 from gateway.audit.tally import Fate, Tallies
@@ -29,6 +30,7 @@ from paceline.errors import PacelineError
 from paceline.v1 import model_pb2
 from services.verifier.client import VerifierClient
 
+_TRACER = trace.get_tracer("paceline.audit")
 _log = logging.getLogger(__name__)
 _MAX_SECONDS = 900.0
 """A sequence that takes longer is given up: there is too little idle time for it."""
@@ -103,8 +105,10 @@ class Auditor:
             await self._admission.has_room()
             sample = self._waiting[0]
             try:
-                async with asyncio.timeout(_MAX_SECONDS):
-                    await self._audit(sample)
+                with _TRACER.start_as_current_span("parity audit") as span:
+                    span.set_attribute("paceline.request_id", sample.request_id)
+                    async with asyncio.timeout(_MAX_SECONDS):
+                        await self._audit(sample)
             except (LostError, TimeoutError, PacelineError, grpc.aio.AioRpcError) as error:
                 _log.info("request %s was not computed once more: %s", sample.request_id, error)
                 self._tallies.over(sample.model, Fate.SKIPPED)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 import grpc
+from opentelemetry import trace
 
 from paceline.errors import UnavailableError
 from paceline.internal.v1 import adapter_store_pb2 as pb
@@ -13,6 +14,7 @@ from paceline.v1 import adapter_pb2
 from services.common.access import credentials
 from services.common.health import check_serving
 from services.common.lora.config import CONFIG_NAME, WEIGHTS_NAME
+from services.common.tracing import headers_of
 from services.process.client import Asked, ask_process
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdapterStoreService"].full_name
@@ -38,7 +40,8 @@ class AdapterStoreClient:
 
         Whatever `data` raises ends the call and is raised here.
         """
-        call: Any = self._stub.StoreAdapter(timeout=timeout, metadata=credentials(token))
+        metadata = (*credentials(token), *headers_of(trace.get_current_span()))
+        call: Any = self._stub.StoreAdapter(timeout=timeout, metadata=metadata)
         response = await upload(call, pb.StoreAdapterRequest(header=header), _announced_data(header, data))
         adapter: adapter_pb2.Adapter = response.adapter
         return adapter

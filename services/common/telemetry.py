@@ -30,9 +30,11 @@ _WORTH_A_SPAN = filters.negate(
         filters.service_name("paceline.internal.v1.ModelServerService"),
         filters.service_name("paceline.internal.v1.ProcessService"),
         filters.method_name("GetSpeculation"),
+        filters.method_name("StoreBlocks"),
     )
 )
 """Calls that belong to no request are not traced: there are thousands of them before the first one that does."""
+_SEND_MANY = (grpc.aio.StreamUnaryClientInterceptor, grpc.aio.StreamStreamClientInterceptor)
 _SECONDS = View(
     instrument_type=Histogram,
     instrument_name="paceline.*",
@@ -110,13 +112,14 @@ def tracing_server_interceptors() -> Sequence[grpc.aio.ServerInterceptor]:
 def tracing_client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
     """What makes a span of every call that is made; none without traces.
 
-    Streams of sequences are not among them: gRPC takes every message of a stream with an interceptor through a task and
-    a queue more. They make their spans themselves (`services.common.tracing`).
+    Calls that send many messages are left out: with an interceptor gRPC takes every one of them through a task and a
+    queue more, and `write` waits for an answer that only comes when all is written. They carry the trace themselves
+    (`services.common.tracing`).
     """
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
         return ()
     interceptors = aio_client_interceptors(filter_=_WORTH_A_SPAN)  # type: ignore[no-untyped-call]
-    return [each for each in interceptors if not isinstance(each, grpc.aio.StreamStreamClientInterceptor)]
+    return [each for each in interceptors if not isinstance(each, _SEND_MANY)]
 
 
 def counter(

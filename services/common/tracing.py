@@ -62,16 +62,17 @@ class RoundEvents:
             self._flush()
 
     def end(self, **attributes: AttributeValue) -> None:
-        """Says what all rounds together came to, and more of the sequence."""
-        if self.is_recording:
+        """Says the rest, and more of the sequence. A call that was cancelled may have ended its span before."""
+        if self._span.is_recording():
             self._flush()
-            self._span.set_attributes(_named({**self._totals, **attributes}))
+            self._span.set_attributes(_named(attributes))
 
     def _flush(self) -> None:
-        """Makes an event of what was counted since the last."""
+        """Makes an event of what was counted since the last; the span has what all of them came to."""
         if self._sums:
             self._span.add_event(self._name, _named(self._sums))
             self._totals.update(self._sums)
+            self._span.set_attributes(_named(self._totals))
             self._sums.clear()
             self._num_events += 1
 

@@ -32,4 +32,5 @@ def observe_engine(instruments: Meter, engine_loop: EngineLoop[Any], open_stream
 
 def readings(engine_loop: EngineLoop[Any], name: str) -> abc.Callable[[CallbackOptions], abc.Iterable[Observation]]:
     """What an observable instrument calls to have the latest readings of this name."""
-    return lambda _: [Observation(one.value, one.attributes) for one in engine_loop.readings.get(name, ())]
+    # OTLP refuses all metrics of a process when one of them is a bool.
+    return lambda _: [Observation(float(one.value), one.attributes) for one in engine_loop.readings.get(name, ())]
