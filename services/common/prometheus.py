@@ -2,11 +2,12 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from opentelemetry.sdk.metrics.export import MetricReader
-from prometheus_client import REGISTRY, start_http_server
+from prometheus_client import REGISTRY, make_wsgi_app, start_http_server
 from prometheus_client.registry import Collector
 
 from services.common.settings import MetricExporter, TelemetrySettings
@@ -24,10 +25,23 @@ def prometheus_reader(host: str, port: int) -> MetricReader:
         server, _ = start_http_server(port, addr=host)
     except OSError as error:
         sys.exit(f"Prometheus cannot read this process at {host}:{port}: {error.strerror or error}")
+    server.set_app(_as_text(make_wsgi_app()))
     _log.info("metrics at %s:%d/metrics", host, server.server_port)
     return PrometheusMetricReader(
         scope_info_enabled=False, resource_attribute_filter=lambda key: key == MODEL_ATTRIBUTE
     )
+
+
+def _as_text(application: Callable[..., Any]) -> Callable[..., Any]:
+    """An application that answers in Prometheus' text format whatever is asked for.
+
+    As OpenMetrics, prometheus_client writes underscores where a name has colons, and vLLM's have some.
+    """
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        return application({**environ, "HTTP_ACCEPT": ""}, start_response)
+
+    return answer
 
 
 @contextmanager
