@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 BUF := $(shell command -v buf || echo build/buf/node_modules/.bin/buf)
 REDIS := $(shell command -v redis-server || echo /usr/bin/redis-server)
 POSTGRES := $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres) $(shell command -v postgres) /usr/lib/postgresql/bin/postgres)
+PROMETHEUS := $(shell command -v prometheus || echo build/prometheus/usr/bin/prometheus)
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
@@ -14,7 +15,7 @@ help: ## Shows this list
 
 setup: $(VENV)/.installed ## Makes .venv with all that running takes
 
-setup-dev: $(VENV)/.installed-dev $(REDIS) $(POSTGRES) ## Adds what testing and checking take
+setup-dev: $(VENV)/.installed-dev $(REDIS) $(POSTGRES) $(PROMETHEUS) ## Adds what testing and checking take
 
 demo: setup ## Streams texts, with and without adapters, with speculation and without
 	$(BIN)/paceline demo
@@ -77,6 +78,12 @@ $(REDIS):
 $(POSTGRES):
 	@command -v apt-get > /dev/null || { echo "The tests take a PostgreSQL server: install one, then try again." >&2; exit 1; }
 	$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq postgresql > /dev/null
+
+# Unpacked, not installed: Debian's package would start a server of its own.
+build/prometheus/usr/bin/prometheus:
+	@command -v apt-get > /dev/null || { echo "The tests take prometheus and promtool: install them, then try again." >&2; exit 1; }
+	$(SUDO) apt-get update -qq
+	mkdir -p build/prometheus && cd build/prometheus && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb .
 
 build/buf/node_modules/.bin/buf:
 	npm install --silent --no-fund --no-audit --prefix build/buf @bufbuild/buf@1.75.0
