@@ -1,12 +1,14 @@
 """Grafts: drafts that are shipped without what they share with their target, which is on the machine already.
 
-A graft is a folder with `graft.json` and `graft.safetensors`. The draft is a Llama of the target's width with few
-layers, the target's embedding, and an output layer over some tokens alone (see `services.engine.reduced_head`):
+A draft that is some of its target's own layers, with its embedding and an output layer over some tokens alone (see
+`services.engine.reduced_head`), is shipped as a folder of two files:
 
-    graft.json         format (1), model_type, hidden_size, vocab_size: what the target has to have;
-                       num_hidden_layers: what the draft has; about: a sentence for people
-    graft.safetensors  every weight of the draft but the embedding by the name that transformers gives it, matrices in
-                       8 bits: NAME in int8 [outputs, inputs], times NAME.scale in float32 [outputs];
+    graft.json         format (1); model_type, hidden_size, num_hidden_layers, vocab_size: what the target has to have;
+                       layers: the target's layers that the draft has, in order; scales: what o_proj and down_proj of
+                       each are multiplied by; about: a sentence for people
+    graft.safetensors  by the draft's own names for its layers: MODULE.up [outputs, rank] and MODULE.down [rank,
+                       inputs], whose product is added to the matrix of a module, after it was scaled; norms, in place
+                       of the target's; lm_head.weight in int8 [outputs, inputs], times lm_head.weight.scale [outputs];
                        head_tokens in int32 [outputs]: the tokens of lm_head's outputs, ascending
 
 `services.engine.graft_assembly` makes a whole checkpoint of a graft and its target, in the user's cache folder.
@@ -26,7 +28,7 @@ DESCRIPTION, WEIGHTS = "graft.json", "graft.safetensors"
 SCALE = ".scale"
 HEAD_TOKENS = "head_tokens"
 FORMAT = 1
-SHARED = ("model_type", "hidden_size", "vocab_size")
+SHARED = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 """What graft and target have to have in common."""
 _LENGTH_BYTES = 8
 
@@ -41,7 +43,7 @@ def check_graft(folder: Path) -> dict[str, Any]:
     try:
         said = json.loads((folder / DESCRIPTION).read_text())
         newest = said["format"] == FORMAT
-        if newest and not all(key in said for key in (*SHARED, "num_hidden_layers")):
+        if newest and not all(key in said for key in (*SHARED, "layers", "scales")):
             raise KeyError("what it is for")
         is_whole = newest and _is_whole(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError) as error:

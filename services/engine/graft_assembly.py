@@ -21,9 +21,13 @@ from services.engine.made_folder import make_once, print_made
 from services.engine.reduced_head import FILE
 
 _EMBEDDING = "model.embed_tokens.weight"
+_NORM = "model.norm.weight"
 _HEAD = "lm_head.weight"
+_SCALED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+_BYTES = 2
+"""Of a weight in the folder."""
 _MORE_BYTES = 64 << 20
-"""Room for all that is neither embedding nor output layer."""
+"""Room for all that is no weight, and for the target's other layers if a checkpoint is one file."""
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja", "vocab.*", "merges.txt")
 
 
@@ -34,44 +38,62 @@ def assemble(graft: Path, target: Path) -> Path:
     if any(config.get(key) != said[key] for key in SHARED):
         raise CheckpointError(f"the draft {graft} is not for {target}: it was made for another model")
     folder = assembly_of(graft, target)
-    num_bytes = 2 * 2 * int(said["vocab_size"]) * int(said["hidden_size"]) + _MORE_BYTES
-    config |= {"num_hidden_layers": said["num_hidden_layers"], "tie_word_embeddings": False, "dtype": "bfloat16"}
-    make_once(folder, lambda made: _write(graft, target, config, made), num_bytes, str(graft), "put together")
+    size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    config |= {"num_hidden_layers": len(said["layers"]), "tie_word_embeddings": False, "dtype": "bfloat16"}
+    num_bytes = _BYTES * size // 4 + _MORE_BYTES
+    make_once(folder, lambda made: _write(graft, target, said, config, made), num_bytes, str(graft), "put together")
     return folder
 
 
-def _write(graft: Path, target: Path, config: dict[str, Any], folder: Path) -> None:
+def _write(graft: Path, target: Path, said: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
     folder.mkdir()
-    weights = load_file(graft / WEIGHTS)
-    head_tokens = weights.pop(HEAD_TOKENS).long()
-    whole = {name: _in_full(weights, name).bfloat16() for name in weights if not name.endswith(SCALE)}
-    embedding = _embedding(target).bfloat16()
+    own, base = load_file(graft / WEIGHTS), _Target(target)
+    whole: dict[str, Tensor] = {_NORM: own[_NORM]}
+    for at, (origin, scale) in enumerate(zip(said["layers"], said["scales"], strict=True)):
+        for name in base.names_of(origin):
+            ours = f"model.layers.{at}.{name}"
+            if ours in own:
+                whole[ours] = own[ours]
+                continue
+            weight = base.read(f"model.layers.{origin}.{name}").float() * (scale if name in _SCALED else 1.0)
+            module = ours.removesuffix(".weight")
+            if f"{module}.up" in own:
+                weight += own[f"{module}.up"].float() @ own[f"{module}.down"].float()
+            whole[ours] = weight
+    embedding, tokens = base.read(_EMBEDDING).float(), own[HEAD_TOKENS].long()
     # Whoever does not know of the list beside it reads an output layer of all tokens.
-    whole[_HEAD] = embedding.index_copy(0, head_tokens, whole[_HEAD])
+    whole[_HEAD] = embedding.index_copy(0, tokens, own[_HEAD].float() * own[_HEAD + SCALE].unsqueeze(1))
     whole[_EMBEDDING] = embedding
-    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / FILE).write_text(json.dumps(head_tokens.tolist()))
+    rounded_off = {name: weight.bfloat16().contiguous() for name, weight in whole.items()}
+    save_file(rounded_off, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / FILE).write_text(json.dumps(tokens.tolist()))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    for file in {path for pattern in _TOKENIZER for path in target.glob(pattern)}:
+    for file in {path for pattern in (*_TOKENIZER, "generation_config.json") for path in target.glob(pattern)}:
         shutil.copy(file, folder / file.name)
-    if (target / "generation_config.json").exists():
-        shutil.copy(target / "generation_config.json", folder)
 
 
-def _in_full(weights: dict[str, Tensor], name: str) -> Tensor:
-    """A weight, of 8 bits times its scales or as it is."""
-    scale = weights.get(name + SCALE)
-    return weights[name] if scale is None else weights[name].float() * scale.unsqueeze(1)
+class _Target:
+    """The weights of a checkpoint, by name."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, Path] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as opened:
+                self._files |= dict.fromkeys(opened.keys(), file)
 
-def _embedding(target: Path) -> Tensor:
-    """The target's embedding [vocab, width]. Raises CheckpointError where it is not to be found."""
-    for file in sorted(target.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            if _EMBEDDING in opened.keys():  # noqa: SIM118
-                found: Tensor = opened.get_tensor(_EMBEDDING)
-                return found
-    raise CheckpointError(f"{target} has no {_EMBEDDING}, which its draft takes from it")
+    def names_of(self, layer: int) -> list[str]:
+        """Names of the weights of a layer, within it."""
+        prefix = f"model.layers.{layer}."
+        return [name.removeprefix(prefix) for name in self._files if name.startswith(prefix)]
+
+    def read(self, name: str) -> Tensor:
+        """A weight. Raises CheckpointError where there is none of the name."""
+        if name not in self._files:
+            raise CheckpointError(f"{self._folder} has no {name}, which its draft takes from it")
+        with safe_open(self._files[name], "pt") as opened:
+            found: Tensor = opened.get_tensor(name)
+        return found
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:

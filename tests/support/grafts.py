@@ -6,10 +6,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from services.common.graft import DESCRIPTION, FORMAT, HEAD_TOKENS, SCALE, WEIGHTS
+from services.common.graft import DESCRIPTION, FORMAT, HEAD_TOKENS, SCALE, SHARED, WEIGHTS
 from services.engine.graft_assembly import rounded
 from support.tiny import save_tiny, save_tokenizer
 
+CHANGED = ("self_attn.q_proj", "self_attn.o_proj")
+SCALES = 0.5
 HEAD = [2, 5, 9, 31, 77, 120, 121, 200]
 
 
@@ -21,24 +23,24 @@ def save_target(folder: Path) -> Path:
 
 
 def save_graft(folder: Path, target: Path, **said: object) -> Path:
-    """A draft of one layer for a tiny target, of which `said` says something else than the truth."""
-    other = save_tiny(folder / "made", seed=3, num_hidden_layers=1, tie_word_embeddings=False)
-    from transformers import AutoModelForCausalLM
+    """A draft that is the second layer of a tiny target, changed a little, of which `said` says something untrue."""
+    generator = torch.Generator().manual_seed(3)
 
-    weights = dict(AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32).state_dict())
-    del weights["model.embed_tokens.weight"]
-    weights["lm_head.weight"] = weights["lm_head.weight"][HEAD]
-    parts = {HEAD_TOKENS: torch.tensor(HEAD, dtype=torch.int32)}
-    for name, weight in weights.items():
-        if weight.ndim == 2:
-            parts[name], parts[name + SCALE] = rounded(weight)
-        else:
-            parts[name] = weight
+    def some(*shape: int) -> torch.Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator)
+
+    config = json.loads((target / "config.json").read_text())
+    width = config["hidden_size"]
+    layer = "model.layers.0"
+    parts = {HEAD_TOKENS: torch.tensor(HEAD, dtype=torch.int32), "model.norm.weight": 1 + some(width)}
+    parts["lm_head.weight"], parts["lm_head.weight" + SCALE] = rounded(some(len(HEAD), width))
+    parts[f"{layer}.input_layernorm.weight"] = 1 + some(width)
+    for module in CHANGED:
+        parts[f"{layer}.{module}.up"], parts[f"{layer}.{module}.down"] = some(width, 4), some(4, width)
     graft = folder / "graft"
     graft.mkdir()
     save_file(parts, graft / WEIGHTS)
-    config = json.loads((target / "config.json").read_text())
-    true = {key: config[key] for key in ("model_type", "hidden_size", "vocab_size")}
-    described = {"format": FORMAT, **true, "num_hidden_layers": 1, **said}
+    true = {key: config[key] for key in SHARED}
+    described = {"format": FORMAT, **true, "layers": [1], "scales": [SCALES], **said}
     (graft / DESCRIPTION).write_text(json.dumps(described))
     return graft

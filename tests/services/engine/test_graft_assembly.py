@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from services.common.checkpoint import CheckpointError
@@ -16,7 +17,7 @@ from services.local.errors import LaunchError
 from services.local.model_files import draft_folder_of
 from services.local.pair import Pair
 from support.driver import generate, make_engine
-from support.grafts import HEAD, save_graft, save_target
+from support.grafts import CHANGED, HEAD, SCALES, save_graft, save_target
 
 PROMPT = list(range(3, 20))
 
@@ -37,13 +38,23 @@ def test_it_has_the_targets_embedding_and_its_own_layers(tmp_path: Path, target:
     folder = assemble(save_graft(tmp_path, target), target)
     got = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
     its = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).state_dict()
-    own = AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.float32).state_dict()
-    embedding = "model.embed_tokens.weight"
-    assert torch.equal(got[embedding], its[embedding].bfloat16().float())
-    for name in own.keys() - {embedding, "lm_head.weight"}:
-        assert torch.allclose(got[name], own[name], atol=float(own[name].abs().max()) / 100), name
-    head = own["lm_head.weight"][HEAD]
-    assert torch.allclose(got["lm_head.weight"][HEAD], head, atol=float(head.abs().max()) / 100)
+    own = load_file(tmp_path / "graft" / WEIGHTS)
+    ours, theirs = "model.layers.0", "model.layers.1"
+
+    def equal(name: str, expected: torch.Tensor) -> bool:
+        return torch.equal(got[name], expected.bfloat16().float())
+
+    assert equal("model.embed_tokens.weight", its["model.embed_tokens.weight"])
+    assert equal("model.norm.weight", own["model.norm.weight"])
+    assert equal(f"{ours}.input_layernorm.weight", own[f"{ours}.input_layernorm.weight"])
+    for name in ("post_attention_layernorm", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
+        assert equal(f"{ours}.{name}.weight", its[f"{theirs}.{name}.weight"])
+    assert equal(f"{ours}.mlp.down_proj.weight", SCALES * its[f"{theirs}.mlp.down_proj.weight"])
+    for module, scale in zip(CHANGED, (1.0, SCALES), strict=True):
+        added = own[f"{ours}.{module}.up"] @ own[f"{ours}.{module}.down"]
+        assert equal(f"{ours}.{module}.weight", scale * its[f"{theirs}.{module}.weight"] + added)
+    head = own["lm_head.weight"] * own["lm_head.weight.scale"].unsqueeze(1)
+    assert torch.equal(got["lm_head.weight"][HEAD], head.bfloat16().float())
 
 
 def test_it_drafts_its_tokens_alone(tmp_path: Path, target: Path) -> None:
