@@ -14,7 +14,7 @@ from compose_spec import PyCompose
 from support.deployed import PORTS, load
 
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
-MADE = ("./certificates", "./prometheus", "./grafana")
+MADE = "./certificates"
 Services = dict[str, dict[str, Any]]
 
 
@@ -98,12 +98,27 @@ def test_what_is_mounted_from_the_tree_is_there(services: Services, repository: 
 def test_prometheus_reads_every_process_where_it_says(
     services: Services, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = yaml.safe_load((repository / "deploy" / "prometheus.yaml").read_text())["scrape_configs"]
-    targets = {target for job in read for group in job["static_configs"] for target in group["targets"]}
+    read = yaml.safe_load((repository / "deploy" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    targets = {(name, each["port"]) for job in read for each in job["dns_sd_configs"] for name in each["names"]}
     for process in PORTS:
         settings = load(process, services[process]["environment"], (), monkeypatch)
-        assert f"{process}:{settings.telemetry.prometheus_port}" in targets
-    assert {target.partition(":")[0] for target in targets} <= set(services)
+        assert (process, settings.telemetry.prometheus_port) in targets
+
+
+def test_the_collector_listens_where_others_send_and_sends_where_others_listen(
+    services: Services, repository: Path
+) -> None:
+    collector = yaml.safe_load((repository / "deploy" / "otel" / "collector.yaml").read_text())
+    for kind in ("receivers", "processors", "exporters"):
+        used = {name for pipeline in collector["service"]["pipelines"].values() for name in pipeline[kind]}
+        assert used == set(collector[kind])
+    port = collector["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rpartition(":")[2]
+    for process in PORTS:
+        telemetry = next(value for name, value in services[process]["environment"].items() if "TELEMETRY" in name)
+        assert json.loads(telemetry)["otlp_endpoint"] == f"http://otel-collector:{port}"
+    (envoy,) = collector["receivers"]["prometheus/envoy"]["config"]["scrape_configs"]
+    assert envoy["dns_sd_configs"] == [{"names": ["envoy"], "type": "A", "port": 9902}]
+    assert "--web.enable-otlp-receiver" in services["prometheus"]["command"]
 
 
 def test_only_the_edge_is_reached_from_elsewhere(services: Services) -> None:
