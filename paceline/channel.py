@@ -20,6 +20,8 @@ def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[st
         ("grpc.keepalive_timeout_ms", 5_000),
         ("grpc.http2.ping_timeout_ms", 5_000),
         ("grpc.http2.max_pings_without_data", 0),
+        # A pod that was replaced has another address under the same name: half a minute is long to ask for it again.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
         # Despite its name the least time that connecting may take: a distant peer and TLS need more than a pause.
         ("grpc.min_reconnect_backoff_ms", 10_000),
