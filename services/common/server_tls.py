@@ -39,7 +39,11 @@ def _configuration(contents: Contents) -> grpc.ServerCertificateConfiguration:
 
 def _tell(tls: ServerTls, contents: Contents) -> None:
     """Logs whose certificate this is and how long it holds: louder when that is not long."""
-    facts = facts_of(x509.load_pem_x509_certificate(contents.certificate or b""))
+    try:
+        facts = facts_of(x509.load_pem_x509_certificate(contents.certificate or b""))
+    except ValueError as error:  # What encrypts may still be more than can be read here.
+        _log.warning("what the certificate %s says cannot be told: %s", tls.certificate, error)
+        return
     left = days_left(facts)
     says = f"valid until {facts.not_after:%Y-%m-%d %H:%M} UTC, for {', '.join(facts.names) or 'nobody'}"
     if left < 0:

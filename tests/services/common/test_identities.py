@@ -10,6 +10,7 @@ import pytest
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from pydantic import ValidationError
 
 from paceline.internal.v1 import (
     adapter_store_pb2,
@@ -33,6 +34,7 @@ from paceline.v1 import (
 from services.common.channel import open_channel
 from services.common.identities import Identity, callers_of
 from services.common.server import Served
+from services.common.tls_settings import ChannelTls, tls_to
 from services.local.certificate_folder import CertificateFolder
 from support.served import served
 from support.tls import Pair, as_identity, make_certificates, server_of, showing, sign
@@ -193,3 +195,36 @@ def test_every_method_is_in_the_table() -> None:
     assert not callers_of("")
     assert not callers_of("/paceline.internal.v1.NewService/Method")
     assert callers_of("/grpc.channelz.v1.Channelz/GetServers") == {Identity.GATEWAY}
+
+
+async def test_identities_belong_to_a_trust_domain(tmp_path: Path) -> None:
+    folder = make_certificates(tmp_path / "certificates", trust_domain="example.org")
+
+    @asynccontextmanager
+    async def lifespan(server: grpc.aio.Server) -> AsyncIterator[Served]:
+        yield Served(())
+
+    for domain, code in (("example.org", grpc.StatusCode.OK), ("paceline", grpc.StatusCode.UNAUTHENTICATED)):
+        settings = server_of(folder, Identity.VERIFIER)
+        assert settings.tls is not None
+        settings = settings.model_copy(update={"tls": settings.tls.model_copy(update={"trust_domain": domain})})
+        async with served(lifespan, settings) as address:
+            async with open_channel(address, tls=as_identity(folder, Identity.GATEWAY, Identity.VERIFIER)) as channel:
+                assert (await ask(channel, "/grpc.health.v1.Health/Check")).code is code
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ({}, "verifier"),
+        ({"name": ""}, ""),
+        ({"name": "paceline-{service}.default.svc"}, "paceline-verifier.default.svc"),
+    ],
+)
+def test_a_service_is_known_by_a_name_that_settings_say(name: dict[str, str], expected: str) -> None:
+    tls = tls_to(Identity.VERIFIER, ChannelTls(ca=Path("ca.pem"), **name))
+    assert tls is not None
+    assert (tls.name, tls.ca, tls.certificate) == (expected, Path("ca.pem"), None)
+    assert tls_to(Identity.VERIFIER, None) is None
+    with pytest.raises(ValidationError, match="go together"):
+        ChannelTls(ca=Path("ca.pem"), certificate=Path("own.pem"))
