@@ -14,6 +14,7 @@ from benchmarks import (
     ahead,
     attacks,
     batch,
+    envoy,
     kernels,
     mtls,
     recovered,
@@ -105,6 +106,11 @@ def _mtls(target: str, draft: str) -> tuple[Path, bool]:
     return mtls.write_mtls(costs, PAGES), all(cost.holds for cost in costs)
 
 
+def _envoy(target: str, draft: str) -> tuple[Path, bool]:
+    costs = envoy.run(target, draft)
+    return envoy.write_envoy(costs, PAGES), all(cost.holds for cost in costs)
+
+
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
@@ -116,6 +122,7 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "kernels": _kernels,
     "batch": _batch,
     "mtls": _mtls,
+    "envoy": _envoy,
     "recovered": _recovered,
     "simulation": _simulation,
     "family": _family,

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +9,16 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from support.deployed import PORTS, load
+from support.deployed import PORTS, VARIABLE, filled, load, secrets
 
-VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 MADE = "./certificates"
 Services = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def secrets(repository: Path) -> dict[str, str]:
-    run = [sys.executable, "deploy/environment.py"]
-    lines = subprocess.run(run, cwd=repository, capture_output=True, text=True, check=True).stdout.splitlines()
-    return dict(line.split("=", 1) for line in lines)
-
-
-@pytest.fixture(scope="module")
-def written(repository: Path, secrets: dict[str, str]) -> dict[str, Any]:
+def written(repository: Path) -> dict[str, Any]:
     """The file, with the variables in it as compose fills them."""
-
-    def fill(found: re.Match[str]) -> str:
-        name, kind, default = found.groups()
-        if kind == "?":
-            return secrets[name]
-        assert kind == "-", f"{name} has no default and nobody says that it is missing"
-        return str(default)
-
-    loaded: dict[str, Any] = yaml.safe_load(VARIABLE.sub(fill, (repository / "deploy" / "compose.yaml").read_text()))
+    loaded: dict[str, Any] = yaml.safe_load(filled(repository / "deploy" / "compose.yaml"))
     return loaded
 
 
@@ -55,9 +37,9 @@ def test_every_image_has_a_version(services: Services) -> None:
         assert name in PORTS or re.fullmatch(r"[\w./-]+:v?\d[\w.-]*", service["image"]), service["image"]
 
 
-def test_no_secret_stands_in_the_file(repository: Path, secrets: dict[str, str]) -> None:
+def test_no_secret_stands_in_the_file(repository: Path) -> None:
     text = (repository / "deploy" / "compose.yaml").read_text()
-    assert {name for name, kind, _ in VARIABLE.findall(text) if kind == "?"} == set(secrets)
+    assert {name for name, kind, _ in VARIABLE.findall(text) if kind == "?"} == set(secrets())
 
 
 def test_each_process_reads_what_is_said_of_it(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
