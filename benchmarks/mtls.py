@@ -92,8 +92,8 @@ def write_mtls(costs: Sequence[Cost], folder: Path) -> Path:
         "connection is encrypted and both ends show certificates, the client's to the gateway too. Shown is what "
         "the fastest quarter of the runs reach: what else a machine does only slows runs down. A step of so small a "
         "target takes little, so there are many messages a second to encrypt. Processor time is that of all processes, "
-        "the client included. With a draft the two systems differ by what each comes to propose, in whose favour changes "
-        "from minute to minute; that no token differs is what counts there.",
+        "the client included. With a draft the two systems differ by what each comes to propose, in whose favour "
+        "changes from minute to minute; that no token differs is what counts there.",
         "",
         *table(
             (
