@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from services.engine import forwards
 from services.engine.config import Dtype, Weights
 from services.engine.engine import Engine
 from support.driver import generate, make_engine
@@ -70,3 +71,12 @@ def test_what_cannot_be_rounded_is_refused_by_name(tmp_path_factory: pytest.Temp
     model = save_tiny(tmp_path_factory.mktemp("model"), "gpt2")
     with pytest.raises(ValueError, match="GPT2LMHeadModel on cpu: weights cannot be int8"):
         make_engine(model, weights=Weights.INT8)
+
+
+def test_a_draft_that_does_not_bear_rounding_keeps_its_type(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwards, "_TOLERANCE_OF_DRAFTS", 0.0)
+    model = save_tiny(tmp_path_factory.mktemp("model"))
+    draft = make_engine(model, is_draft=True, dtype=Dtype.BFLOAT16)
+    assert "fused bfloat16" in draft.runner.forward.identity
