@@ -121,6 +121,28 @@ async def test_a_gateway_that_drains_finishes_what_it_has_and_gets_nothing_new(
         assert len(verifiers[draining].opens) == 1
 
 
+async def test_a_stream_whose_gateway_dies_goes_on_for_who_names_the_edge_twice(
+    start_edge: StartEnvoy, start_encrypted_gateway: StartLasting, certificates: CertificateFolder
+) -> None:
+    go = asyncio.Event()
+    verifiers = [FakeVerifier(commit_when=go, commits_first=True) for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        gateways = [await stack.enter_async_context(start_encrypted_gateway(each)) for each in verifiers]
+        edge = await stack.enter_async_context(start_edge([gateway.address for gateway in gateways]))
+        twice = [edge.address("edge")] * 2
+        client = await stack.enter_async_context(Client(twice, tls=Tls(certificates.ca)))
+        stream = client.generate(PROMPT, max_tokens=60)
+        tokens = await first_tokens(stream)
+        dying = next(number for number, verifier in enumerate(verifiers) if verifier.opens)
+        gateways[dying].stopping.set()
+        await gateways[dying].stopped.wait()
+        go.set()
+        async for event in stream:
+            tokens += event.delta.token_ids
+    assert tokens == continue_from(PROMPT, 60)
+    assert len(verifiers[1 - dying].opens) == 1
+
+
 def few(config: dict[str, Any]) -> None:
     """Has the edge take three requests a minute of an address."""
     (manager,) = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
