@@ -12,6 +12,7 @@ from rich.markdown import Markdown
 from benchmarks import (
     adapters,
     ahead,
+    assistant,
     attacks,
     batch,
     envoy,
@@ -106,6 +107,11 @@ def _mtls(target: str, draft: str) -> tuple[Path, bool]:
     return mtls.write_mtls(costs, PAGES), all(cost.holds for cost in costs)
 
 
+def _assistant(_target: str, _draft: str) -> tuple[Path, bool]:
+    report = assistant.run()
+    return assistant.write_assistant(report, PAGES), report.holds
+
+
 def _envoy(target: str, draft: str) -> tuple[Path, bool]:
     costs = envoy.run(target, draft)
     return envoy.write_envoy(costs, PAGES), all(cost.holds for cost in costs)
@@ -114,6 +120,7 @@ def _envoy(target: str, draft: str) -> tuple[Path, bool]:
 _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
+    "assistant": _assistant,
     "repetition": _repetition,
     "reuse": _reuse,
     "adapters": _adapters,
