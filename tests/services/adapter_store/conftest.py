@@ -1,13 +1,11 @@
 """Places that keep adapters: a folder, and object storage that speaks S3."""
 
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import obstore
 import pytest
-from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
 
 from services.adapter_store.folder_objects import FolderObjects, own_folder
@@ -15,22 +13,17 @@ from services.adapter_store.objects import Objects
 from services.adapter_store.s3_objects import S3Objects
 from services.adapter_store.settings import AdapterStoreSettings
 from support.adapters import Store, contents, running_store
+from support.s3_server import BUCKET, s3_server, s3_settings
 from support.served import SERVER
 
 KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region": "us-east-1"}
-BUCKET = "adapters"
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """Address of a server that speaks S3, with a bucket."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT")).close()
-    yield address
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -38,10 +31,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """Settings of where adapters are kept."""
     if request.param == "folder":
         return {}
-    return {
-        "s3_url": f"s3://{BUCKET}/{tmp_path.name}", "s3_endpoint": request.getfixturevalue("s3"),
-        "s3_region": "us-east-1", "s3_access_key": "key", "s3_secret_key": "secret", "s3_allow_http": True,
-    }  # fmt: skip
+    return s3_settings(request.getfixturevalue("s3"), tmp_path.name)
 
 
 @pytest.fixture
