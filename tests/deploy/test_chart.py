@@ -228,6 +228,12 @@ def test_no_secret_is_in_the_release(rendered: Rendered) -> None:
     assert {"signing-key", "database"} <= secrets
 
 
+def test_who_loads_models_of_the_hub_has_its_token_and_nobody_else() -> None:
+    tokens = {container.process for container in Rendered(FULL).containers() if "HF_TOKEN" in container.environment}
+    assert tokens == {"gateway", "verifier", "draft"}
+    assert all("HF_TOKEN" not in container.environment for container in Rendered(PLAIN).containers())
+
+
 def test_pools_grow_by_queue_and_memory_within_their_bounds() -> None:
     rendered = Rendered(FULL)
     scaled = {each["metadata"]["name"]: each["spec"] for each in rendered.of("ScaledObject")}

@@ -15,7 +15,7 @@ MODEL = {"name": "code", "id": "code", "target": "org/target", "draft": "org/dra
 PLAIN: dict[str, Any] = {"tokenKeys": [KEY]}
 FULL: dict[str, Any] = {
     **PLAIN,
-    "modelStorage": {"claim": "models"},
+    "modelStorage": {"claim": "models", "hubToken": True},
     "certificates": {
         "issuer": {"name": "own", "kind": "Issuer"},
         "edgeIssuer": {"name": "public", "kind": "ClusterIssuer"},
@@ -56,7 +56,8 @@ class Container:
     @property
     def environment(self) -> dict[str, str]:
         """What it is told beside its file; of secrets, something of the right form."""
-        made = {"signing-key": KEY, "seal-key": KEY, "database": "postgresql://p:w@db/p", "redis-url": "redis://:w@r"}
+        made = {"signing-key": KEY, "seal-key": KEY, "database": "postgresql://p:w@db/p"}
+        made |= {"redis-url": "redis://:w@r", "hub-token": "hf_x"}
         found = {}
         for each in self.spec["env"]:
             found[each["name"]] = each.get("value") or made[each["valueFrom"]["secretKeyRef"]["key"]]
