@@ -81,7 +81,8 @@ def write_envoy(costs: Sequence[Cost], folder: Path) -> Path:
         f"Written by `make bench`: {machine()}. Streams, greedy, of the shipped pair, from one "
         "system of real processes: through an Envoy with `deploy/envoy/edge.yaml` (TLS from the client, mutual TLS to "
         "the gateway), and to the gateway directly with mutual TLS, in turns. Medians of the ratios of pairs of runs "
-        "on the same prompts. Envoy (one worker), the client and the system share the machine's cores.",
+        "on the same prompts, which are computed before. Envoy (one worker), the client and the system share the "
+        "machine's cores.",
         "",
         *table(
             (
@@ -120,7 +121,8 @@ async def _measure(target: str, draft: str) -> list[Cost]:
         folder = CertificateFolder(Path(resources.enter_context(tempfile.TemporaryDirectory())) / "certificates")
         make_certificates(folder.path, (), days=1)
         overrides: dict[str, Any] = {
-            "verifier": {"speculation": "always", "verdict_file": ""},
+            # What one run said must not be proposed to the next one of the same prompts.
+            "verifier": {"speculation": "always", "verdict_file": "", "suffix_drafting": False},
             "gateway": {"server": {"tls": folder.server(Identity.GATEWAY, with_callers=True)}},
         }
         settings = SystemSettings((pair,), certificates=folder, log_level="WARNING", overrides=overrides)
@@ -132,6 +134,7 @@ async def _measure(target: str, draft: str) -> list[Cost]:
         for repeat in range(-1, _REPEATS):
             for cost in costs.values():
                 chosen = [next(prompts) for _ in range(cost.num_streams)]
+                await through_gateway(directly, chosen, 1, speculation=False)  # Both find the prompts computed.
                 ways = [(cost.through, through), (cost.directly, directly)]
                 for runs, client in ways if repeat % 2 else reversed(ways):
                     measured = await through_gateway(client, chosen, _NUM_TOKENS[cost.num_streams], speculation=True)
