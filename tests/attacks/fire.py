@@ -100,7 +100,10 @@ class Attacker:
 
     async def _send_raw(self, attack: Attack) -> Outcome:
         host, _, port = self._addresses[attack.process].rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            reader, writer = await asyncio.open_connection(host, int(port))
+        except OSError as error:
+            return f"UNAVAILABLE: {error}"
         try:
             for piece in attack.messages:
                 writer.write(piece)
