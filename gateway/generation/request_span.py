@@ -17,8 +17,8 @@ _TRACER = trace.get_tracer("paceline.gateway", schema_url=gen_ai.SCHEMA_URL)
 def request_span(record: Record) -> Iterator[Span]:
     """The current span while the block lasts. It says how the request ended, which the record has to know by then.
 
-    A request may be ended by another task than began it, as when its client takes nothing any more: then what is current
-    there is not its span, and stays as it is.
+    A request may be ended by another task than began it, as when its client takes nothing any more: then what is
+    current there is not its span, and stays as it is.
     """
     span = _TRACER.start_span(record.operation)
     span.set_attribute("paceline.request_id", record.request_id)
