@@ -1,9 +1,9 @@
 """What the draft service measures of itself."""
 
-from services.common.telemetry import counter, meter
+from services.common.telemetry import meter
 from services.draft.draft_role import DraftRole
 from services.engine.engine_loop import EngineLoop
-from services.model_server.metrics import observe_engine, readings
+from services.model_server.metrics import Counts, observe_engine, readings
 from services.model_server.streams import OpenStreams
 
 
@@ -12,8 +12,8 @@ class DraftMetrics:
 
     def __init__(self, engine_loop: EngineLoop[DraftRole], open_streams: OpenStreams) -> None:
         instruments = meter("paceline.draft")
-        self._proposals = counter(instruments, "paceline.proposals", "{proposal}", "Proposals sent.")
-        self._proposed = counter(instruments, "paceline.proposed_tokens", "{token}", "Tokens proposed.")
+        self._proposals = Counts(instruments, "paceline.proposals", "{proposal}", "Proposals sent.")
+        self._proposed = Counts(instruments, "paceline.proposed_tokens", "{token}", "Tokens proposed.")
         instruments.create_observable_counter(
             "paceline.branches", [readings(engine_loop, "branches")], "{branch}", "Branches, begun and taken."
         )

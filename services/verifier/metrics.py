@@ -4,7 +4,7 @@ from collections import Counter
 
 from services.common.telemetry import meter
 from services.engine.engine_loop import EngineLoop
-from services.model_server.metrics import observe_engine, readings
+from services.model_server.metrics import Counts, observe_engine, readings
 from services.model_server.streams import OpenStreams
 from services.model_server.vllm_metrics import Drafts
 from services.verifier.target_role import TargetRole
@@ -19,7 +19,6 @@ _GAUGES = (
     ("speculation_account", "s", "Wall time that trials may still lose."),
     ("speculation_off_tax", "1", "Share of the time of rounds without speculation that deciding about it took."),
 )
-_FEW = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
 class VerifierMetrics:
@@ -27,25 +26,20 @@ class VerifierMetrics:
 
     def __init__(self, engine_loop: EngineLoop[TargetRole], open_streams: OpenStreams) -> None:
         instruments = meter("paceline.verifier")
-        self._rounds = instruments.create_counter("paceline.rounds", "{round}", "Verifications.")
-        self._drafted = instruments.create_counter("paceline.drafted_tokens", "{token}", "Proposed tokens verified.")
-        self._accepted = instruments.create_counter("paceline.accepted_tokens", "{token}", "Proposed tokens accepted.")
-        self._length = instruments.create_histogram(
-            "paceline.acceptance_length",
-            "{token}",
-            "Tokens that a round with proposed tokens committed: those accepted, and the target's own.",
-            explicit_bucket_boundaries_advisory=_FEW,
+        self._rounds = Counts(
+            *(instruments, "paceline.rounds", "{round}", "Verifications.", "origin", "ready", "waited", "wanted")
         )
-        self._wanted = instruments.create_histogram(
-            "paceline.wanted_tokens",
-            "{token}",
-            "Proposed tokens that the governor would take in a sequence's next round.",
-            explicit_bucket_boundaries_advisory=_FEW,
+        self._committed = Counts(instruments, "paceline.committed_tokens", "{token}", "Tokens decided.", "origin")
+        self._drafted, self._accepted = (
+            Counts(instruments, f"paceline.{name}_tokens", "{token}", description, "origin", "adapter")
+            for name, description in (("drafted", "Proposed tokens verified."), ("accepted", "Those accepted."))
         )
-        self._waits = instruments.create_histogram(
-            "paceline.draft_wait", "s", "How long a round that wanted a proposal was put off for one."
+        self._wanted = Counts(
+            instruments, "paceline.wanted_tokens", "{token}", "Proposed tokens that the governor would take next."
         )
-        self._committed = instruments.create_counter("paceline.committed_tokens", "{token}", "Tokens decided.")
+        self._waited = Counts(
+            instruments, "paceline.draft_wait", "s", "How long rounds that wanted a proposal were put off for one."
+        )
         for name, unit, description in _GAUGES:
             gauge = [readings(engine_loop, name)]
             instruments.create_observable_gauge(f"paceline.{name}", gauge, unit, description)
@@ -59,18 +53,16 @@ class VerifierMetrics:
 
     def record(self, committed: Committed, wanted: int) -> None:
         """Counts one round, before which so many proposed tokens were wanted."""
-        origin = {"origin": committed.origin.value}
-        waited = committed.waited_seconds > 0
-        self._rounds.add(1, {**origin, "ready": committed.was_ready, "waited": waited, "wanted": wanted > 0})
-        self._committed.add(len(committed.token_ids))
+        origin, waited = committed.origin.value, committed.waited_seconds > 0
+        self._rounds.add(1, origin, committed.was_ready, waited, wanted > 0)
+        self._committed.add(len(committed.token_ids), origin)
         if committed.num_drafted:
-            of = {**origin, "adapter": committed.adapter[:_SHOWN_DIGITS]}
-            self._drafted.add(committed.num_drafted, of)
-            self._accepted.add(committed.num_accepted, of)
-            self._length.record(len(committed.token_ids), origin)
+            adapter = committed.adapter[:_SHOWN_DIGITS]
+            self._drafted.add(committed.num_drafted, origin, adapter)
+            self._accepted.add(committed.num_accepted, origin, adapter)
             self._num_drafts += 1
             self._num_drafted += committed.num_drafted
             self._num_accepted.update(range(committed.num_accepted))
         if wanted:
-            self._waits.record(committed.waited_seconds)
-        self._wanted.record(committed.num_wanted)
+            self._waited.add(committed.waited_seconds)
+        self._wanted.add(committed.num_wanted)

@@ -74,8 +74,8 @@ async def test_a_request_is_one_trace_through_all_services_with_few_spans(system
     assert sum(values["paceline.committed_tokens"] for values in rounds) == 300
     assert sum(values["paceline.rounds"] for values in rounds) == said["paceline.rounds"]
     assert verify.attributes["paceline.accepted_tokens"] == said["paceline.accepted_tokens"]
-    (propose,) = [span for span in trace if span.service == "paceline-draft"]
-    assert any(name == "proposals" for name, _ in propose.events)
+    proposing = [span for span in trace if span.service == "paceline-draft"]  # A second one where the first was lost.
+    assert any(name == "proposals" for span in proposing for name, _ in span.events)
 
 
 async def test_both_kinds_of_exporters_have_the_metrics(system: Observed) -> None:
@@ -88,7 +88,7 @@ async def test_both_kinds_of_exporters_have_the_metrics(system: Observed) -> Non
         ("paceline-gateway", "paceline.request.failovers"),
         ("paceline-gateway", "paceline.audit.mismatches"),
         ("paceline-verifier", "paceline.rounds"),
-        ("paceline-verifier", "paceline.acceptance_length"),
+        ("paceline-verifier", "paceline.draft_wait"),
         ("paceline-verifier", "paceline.wanted_tokens"),
         ("paceline-verifier", "paceline.kv_blocks"),
         ("paceline-verifier", "paceline.speculation_on"),
