@@ -63,8 +63,11 @@ class Auditor:
         self._tallies = Tallies((model.id for model in catalogue), lambda: len(self._waiting))
 
     def consider(self, record: Record) -> None:
-        """Takes a request that ended, if its lot is drawn."""
-        if record.outcome is not Outcome.FINISHED or random.random() >= self._share:
+        """Takes a request that ended, if its lot is drawn.
+
+        What another gateway began is left out: of its first tokens there is only what the client says.
+        """
+        if record.outcome is not Outcome.FINISHED or record.received is not None or random.random() >= self._share:
             return
         for transcript in record.transcripts:
             self.add(Sample.of(record.request_id, record.model, transcript))

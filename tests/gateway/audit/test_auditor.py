@@ -214,3 +214,15 @@ async def test_a_verifier_that_is_lost_meanwhile_costs_the_sequence_and_nothing_
                 await asyncio.sleep(0.01)
         audit.auditor.add(finished())
         assert (await audit.found(2)).num_mismatches == 0
+
+
+async def test_what_another_gateway_began_is_not_looked_at(start_core: StartCore) -> None:
+    """Of its first tokens there is only what the client says."""
+    async with audited(start_core, FakeVerifier()) as audit:
+        await audit.run(
+            12,
+            sampling={"seed": 7},
+            resume={"request_id": "r", "choices": [{"token_ids": [1, 2, 3], "num_rounds": 1}]},
+        )
+        await audit.run(6)
+        assert (await audit.found()).num_sequences == 1
