@@ -10,7 +10,7 @@ from opentelemetry.sdk.metrics.export import MetricReader
 from prometheus_client import REGISTRY, make_wsgi_app, start_http_server
 from prometheus_client.registry import Collector
 
-from services.common.settings import MetricExporter, TelemetrySettings
+from services.common.settings import TelemetrySettings
 
 MODEL_ATTRIBUTE = "paceline.model"
 """What a process runs that runs one model: of its resource in OpenTelemetry, and a label of all metrics here."""
@@ -47,7 +47,7 @@ def _as_text(application: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def read_by_prometheus(settings: TelemetrySettings, collector: Collector) -> Iterator[None]:
     """Has Prometheus read what `collector` gives too, while the block lasts, where it reads this process at all."""
-    if settings.metrics not in (MetricExporter.PROMETHEUS, MetricExporter.BOTH):
+    if not settings.is_read_by_prometheus:
         yield
         return
     REGISTRY.register(collector)

@@ -83,6 +83,11 @@ class TelemetrySettings(_Part):
     prometheus_host: str = Field("127.0.0.1", description="Address that Prometheus reads.")
     prometheus_port: int = Field(9464, ge=0, le=65535, description="Port that Prometheus reads; 0 takes a free one.")
 
+    @property
+    def is_read_by_prometheus(self) -> bool:
+        """Whether the process listens for Prometheus."""
+        return self.metrics in (MetricExporter.PROMETHEUS, MetricExporter.BOTH)
+
 
 class ProcessSettings(BaseSettings):
     """Base of every process's settings. A subclass sets `env_prefix`."""

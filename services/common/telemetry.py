@@ -159,7 +159,7 @@ def _metric_readers(settings: TelemetrySettings) -> list[MetricReader]:
 
         exporter = OTLPMetricExporter(endpoint=settings.otlp_endpoint.get_secret_value())
         readers.append(PeriodicExportingMetricReader(exporter))
-    if settings.metrics in (MetricExporter.PROMETHEUS, MetricExporter.BOTH):
+    if settings.is_read_by_prometheus:
         from services.common.prometheus import prometheus_reader
 
         readers.append(prometheus_reader(settings.prometheus_host, settings.prometheus_port))

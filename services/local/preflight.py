@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gateway.settings import GatewaySettings
 from services.adapter_store.settings import AdapterStoreSettings
-from services.common.settings import MetricExporter, ProcessSettings
+from services.common.settings import ProcessSettings
 from services.engine.config import Device
 from services.local.errors import LaunchError
 from services.local.system import Process
@@ -43,7 +43,7 @@ def check_processes(processes: abc.Sequence[Process]) -> None:
 def _listens(settings: ProcessSettings) -> abc.Iterator[tuple[str, int]]:
     """Hosts and ports that a process listens on."""
     yield settings.server.host, settings.server.port
-    if settings.telemetry.metrics is MetricExporter.PROMETHEUS:
+    if settings.telemetry.is_read_by_prometheus:
         yield settings.telemetry.prometheus_host, settings.telemetry.prometheus_port
 
 

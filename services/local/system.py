@@ -12,7 +12,7 @@ from gateway.settings import GatewaySettings
 from services.adapter_store.settings import AdapterStoreSettings
 from services.common.folders import data_folder
 from services.common.identities import Identity
-from services.common.settings import MetricExporter, ProcessSettings, in_words
+from services.common.settings import ProcessSettings, in_words
 from services.common.tokens import new_signing_key, public_key
 from services.draft.settings import DraftSettings
 from services.local.certificate_folder import CertificateFolder
@@ -101,7 +101,7 @@ class Process(NamedTuple):
     def metrics_address(self) -> str:
         """host:port that Prometheus reads; empty where it cannot."""
         telemetry = self.settings.telemetry
-        if telemetry.metrics is not MetricExporter.PROMETHEUS:
+        if not telemetry.is_read_by_prometheus:
             return ""
         return f"{_local(telemetry.prometheus_host)}:{telemetry.prometheus_port}"
 

@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from support.redis_server import free_ports
 
@@ -111,6 +116,31 @@ for seconds in (0.004, 0.027, 3.0):
 print("ready", flush=True)
 sys.stdin.read()
 """
+_SHOWN = """
+import sys
+from prometheus_client.core import GaugeMetricFamily
+from services.common.prometheus import read_by_prometheus
+from services.common.settings import TelemetrySettings
+from services.common.telemetry import counter, meter, setup_telemetry
+
+
+class Vllm:
+    def describe(self):
+        return ()
+
+    def collect(self):
+        family = GaugeMetricFamily("vllm:num_requests_running", "Some.", labels=("model_name",))
+        family.add_metric(["m"], 3)
+        yield family
+
+
+settings = TelemetrySettings(metrics="prometheus", prometheus_port=int(sys.argv[1]), prometheus_host=sys.argv[2])
+setup_telemetry("test", settings, "m")
+counter(meter("test"), "paceline.some", "{thing}", "Some things.")
+with read_by_prometheus(settings, Vllm()):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_calls_of_requests_are_traced_and_polling_is_not(repository: Path) -> None:
@@ -137,6 +167,53 @@ def test_times_fall_into_buckets_that_tell_them_apart(repository: Path) -> None:
         if line.startswith("paceline_some_seconds_bucket")
     }
     assert [counts[bound] for bound in ("0.0025", "0.005", "0.02", "0.03", "2.5", "5")] == [0, 1, 1, 2, 2, 3]
+
+
+@contextmanager
+def measured(repository: Path, *arguments: str) -> Iterator[str]:
+    """A process that Prometheus can read at a port of its own; that port."""
+    (port,) = free_ports(1)
+    with subprocess.Popen(
+        [sys.executable, "-c", _SHOWN, str(port), *arguments], cwd=repository,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield str(port)
+        process.communicate()
+
+
+def test_metrics_are_read_where_it_is_told_and_nowhere_else(repository: Path) -> None:
+    with measured(repository, "127.0.0.2") as port:
+        assert b"paceline_some_total" in urllib.request.urlopen(f"http://127.0.0.2:{port}/metrics").read()
+        with pytest.raises(urllib.error.URLError, match="refused"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
+
+
+@pytest.mark.parametrize("accept", ["", "text/plain;version=1.0.0", "application/openmetrics-text;version=1.0.0"])
+def test_names_have_their_colons_whatever_format_is_asked_for(repository: Path, accept: str) -> None:
+    with measured(repository, "127.0.0.1") as port:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+        with urllib.request.urlopen(request) as answer:
+            text = answer.read().decode()
+            assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert 'vllm:num_requests_running{model_name="m"} 3.0' in text
+    # Counters are there before they count, and say which model they are of.
+    assert 'paceline_some_total{paceline_model="m"} 0.0' in text
+    assert "otel_scope" not in text
+
+
+def test_a_port_that_is_taken_ends_the_process_in_a_sentence(repository: Path) -> None:
+    with measured(repository, "127.0.0.1") as port:
+        done = subprocess.run(
+            [sys.executable, "-c", _SHOWN, port, "127.0.0.1"],
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == f"Prometheus cannot read this process at 127.0.0.1:{port}: Address already in use\n"
 
 
 def test_clients_that_go_away_while_they_are_sent_something_leave_no_stack_traces() -> None:
