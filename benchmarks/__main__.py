@@ -24,6 +24,7 @@ from benchmarks import (
     simulation,
     speculation,
     starting,
+    telemetry,
 )
 from benchmarks.ahead_report import write_ahead, write_recovered
 from benchmarks.family.page import run_family
@@ -97,6 +98,11 @@ def _starting(target: str, _draft: str) -> tuple[Path, bool]:
     return starting.write_starting(starts, refusals, PAGES), held
 
 
+def _telemetry(target: str, draft: str) -> tuple[Path, bool]:
+    costs = telemetry.run(target, draft)
+    return telemetry.write_telemetry(costs, PAGES), all(cost.holds for cost in costs)
+
+
 def _batch(target: str, _draft: str) -> tuple[Path, bool]:
     measures = batch.run(target, WORK_DIR)
     return batch.write_batch(measures, PAGES), all(measure.holds for measure in measures)
@@ -128,6 +134,7 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "starting": _starting,
     "kernels": _kernels,
     "batch": _batch,
+    "telemetry": _telemetry,
     "mtls": _mtls,
     "envoy": _envoy,
     "recovered": _recovered,

@@ -1,0 +1,152 @@
+"""What telemetry costs: the same streams through a system that is traced and measured, and through one that is not."""
+
+import asyncio
+import statistics
+import urllib.request
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+
+from benchmarks.page import machine, table, write_page
+from benchmarks.speculation import held_out_prompts
+from benchmarks.systems import Measured, median, through_gateway
+from paceline import Client
+from services.local.launcher import running
+from services.local.pair import Pair
+from services.local.ports import free_port
+from services.local.system import SystemSettings
+
+FLOOR = 0.97
+TRACE_SHARE = 0.1
+SCRAPE_SECONDS = 5.0
+_NUM_TOKENS = 96
+_REPEATS = 24
+_STREAMS = (1, 16)
+_WATCHED = ("gateway", "verifier", "draft")
+
+
+class Cost(NamedTuple):
+    """Tokens a second with telemetry and without, of so many streams at once."""
+
+    num_streams: int
+    watched: list[Measured]
+    unwatched: list[Measured]
+
+    @property
+    def ratio(self) -> float:
+        """The median over runs that were taken one after the other, of the same prompts."""
+        pairs = zip(self.watched, self.unwatched, strict=True)
+        return statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it costs little, and no token."""
+        return self.ratio >= FLOOR and all(
+            one.token_ids == other.token_ids for one, other in zip(self.watched, self.unwatched, strict=True)
+        )
+
+
+class _Collector(grpc.GenericRpcHandler):
+    """Takes whatever is exported, and answers with an empty message."""
+
+    def service(self, _details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(_take)
+
+
+async def _take(_request: bytes, _context: object) -> bytes:
+    return b""
+
+
+def run(target: str, draft: str) -> list[Cost]:
+    """Measures everything, in some two minutes on two cores."""
+    return asyncio.run(_measure(target, draft))
+
+
+def write_telemetry(costs: Sequence[Cost], folder: Path) -> Path:
+    """Writes telemetry.md into a folder and returns its path."""
+    lines = [
+        "# What telemetry costs",
+        "",
+        f"Written by `make bench`: {machine()}. Shipped pair, always speculating, prompts of 128 tokens, {_NUM_TOKENS} "
+        f"produced, prompt processing included. With telemetry {TRACE_SHARE:.0%} of the requests are traced, spans and "
+        f"metrics of gateway, verifier and draft go to a collector by OTLP, and each is read by Prometheus every "
+        f"{SCRAPE_SECONDS:g} s; who reads and collects runs on the same cores. Medians of the ratios of "
+        f"{len(costs[0].watched)} pairs of runs in turns, of two systems that stand beside each other.",
+        "",
+        *table(
+            ("streams", "with / without, tokens/s", "bound", "with", "without"),
+            [
+                (
+                    cost.num_streams,
+                    f"**{cost.ratio:.3f}**{'' if cost.holds else ' (missed)'}",
+                    f"at least {FLOOR:g}",
+                    f"{median(cost.watched):.0f} tokens/s",
+                    f"{median(cost.unwatched):.0f} tokens/s",
+                )
+                for cost in costs
+            ],
+        ),
+    ]
+    return write_page(folder, "telemetry", lines)
+
+
+async def _measure(target: str, draft: str) -> list[Cost]:
+    pair = Pair(model=target, draft=draft, threads=1, draft_threads=1)
+    prompts = cycle(held_out_prompts(target, 64))
+    costs = [Cost(count, [], []) for count in _STREAMS]
+    async with _collecting() as endpoint, _client(pair, {}) as unwatched:
+        ports = {kind: free_port() for kind in _WATCHED}
+        common = {"traces": "otlp", "trace_share": TRACE_SHARE, "metrics": "both", "otlp_endpoint": endpoint}
+        telemetry = {kind: {**common, "prometheus_port": port} for kind, port in ports.items()}
+        async with _client(pair, telemetry) as watched:
+            reading = asyncio.create_task(_scrape(list(ports.values())))
+            for number in range(_REPEATS + 1):
+                for cost in costs:
+                    mine = [next(prompts) for _ in range(cost.num_streams)]
+                    turns = [(watched, cost.watched), (unwatched, cost.unwatched)]
+                    for client, runs in turns if number % 2 else reversed(turns):
+                        measured = await through_gateway(client, mine, _NUM_TOKENS, speculation=True)
+                        if number:  # The first warms all of it up.
+                            runs.append(measured)
+            reading.cancel()
+    return costs
+
+
+@asynccontextmanager
+async def _client(pair: Pair, telemetry: Mapping[str, Mapping[str, Any]]) -> AsyncIterator[Client]:
+    """A client of a system of its own."""
+    overrides: dict[str, dict[str, Any]] = {kind: {"telemetry": own} for kind, own in telemetry.items()}
+    overrides.setdefault("verifier", {}).update(speculation="always", verdict_file="")
+    overrides.setdefault("gateway", {}).update(audit_share=0.0)
+    settings = SystemSettings((pair,), log_level="WARNING", overrides=overrides)
+    async with running(settings) as launcher, Client(launcher.address()) as client:
+        yield client
+
+
+@asynccontextmanager
+async def _collecting() -> AsyncIterator[str]:
+    """Address of a collector."""
+    server = grpc.aio.server(handlers=[_Collector()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+async def _scrape(ports: Sequence[int]) -> None:
+    """Reads processes as Prometheus does, again and again."""
+    while True:
+        for port in ports:
+            await asyncio.to_thread(_read, f"http://127.0.0.1:{port}/metrics")
+        await asyncio.sleep(SCRAPE_SECONDS)
+
+
+def _read(url: str) -> None:
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
+        answer.read()
