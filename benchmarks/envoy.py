@@ -11,6 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import yaml
 
 from benchmarks.page import machine, table, write_page
@@ -40,6 +41,14 @@ class Cost(NamedTuple):
     num_streams: int
     through: list[Measured]
     directly: list[Measured]
+    processor_seconds: list[float]
+    """Of Envoy, in each run through it."""
+
+    @property
+    def envoy_seconds_a_token(self) -> float:
+        """Processor time that Envoy takes for one token of one stream."""
+        num_tokens = len(self.through) * self.num_streams * _NUM_TOKENS[self.num_streams]
+        return sum(self.processor_seconds) / num_tokens
 
     @property
     def ratio(self) -> float:
@@ -92,6 +101,7 @@ def write_envoy(costs: Sequence[Cost], folder: Path) -> Path:
                 "floor",
                 "tokens/s",
                 "first token, ms",
+                "Envoy's processor time a token, µs",
                 "pairs",
                 "streams that differed",
             ),
@@ -103,6 +113,7 @@ def write_envoy(costs: Sequence[Cost], folder: Path) -> Path:
                     f"{FLOOR:g}",
                     f"{median(cost.through):.0f} / {median(cost.directly):.0f}",
                     " / ".join(f"{1000 * seconds:.0f}" for seconds in cost.first_seconds),
+                    f"{1e6 * cost.envoy_seconds_a_token:.0f}",
                     len(cost.directly),
                     cost.num_different,
                 )
@@ -115,7 +126,7 @@ def write_envoy(costs: Sequence[Cost], folder: Path) -> Path:
 
 async def _measure(target: str, draft: str) -> list[Cost]:
     pair = Pair(model=target, draft=draft, dtype="bfloat16")
-    costs = {number: Cost(number, [], []) for number in _NUM_TOKENS}
+    costs = {number: Cost(number, [], [], []) for number in _NUM_TOKENS}
     prompts = cycle(held_out_prompts(target, 8 * max(_NUM_TOKENS)))
     async with AsyncExitStack() as resources:
         folder = CertificateFolder(Path(resources.enter_context(tempfile.TemporaryDirectory())) / "certificates")
@@ -127,7 +138,7 @@ async def _measure(target: str, draft: str) -> list[Cost]:
         }
         settings = SystemSettings((pair,), certificates=folder, log_level="WARNING", overrides=overrides)
         launcher = await resources.enter_async_context(running(settings))
-        edge = await resources.enter_async_context(_edge(folder, launcher.address()))
+        edge, envoy = await resources.enter_async_context(_edge(folder, launcher.address()))
         directly = await resources.enter_async_context(Client(launcher.address(), tls=launcher.client_tls))
         through = await resources.enter_async_context(Client(edge, tls=Tls(folder.ca)))
         await _begins(through)
@@ -137,15 +148,18 @@ async def _measure(target: str, draft: str) -> list[Cost]:
                 await through_gateway(directly, chosen, 1, speculation=False)  # Both find the prompts computed.
                 ways = [(cost.through, through), (cost.directly, directly)]
                 for runs, client in ways if repeat % 2 else reversed(ways):
+                    before = sum(envoy.cpu_times()[:2])
                     measured = await through_gateway(client, chosen, _NUM_TOKENS[cost.num_streams], speculation=True)
                     if repeat >= 0:  # The one before is to warm up.
                         runs.append(measured)
+                        if client is through:
+                            cost.processor_seconds.append(sum(envoy.cpu_times()[:2]) - before)
     return list(costs.values())
 
 
 @asynccontextmanager
-async def _edge(certificates: CertificateFolder, gateway: str) -> AsyncIterator[str]:
-    """Address of an Envoy with the files that ship; of those only addresses and ports are others here."""
+async def _edge(certificates: CertificateFolder, gateway: str) -> AsyncIterator[tuple[str, psutil.Process]]:
+    """Address and process of an Envoy with the files that ship; of those only addresses and ports are others here."""
     folder = certificates.path / "envoy"
     shutil.copytree(_FILES, folder)
     for name, identity in (("edge", Identity.GATEWAY), ("identity", Identity.CLIENT)):
@@ -173,7 +187,7 @@ async def _edge(certificates: CertificateFolder, gateway: str) -> AsyncIterator[
             cwd=folder, stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        yield f"127.0.0.1:{port}"
+        yield f"127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
         process.terminate()
         await process.wait()
