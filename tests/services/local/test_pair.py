@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from services.common.graft import check_graft
+from services.local import pair
 from services.local.errors import LaunchError
-from services.local.pair import read_models
+from services.local.model_files import shipped_draft
+from services.local.pair import read_models, shipped_model
 
 TWO = """
 [[models]]
@@ -58,3 +61,23 @@ def test_what_is_wrong_is_said_in_words(tmp_path: Path, text: str, said: str) ->
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="cannot be read: No such file"):
         read_models(tmp_path / "nope.toml")
+
+
+def test_where_nothing_is_named_the_assistant_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "assistant.gguf"
+    file.touch()
+    monkeypatch.setattr(pair, "installed", lambda _: file)
+    assert pair.named(None) == pair.named(pair.ASSISTANT) == (pair.ASSISTANT, shipped_draft(pair.ASSISTANT))
+    assert pair.named(pair.PYTHON_PAIR) == (shipped_model("target"), shipped_model("draft"))
+    assert pair.named("org/model") == ("org/model", None)
+
+
+def test_where_it_is_not_installed_the_small_pair_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair, "installed", lambda _: None)
+    assert pair.named(None) == (shipped_model("target"), shipped_model("draft"))
+
+
+def test_the_assistants_draft_ships() -> None:
+    draft = shipped_draft(pair.ASSISTANT)
+    assert draft is not None
+    assert check_graft(Path(draft))["hidden_size"] == 576
