@@ -37,10 +37,15 @@ class Cost(NamedTuple):
     unwatched: list[Measured]
 
     @property
-    def ratio(self) -> float:
-        """The median over runs that were taken one after the other, of the same prompts."""
+    def quartiles(self) -> list[float]:
+        """Of the ratios over runs that were taken one after the other, of the same prompts."""
         pairs = zip(self.watched, self.unwatched, strict=True)
-        return statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
+        return statistics.quantiles(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
+
+    @property
+    def ratio(self) -> float:
+        """The median of them."""
+        return self.quartiles[1]
 
     @property
     def holds(self) -> bool:
@@ -78,12 +83,13 @@ def write_telemetry(costs: Sequence[Cost], folder: Path) -> Path:
         f"{len(costs[0].watched)} pairs of runs in turns, of two systems that stand beside each other.",
         "",
         *table(
-            ("streams", "with / without, tokens/s", "bound", "with", "without"),
+            ("streams", "with / without, tokens/s", "bound", "middle half of the pairs", "with", "without"),
             [
                 (
                     cost.num_streams,
                     f"**{cost.ratio:.3f}**{'' if cost.holds else ' (missed)'}",
                     f"at least {FLOOR:g}",
+                    f"{cost.quartiles[0]:.2f} to {cost.quartiles[2]:.2f}",
                     f"{median(cost.watched):.0f} tokens/s",
                     f"{median(cost.unwatched):.0f} tokens/s",
                 )

@@ -13,7 +13,7 @@ import yaml
 
 from paceline import PacelineError
 from support.observed import ADAPTERS, KINDS, Observed, logged, observed
-from support.prometheus_server import compared, reading, selectors
+from support.prometheus_server import PrometheusServer, compared, reading, selectors
 from support.system import first_tokens
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
@@ -196,9 +196,8 @@ async def test_every_query_of_dashboard_and_rules_reads_what_is_there(
                     await asyncio.sleep(0.2)
             for expression, legend in _queries(repository):
                 for selector in selectors(expression):
-                    assert await prometheus.query(selector), f"nothing is called {selector}"
-                found = await prometheus.query(compared(expression))
-                assert found, f"{expression} finds nothing"
+                    await _found(prometheus, selector)
+                found = await _found(prometheus, compared(expression))
                 for label in re.findall(r"\{\{ *(?:\$labels\.)?(\w+) *\}\}", legend):
                     assert all(sample["metric"].get(label) for sample in found), f"{expression}: no label {label}"
             quiet = {"PacelineProcessDown", "PacelineRequestsFail", "PacelineParityMismatch", "PacelineFailovers"}
@@ -207,6 +206,15 @@ async def test_every_query_of_dashboard_and_rules_reads_what_is_there(
         finally:
             load.cancel()
             await asyncio.gather(load, return_exceptions=True)
+
+
+async def _found(prometheus: PrometheusServer, query: str) -> list[dict[str, Any]]:
+    """What a query finds, which may take some readings."""
+    for _ in range(100):
+        if found := await prometheus.query(query):
+            return found
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"{query} finds nothing")
 
 
 def _queries(repository: Path) -> list[tuple[str, str]]:
