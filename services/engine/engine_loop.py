@@ -55,6 +55,7 @@ class EngineLoop(Generic[R]):
         loop = asyncio.get_running_loop()
         self.readings: Readings = {}
         self.progress = Progress(Phase.WEIGHTS, 0.0)
+        self._cannot_read = False
         self.step_began: float | None = None
         """When the step began that is running; None between steps. By it is seen from outside that a step hangs."""
         self.stopped: asyncio.Future[None] = loop.create_future()
@@ -247,7 +248,13 @@ class EngineLoop(Generic[R]):
         self._outbox.flush()
 
     def _read(self, role: R) -> None:
-        self.readings = {**role.engine.readings(), **role.readings()}
+        """Replaces the readings. What is told of steps must not end them: where that fails, older ones stay."""
+        try:
+            self.readings = {**role.engine.readings(), **role.readings()}
+        except Exception:
+            if not self._cannot_read:
+                _log.exception("what is counted and measured cannot be read")
+            self._cannot_read = True
 
     def _report(self, progress: Progress) -> None:
         self._loop.call_soon_threadsafe(self._progress, progress)

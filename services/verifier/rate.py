@@ -12,6 +12,8 @@ _Z = 1.96
 _PRIOR_ROUNDS, _PRIOR_VARIANCE = 4, 0.16
 """A rate's variance is taken as if so many rounds had differed by two fifths, as numbers of accepted tokens do: a few
 equal ones prove little."""
+_MOST_VARIANCE = 1e4
+"""Of a rate of which nothing is known, since next to nothing was committed."""
 _STALLS = 64
 """The longest round of so many counts as the next longest. What happens more often is no stall but the way's cost."""
 _MEMORY = 0.9
@@ -39,7 +41,8 @@ class Rate(NamedTuple):
         total = max(sum(tokens for tokens, _ in clipped), 1e-9)
         rate = total / max(sum(seconds for _, seconds in clipped), 1e-9)
         spread = sum((tokens - rate * seconds) ** 2 for tokens, seconds in clipped) * (count / total) ** 2
-        return cls(rate, (spread + _PRIOR_ROUNDS * _PRIOR_VARIANCE) / (count + _PRIOR_ROUNDS) / count)
+        variance = (spread + _PRIOR_ROUNDS * _PRIOR_VARIANCE) / (count + _PRIOR_ROUNDS) / count
+        return cls(rate, min(variance, _MOST_VARIANCE))
 
     def errors_above(self, other: "Rate") -> float:
         """How much faster this is than another, in standard errors."""
@@ -78,7 +81,7 @@ class Ratio:
     @property
     def bounds(self) -> tuple[float, float, float]:
         """The lower end of the interval, the ratio, and the upper end."""
-        low, mean, high = (math.exp(self.mean + side * self.error) for side in (-1, 0, 1))
+        low, mean, high = (_exp(self.mean + side * self.error) for side in (-1, 0, 1))
         return low, mean, high
 
     @property
@@ -94,5 +97,13 @@ class Ratio:
         return self.mean > math.log(OFF) if self.pays is None else self.pays
 
     def __str__(self) -> str:
-        ratio = math.exp(self.mean)
+        ratio = _exp(self.mean)
         return f"{ratio:.2f} +- {ratio * self.error:.2f} over {self.num_windows} windows"
+
+
+def _exp(logarithm: float) -> float:
+    """A ratio of this logarithm; infinity where it has no other number."""
+    try:
+        return math.exp(logarithm)
+    except OverflowError:
+        return math.inf

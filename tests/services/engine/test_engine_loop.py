@@ -159,6 +159,20 @@ async def test_readings_show_the_last_step_as_soon_as_nothing_is_to_do(loop: Eng
     assert {r.attributes["state"]: r.value for r in loop.readings["kv_blocks"]} == {"used": 0, "available": 63}
 
 
+async def test_readings_that_fail_end_nothing(loop: EngineLoop[Echo], caplog: pytest.LogCaptureFixture) -> None:
+    def spoil(role: Echo) -> None:
+        role.readings = lambda: {"picks": (Reading(1 // 0),)}  # type: ignore[method-assign]
+
+    names = loop.readings.keys()
+    await loop.ask(spoil)
+    assert len(await picks(loop, 3)) == 3
+    while "cannot be read" not in caplog.text:
+        await asyncio.sleep(0.01)
+    assert len(await picks(loop, 3)) == 3
+    assert loop.readings.keys() == names
+    assert caplog.text.count("cannot be read") == 1
+
+
 async def test_blocks_that_may_be_kept_elsewhere_are_handed_over(target_folder: str) -> None:
     handed: list[Registered] = []
     loop = EngineLoop(config(target_folder), Echo, handed.extend)
