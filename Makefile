@@ -15,9 +15,9 @@ help: ## Shows this list
 
 setup: $(VENV)/.installed ## Makes .venv with all that running takes
 
-setup-dev: $(VENV)/.installed-dev $(REDIS) $(POSTGRES) $(PROMETHEUS) ## Adds what testing and checking take
+setup-dev: $(VENV)/.installed-dev $(VENV)/.assistant $(REDIS) $(POSTGRES) $(PROMETHEUS) ## Adds what testing and checking take
 
-demo: setup ## Streams texts, with and without adapters, with speculation and without
+demo: setup $(VENV)/.assistant ## An assistant answers, with speculation and without
 	$(BIN)/paceline demo
 
 up: setup ## Keeps draft, verifier and gateway running in this terminal
@@ -61,6 +61,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(shell find p
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine]'
 	$(BIN)/python -m services.engine.precompile models/draft
+	touch $@
+
+$(VENV)/.assistant: $(VENV)/.installed
+	$(BIN)/paceline get smollm2
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

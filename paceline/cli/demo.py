@@ -1,70 +1,35 @@
-"""`paceline demo`: texts with and without adapters, streamed, then speculation off and on, live and side by side."""
+"""`paceline demo`: an assistant answers live, with speculation and without, side by side in speed."""
 
 import asyncio
 import contextlib
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import typer
 from rich.table import Table
 
-from paceline import Client, PacelineError
+from paceline import Client, Message, PacelineError
 from paceline.cli.serve import ENGINE, reach
 from paceline.cli.terminal import fail, out
 from paceline.v1.inference_pb2 import Delta
 
-_STYLE_PROMPT = "class Counter:\n"
-"""Says nothing of how code is to look: that is the adapters'."""
-_STYLE_TOKENS = 56
-_STYLE_TEMPERATURE = 0.6
-_STYLE_SEED = 4
-_COMPARED = (
-    '''import os
-
-
-class TemporaryFolder:
-    """Create a folder, and remove it when it is no longer needed."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
-''',
-    '''import json
-
-
-def read_settings(path, default=None):
-    """Return the settings in a file, or the default when there is none."""
-''',
-    '''class Counter:
-    """Count how often each item was seen."""
-
-    def __init__(self, items=()):
-''',
-    '''import socket
-
-
-def is_open(host, port, timeout=None):
-    """Tell whether somebody listens on a port."""
-''',
+QUESTIONS = (
+    "Explain in a few sentences why the sky is blue.",
+    "Write a Python function that says whether a number is prime.",
+    "Give me five tips for learning a new language.",
 )
-"""Each is asked once with speculation and once without: a text that was seen before would be known by heart. The first
-is shown as it comes."""
-_COMPARED_TOKENS = 64
-_WARM_UP = "def main():\n"
-_WARM_UP_TOKENS = 16
+"""Each is asked with speculation first: the other way round, an answer would be known by heart."""
+_MAX_TOKENS = 128
+_WARM_UP = ("Say hello.", 16)
 _ACCEPTED = "green"
 _OWN = "bold"
-_USUAL = "usual"
 
 
 class Run(NamedTuple):
-    """One measured completion."""
+    """One measured answer."""
 
     token_ids: list[int]
     tokens_per_second: float
@@ -73,8 +38,26 @@ class Run(NamedTuple):
     accepted: int
 
 
+class Asked(NamedTuple):
+    """A question's answer both ways."""
+
+    question: str
+    on: Run
+    off: Run
+
+    @property
+    def ratio(self) -> float:
+        """What speculation gained."""
+        return self.on.tokens_per_second / self.off.tokens_per_second
+
+    @property
+    def is_same(self) -> bool:
+        """Whether both answers are the same, token for token."""
+        return self.on.token_ids == self.off.token_ids
+
+
 def demo() -> None:
-    """Starts everything, streams texts with and without adapters, and compares speculation on and off."""
+    """Asks the assistant three questions, and shows what its draft is worth."""
     reach(ENGINE)
     from services.local.errors import LaunchError
 
@@ -85,95 +68,55 @@ def demo() -> None:
 
 
 async def _demo() -> int:
-    """Returns 0, or 1 when speculation changed the output."""
+    """Returns 0, or 1 when speculation changed an answer."""
     from services.local.launcher import running
-    from services.local.pair import Pair, shipped_adapters, shipped_model
+    from services.local.pair import ASSISTANT, Pair, named
     from services.local.system import SystemSettings
-    from services.local.usual import build_usual
 
     began = time.monotonic()
+    model, draft = named(ASSISTANT)
+    pair = Pair(model=model, draft=draft, threads=os.cpu_count() or 1, draft_threads=1)
     async with contextlib.AsyncExitStack() as resources:
-        folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="paceline-demo-"))
-        with out.status("making a target of usual size, then starting drafts, verifiers and gateway"):
-            usual = build_usual(Path(folder) / _USUAL)
-            # One of the two is idle while the other works: each may have all cores.
-            cores = os.cpu_count() or 1
-            small = Pair(model=shipped_model("target"), threads=cores)
-            pair = Pair(id=_USUAL, model=usual, draft=shipped_model("draft"), threads=cores, draft_threads=1)
-            settings = SystemSettings((small, pair), adapter_store=True, log_level="WARNING")
-            launcher = await resources.enter_async_context(running(settings))
+        with out.status("starting draft, verifier and gateway"):
+            launcher = await resources.enter_async_context(running(SystemSettings((pair,), log_level="WARNING")))
             client = await resources.enter_async_context(Client(launcher.address()))
-        out.print(f"ready after {time.monotonic() - began:.0f} s\n", style="dim")
-        await _show_adapters(client, small.public_id, shipped_adapters())
-        return report(await compare(client, _USUAL))
+        out.print(f"{model}, ready after {time.monotonic() - began:.0f} s\n", style="dim")
+        return report(await ask_all(client))
 
 
-async def _show_adapters(client: Client, model: str, folders: Sequence[Path]) -> None:
-    adapters = [await _upload(client, model, folder) for folder in folders]
-    for adapter in ["", *adapters] if adapters else []:
-        out.rule(f"with adapter {adapter}" if adapter else "a small model, without an adapter", align="left")
-        out.print(_STYLE_PROMPT, end="", style="dim")
-        events = client.generate(
-            _STYLE_PROMPT,
-            model=model,
-            adapter=adapter,
-            max_tokens=_STYLE_TOKENS,
-            temperature=_STYLE_TEMPERATURE,
-            seed=_STYLE_SEED,
-            ignore_eos=True,
-        )
-        async for event in events:
-            out.print(event.delta.text, end="")
-        out.print("\n")
-
-
-async def _upload(client: Client, model: str, folder: Path) -> str:
-    return (await client.upload_adapter(folder, folder.name, model=model)).name
-
-
-async def compare(client: Client, model: str) -> dict[bool, list[Run]]:
-    """Shows a text without speculation and with it, and measures both ways on it and on others."""
-    (size,) = (found.target.num_parameters for found in await client.list_models() if found.target.id == model)
-    out.print(
-        "What follows is on a target that was made a moment ago: it says what the small one says, at the cost of the "
-        f"{size / 1e6:.0f} million parameters that it has.\n",
-        style="dim",
-    )
-    await _run(client, model, _WARM_UP, speculation=True, num_tokens=_WARM_UP_TOKENS)
-    await _run(client, model, _WARM_UP, speculation=False, num_tokens=_WARM_UP_TOKENS)
-    runs: dict[bool, list[Run]] = {False: [], True: []}
-    for speculation, done in runs.items():
-        out.rule("with speculation" if speculation else "without speculation", align="left")
-        out.print(_COMPARED[0], end="", style="dim")
-        run = await _run(client, model, _COMPARED[0], speculation=speculation, is_shown=True)
-        out.print(f"\n\n{run.tokens_per_second:.0f} tokens/s\n", style="dim")
-        done.append(run)
+async def ask_all(client: Client) -> list[Asked]:
+    """Asks every question with speculation, live, and then without."""
+    for speculation in (True, False):
+        await _ask(client, _WARM_UP[0], speculation=speculation, max_tokens=_WARM_UP[1])
+    asked: list[Asked] = []
+    for question in QUESTIONS:
+        out.rule(question, align="left")
+        on = await _ask(client, question, speculation=True, is_shown=True)
+        with out.status("the same without speculation"):
+            off = await _ask(client, question, speculation=False)
+        asked.append(Asked(question, on, off))
+        out.print(f"\n\n{told(asked[-1])}\n", style="dim")
     out.print("green", style=_ACCEPTED, end="")
     out.print(" was proposed by the draft and accepted by the target, ", end="")
     out.print("bold", style=_OWN, end="")
     out.print(" is what the target decided itself\n")
-    with out.status("measuring on more texts"):
-        for number, prompt in enumerate(_COMPARED[1:]):
-            for speculation in (True, False) if number % 2 else (False, True):
-                runs[speculation].append(await _run(client, model, prompt, speculation=speculation))
-    return runs
+    return asked
 
 
-async def _run(
-    client: Client,
-    model: str,
-    prompt: str,
-    *,
-    speculation: bool,
-    num_tokens: int = _COMPARED_TOKENS,
-    is_shown: bool = False,
+def told(asked: Asked) -> str:
+    """What came of a question, in a line."""
+    same = "the same words" if asked.is_same else "OTHER WORDS"
+    speeds = f"{asked.on.tokens_per_second:.0f} tokens/s, without speculation {asked.off.tokens_per_second:.0f}"
+    return f"{speeds}: {asked.ratio:.2f} times as fast, {same}"
+
+
+async def _ask(
+    client: Client, question: str, *, speculation: bool, max_tokens: int = _MAX_TOKENS, is_shown: bool = False
 ) -> Run:
     token_ids: list[int] = []
     usage = None
-    events = client.generate(
-        prompt, model=model, max_tokens=num_tokens, temperature=0, ignore_eos=True, speculation=speculation
-    )
-    async for event in events:
+    messages: list[Message] = [{"role": "user", "content": question}]
+    async for event in client.chat(messages, max_tokens=max_tokens, temperature=0, speculation=speculation):
         token_ids.extend(event.delta.token_ids)
         if is_shown:
             show(event.delta)
@@ -182,7 +125,8 @@ async def _run(
     if usage is None:
         raise RuntimeError("the stream ended without its usage")
     seconds = usage.total_seconds - usage.time_to_first_token_seconds
-    return Run(token_ids, (len(token_ids) - 1) / seconds, usage.num_drafted_tokens, usage.num_accepted_tokens)
+    speed = (len(token_ids) - 1) / seconds if seconds > 0 else 0.0
+    return Run(token_ids, speed, usage.num_drafted_tokens, usage.num_accepted_tokens)
 
 
 def show(delta: Delta) -> None:
@@ -194,23 +138,18 @@ def show(delta: Delta) -> None:
         out.print(own, style=_OWN, end="")
 
 
-def report(runs: dict[bool, list[Run]]) -> int:
-    """Prints what runs came to. Returns 0, or 1 when outputs differ."""
-    on, off = (statistics.median(run.tokens_per_second for run in runs[mode]) for mode in (True, False))
-    ratio = statistics.median(
-        a.tokens_per_second / b.tokens_per_second for a, b in zip(runs[True], runs[False], strict=True)
-    )
-    drafted = sum(run.drafted for run in runs[True])
-    accepted = sum(run.accepted for run in runs[True])
-    identical = all(a.token_ids == b.token_ids for a, b in zip(runs[True], runs[False], strict=True))
-    title = f"{_COMPARED_TOKENS} tokens, greedy, median of {len(runs[True])} texts"
-    table = Table(title=title, box=None, title_justify="left")
-    table.add_column("speculation")
-    table.add_column("tokens/s", justify="right")
-    table.add_row("off", f"{off:.1f}")
-    table.add_row("on", f"{on:.1f}")
-    table.add_row("on / off", f"{ratio:.2f}")
-    table.add_row("accepted of proposed", f"{accepted / drafted:.0%}" if drafted else "nothing proposed")
-    table.add_row("identical", "yes" if identical else "NO")
+def report(asked: Sequence[Asked]) -> int:
+    """Prints what answers came to, and what to type next. Returns 0, or 1 when some differ."""
+    table = Table(box=None, title="Greedy, tokens a second behind the first", title_justify="left")
+    table.add_column("question")
+    for name in ("off", "on", "on / off", "accepted of proposed", "same words"):
+        table.add_column(name, justify="right")
+    for each in asked:
+        share = f"{each.on.accepted / each.on.drafted:.0%}" if each.on.drafted else "-"
+        speeds = (f"{run.tokens_per_second:.0f}" for run in (each.off, each.on))
+        table.add_row(each.question, *speeds, f"{each.ratio:.2f}", share, "yes" if each.is_same else "NO")
     out.print(table)
-    return 0 if identical else 1
+    worth = statistics.median(each.ratio for each in asked)
+    out.print(f"\nThe draft makes answers {worth:.2f} times as fast, and changes none.", highlight=False)
+    out.print("Next: `paceline up` here, and `paceline chat` in another terminal.", highlight=False)
+    return 0 if all(each.is_same for each in asked) else 1

@@ -49,9 +49,14 @@ class LogLevel(StrEnum):
 
 def up(
     model: Annotated[
-        str | None, typer.Option(help="Target: folder, GGUF file, hub id, or smollm2. Default: the pair that ships.")
+        str | None,
+        typer.Option(
+            help="Target: folder, GGUF file, hub id, smollm2 or python-pair. Default: smollm2, if it is here."
+        ),
     ] = None,
-    draft_model: Annotated[str | None, typer.Option(help="Draft: folder or hub id.")] = None,
+    draft_model: Annotated[
+        str | None, typer.Option(help="Draft: folder or hub id; of smollm2 and python-pair theirs.")
+    ] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Starts no draft.")] = False,
     no_generation_config: Annotated[
         bool, typer.Option("--no-generation-config", help="Does not sample as the model's generation_config.json says.")
@@ -103,7 +108,8 @@ def up(
     reach(ENGINE)
     from services.local.certificate_folder import CertificateFolder
     from services.local.errors import LaunchError
-    from services.local.pair import Pair, read_models, shipped_model
+    from services.local.model_files import KNOWN
+    from services.local.pair import ASSISTANT, PYTHON_PAIR, Pair, is_here, named, read_models
     from services.local.system import SystemSettings, named_ports, user_adapters
     from services.local.up import keep_running
 
@@ -119,11 +125,17 @@ def up(
             }
             pairs = read_models(models, **defaults)
         else:
-            if draft_model is None and model is None and not no_draft:
-                draft_model = shipped_model("draft")
+            if model is None and not is_here(ASSISTANT):
+                err.print(
+                    f"The assistant is not here: `paceline get {ASSISTANT}` fetches it ({KNOWN[ASSISTANT].what}). "
+                    f"Until then, what runs is a small pair that knows nothing but Python source: {PYTHON_PAIR}.",
+                    markup=False,
+                    highlight=False,
+                )
+            target, its_draft = named(model)
             pair = Pair(
-                model=model or shipped_model("target"),
-                draft=None if no_draft else draft_model or None,
+                model=target,
+                draft=None if no_draft else draft_model or its_draft,
                 device=device.value,
                 dtype=dtype.value,
                 weights=weights.value,

@@ -6,14 +6,16 @@ import pytest
 from rich.console import Console
 
 from paceline.cli import demo
-from paceline.cli.demo import Run, report, show
+from paceline.cli.demo import Asked, Run, report, show, told
 from paceline.v1.inference_pb2 import Delta
 
 
 @pytest.fixture
 def out(monkeypatch: pytest.MonkeyPatch) -> Console:
     """A terminal with colours in place of the one that there may be."""
-    console = Console(force_terminal=True, color_system="standard", highlight=False, soft_wrap=True, markup=False)
+    console = Console(
+        force_terminal=True, color_system="standard", highlight=False, soft_wrap=True, markup=False, width=160
+    )
     monkeypatch.setattr(demo, "out", console)
     return console
 
@@ -41,14 +43,23 @@ def test_brackets_of_a_text_are_shown_as_they_are(out: Console) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "code", "said"), [([1, 2], 0, "yes"), ([1, 3], 1, "NO")])
-def test_the_report_says_the_median_of_ratios_and_whether_outputs_are_the_same(
+def test_the_report_says_what_the_draft_was_worth_and_whether_words_are_the_same(
     out: Console, tokens: list[int], code: int, said: str
 ) -> None:
-    off = [Run([1, 2], 10.0, 0, 0), Run([1, 2], 20.0, 0, 0), Run([1, 2], 40.0, 0, 0)]
-    on = [Run([1, 2], 30.0, 6, 3), Run(tokens, 40.0, 4, 2), Run([1, 2], 40.0, 0, 0)]
+    asked = [
+        Asked("first?", Run(tokens, 30.0, 6, 3), Run([1, 2], 10.0, 0, 0)),
+        Asked("second?", Run([1, 2], 40.0, 0, 0), Run([1, 2], 20.0, 0, 0)),
+        Asked("third?", Run([1, 2], 40.0, 4, 1), Run([1, 2], 40.0, 0, 0)),
+    ]
     with out.capture() as captured:
-        assert report({True: on, False: off}) == code
+        assert report(asked) == code
     shown = re.sub(r"\x1b\[[\d;]*m", "", captured.get())
-    assert re.search(r"on / off\s+2\.00", shown)
-    assert re.search(r"accepted of proposed\s+50%", shown)
-    assert re.search(rf"identical\s+{said}", shown)
+    assert re.search(rf"first\?\s+10\s+30\s+3\.00\s+50%\s+{said}", shown)
+    assert re.search(r"second\?\s+20\s+40\s+2\.00\s+-\s+yes", shown)
+    assert "makes answers 2.00 times as fast" in shown
+
+
+def test_a_line_says_what_came_of_a_question() -> None:
+    same = Asked("?", Run([1, 2], 30.0, 6, 3), Run([1, 2], 20.0, 0, 0))
+    assert told(same) == "30 tokens/s, without speculation 20: 1.50 times as fast, the same words"
+    assert told(same._replace(off=Run([3], 20.0, 0, 0))).endswith("OTHER WORDS")

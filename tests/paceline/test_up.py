@@ -13,7 +13,12 @@ NAMES = ("gateway", "draft", "verifier", "prefix-cache", "adapter-store")
 
 
 async def up(folder: Path, *arguments: str, **environment: str) -> tuple[int | None, list[str]]:
-    """Exit code and lines of `paceline up`, whose ports are free and whose data lie in a folder."""
+    """Exit code and lines of `paceline up`, whose ports are free and whose data lie in a folder.
+
+    It serves the small pair where no model is named.
+    """
+    if not any(argument.startswith("--model") for argument in arguments):
+        arguments = ("--model=python-pair", *arguments)
     ports = [f"--{name}-port={port}" for name, port in zip(NAMES, free_ports(len(NAMES)), strict=True)]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "paceline", "up", *ports, *arguments),
