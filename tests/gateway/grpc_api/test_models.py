@@ -65,7 +65,8 @@ async def test_requests_and_metrics_of_each_are_apart(tokenizer_folder: Path, re
     assert [(reply.token_ids, reply.started.model) for reply in seconds] == [([65] * 9, "b")] * 2
     assert [len(verifier.opens) for verifier in verifiers] == [1, 2]
     assert counted(reader, "paceline.request.completion_tokens") == {("a",): 9, ("b",): 18}
-    assert counted(reader, "paceline.request.ended") == {("a", "finished"): 1, ("b", "finished"): 2}
+    ended = {labels: count for labels, count in counted(reader, "paceline.request.ended").items() if count}
+    assert ended == {("a", "finished"): 1, ("b", "finished"): 2}
 
 
 async def test_failovers_are_counted(tokenizer_folder: Path, reader: InMemoryMetricReader) -> None:
