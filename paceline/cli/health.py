@@ -1,7 +1,7 @@
 """`paceline health`: whether a process serves, for whoever starts and stops processes."""
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 import grpc
 import typer
@@ -34,5 +34,6 @@ def health(
 
 async def _ask(address: str, seconds: float) -> bytes:
     async with open_channel(address.removeprefix("https://"), tls=tls_of(address)) as channel:
-        answer: bytes = await channel.unary_unary(_CHECK)(b"", timeout=seconds)
+        ask: Any = channel.unary_unary(_CHECK)
+        answer: bytes = await ask(b"", timeout=seconds)
         return answer
