@@ -49,6 +49,7 @@ _MOST = {
 }
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
+_VARINT_BYTES = 10
 _CONTINUES = 0x80
 _CONTINUED = bytes(range(_CONTINUES, 0x100))
 """Bytes of a number that more of it follow."""
@@ -116,14 +117,14 @@ def num_beside(message: bytes, fields: Mapping[int, _Large], most: int) -> int:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number, and where it ends. Raises IndexError when it does not end."""
-    number = shift = 0
-    while True:
-        byte = message[at]
-        number |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+    """A number, and where it ends. Raises IndexError when it does not end where numbers must."""
+    number = 0
+    for length in range(_VARINT_BYTES):
+        byte = message[at + length]
+        number |= (byte & 0x7F) << 7 * length
         if byte < _CONTINUES:
-            return number, at
+            return number, at + length + 1
+    raise IndexError
 
 
 @cache

@@ -1,5 +1,6 @@
 """Requests are refused by their size before messages are made of them; files come in pieces of any size."""
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_any_bytes_are_counted(message: bytes) -> None:
         num_beside(message, {**FILE, 1: _Large(is_numbers=False, within={1: _Large(is_numbers=True, within={})})}, 50)
         >= 0
     )
+
+
+def test_a_number_without_an_end_is_not_read_to_it() -> None:
+    """Reading a million bytes of one takes a quarter of a minute."""
+    began = time.monotonic()
+    assert num_beside(b"\xff" * 1_000_000, {}, SMALL_BYTES) <= 1_000_000
+    assert time.monotonic() - began < 1
 
 
 MILLIONS = 3_000_000
