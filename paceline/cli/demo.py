@@ -150,6 +150,6 @@ def report(asked: Sequence[Asked]) -> int:
         table.add_row(each.question, *speeds, f"{each.ratio:.2f}", share, "yes" if each.is_same else "NO")
     out.print(table)
     worth = statistics.median(each.ratio for each in asked)
-    out.print(f"\nThe draft makes answers {worth:.2f} times as fast, and changes none.", highlight=False)
+    out.print(f"\nWith the draft, answers come {worth:.2f} times as fast as without.", highlight=False)
     out.print("Next: `paceline up` here, and `paceline chat` in another terminal.", highlight=False)
     return 0 if all(each.is_same for each in asked) else 1

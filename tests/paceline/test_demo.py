@@ -56,7 +56,7 @@ def test_the_report_says_what_the_draft_was_worth_and_whether_words_are_the_same
     shown = re.sub(r"\x1b\[[\d;]*m", "", captured.get())
     assert re.search(rf"first\?\s+10\s+30\s+3\.00\s+50%\s+{said}", shown)
     assert re.search(r"second\?\s+20\s+40\s+2\.00\s+-\s+yes", shown)
-    assert "makes answers 2.00 times as fast" in shown
+    assert "answers come 2.00 times as fast as without" in shown
 
 
 def test_a_line_says_what_came_of_a_question() -> None:
