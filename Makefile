@@ -8,7 +8,7 @@ PROMETHEUS := $(shell command -v prometheus || echo build/prometheus/usr/bin/pro
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: help setup setup-dev demo protos publish-protos fmt check test attack sweep bench bench-peers up
+.PHONY: help setup setup-dev demo protos publish-protos fmt check test attack kills sweep bench bench-peers up
 
 help: ## Shows this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ sweep: setup-dev ## Tries every causal type that transformers knows, and writes 
 
 attack: setup-dev ## Sends 100,000 hostile inputs; COUNT=, SEED=, REPLAY= choose others
 	PYTHONPATH=.:tests $(BIN)/python -m attacks $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))
+
+kills: setup-dev ## Kills, hangs and stops every service under load 1,000 times; COUNT=, SEED= choose others
+	PACELINE_ROUNDS=$(or $(COUNT),1000) PACELINE_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/e2e/test_killed_fleet.py
 
 bench: setup-dev ## Measures, and writes docs/benchmarks
 	$(BIN)/python -m benchmarks
