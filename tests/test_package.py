@@ -155,6 +155,22 @@ def test_processes_are_found_in_an_installation(run: Run, unpacked: Path) -> Non
     assert has_torch == "False"
 
 
+def test_the_demos_target_is_made_in_an_installation_without_torch(run: Run) -> None:
+    done = run(
+        "from paceline.cli.serve import SERVE, reach; reach(SERVE)\n"
+        "import pathlib, paceline.cli.demo\n"
+        "from services.engine.enlarged import enlarge\n"
+        "from services.local.usual import shipped_model\n"
+        "enlarge(pathlib.Path(shipped_model('target')), pathlib.Path('larger'), 7, 1344)\n"
+        "print(*sorted(path.name for path in pathlib.Path('larger').iterdir()), 'torch' in sys.modules)",
+        extra="serve",
+    )
+    assert done.returncode == 0, done.stderr
+    *files, has_torch = done.stdout.split()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
+    assert has_torch == "False"
+
+
 @pytest.mark.parametrize(
     "module",
     ["gateway.__main__", "services.prefix_cache.__main__", "services.adapter_store.__main__", "services.local.up"],

@@ -1,20 +1,19 @@
-"""`paceline demo`: an assistant answers live, with speculation and without, side by side in speed."""
+"""`paceline demo`: an assistant answers live, then what speculation is worth where a draft knows its target well."""
 
 import asyncio
 import contextlib
 import os
-import statistics
+import tempfile
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 import typer
-from rich.table import Table
 
 from paceline import Client, Message, PacelineError
 from paceline.cli.serve import ENGINE, reach
+from paceline.cli.side_by_side import Asked, Run, measured, show_key, show_table, told
 from paceline.cli.terminal import fail, out
-from paceline.v1.inference_pb2 import Delta
 
 QUESTIONS = (
     "Explain in a few sentences why the sky is blue.",
@@ -23,41 +22,40 @@ QUESTIONS = (
 )
 """Each is asked with speculation first: the other way round, an answer would be known by heart."""
 _MAX_TOKENS = 128
-_WARM_UP = ("Say hello.", 16)
-_ACCEPTED = "green"
-_OWN = "bold"
+SOURCES = (
+    '''import os
 
 
-class Run(NamedTuple):
-    """One measured answer."""
+class TemporaryFolder:
+    """Create a folder, and remove it when it is no longer needed."""
 
-    token_ids: list[int]
-    tokens_per_second: float
-    """Behind the first token."""
-    drafted: int
-    accepted: int
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+''',
+    '''import json
 
 
-class Asked(NamedTuple):
-    """A question's answer both ways."""
+def read_settings(path, default=None):
+    """Return the settings in a file, or the default when there is none."""
+''',
+    '''import socket
 
-    question: str
-    on: Run
-    off: Run
 
-    @property
-    def ratio(self) -> float:
-        """What speculation gained."""
-        return self.on.tokens_per_second / self.off.tokens_per_second
-
-    @property
-    def is_same(self) -> bool:
-        """Whether both answers are the same, token for token."""
-        return self.on.token_ids == self.off.token_ids
+def is_open(host, port, timeout=None):
+    """Tell whether somebody listens on a port."""
+''',
+)
+"""Beginnings of Python source. The first is shown as it goes on."""
+_SOURCE_TOKENS = 64
+_WARM_UP = ("Say hello.", "def main():\n")
+_WARM_UP_TOKENS = 16
+_PYTHON = "python"
 
 
 def demo() -> None:
-    """Asks the assistant three questions, and shows what its draft is worth."""
+    """Asks the assistant three questions, and shows what drafts are worth."""
     reach(ENGINE)
     from services.local.errors import LaunchError
 
@@ -68,88 +66,108 @@ def demo() -> None:
 
 
 async def _demo() -> int:
-    """Returns 0, or 1 when speculation changed an answer."""
+    """Returns 0, or 1 when speculation changed a text."""
     from services.local.launcher import running
-    from services.local.pair import ASSISTANT, Pair, named
+    from services.local.pair import ASSISTANT, Pair, named, shipped_model
     from services.local.system import SystemSettings
+    from services.local.usual import build_usual
 
     began = time.monotonic()
-    model, draft = named(ASSISTANT)
-    pair = Pair(model=model, draft=draft, threads=os.cpu_count() or 1, draft_threads=1)
     async with contextlib.AsyncExitStack() as resources:
-        with out.status("starting draft, verifier and gateway"):
-            launcher = await resources.enter_async_context(running(SystemSettings((pair,), log_level="WARNING")))
+        folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="paceline-demo-"))
+        with out.status("making a target of usual size, then starting drafts, verifiers and gateway"):
+            model, draft = named(ASSISTANT)
+            # Of each two one is idle while the other works: each may have all cores.
+            cores = os.cpu_count() or 1
+            usual, small = build_usual(Path(folder) / _PYTHON), shipped_model("draft")
+            pairs = (
+                Pair(id=ASSISTANT, model=model, draft=draft, threads=cores, draft_threads=1),
+                Pair(id=_PYTHON, model=usual, draft=small, threads=cores, draft_threads=1),
+            )
+            launcher = await resources.enter_async_context(running(SystemSettings(pairs, log_level="WARNING")))
             client = await resources.enter_async_context(Client(launcher.address()))
-        out.print(f"{model}, ready after {time.monotonic() - began:.0f} s\n", style="dim")
-        return report(await ask_all(client))
+        out.print(f"{ASSISTANT}, ready after {time.monotonic() - began:.0f} s\n", style="dim")
+        answers = await ask_all(client, ASSISTANT)
+        return report(answers, await continue_all(client, _PYTHON))
 
 
-async def ask_all(client: Client) -> list[Asked]:
+async def ask_all(client: Client, model: str) -> list[Asked]:
     """Asks every question with speculation, live, and then without."""
     for speculation in (True, False):
-        await _ask(client, _WARM_UP[0], speculation=speculation, max_tokens=_WARM_UP[1])
+        await _ask(client, model, _WARM_UP[0], speculation=speculation, max_tokens=_WARM_UP_TOKENS)
     asked: list[Asked] = []
     for question in QUESTIONS:
         out.rule(question, align="left")
-        on = await _ask(client, question, speculation=True, is_shown=True)
+        on = await _ask(client, model, question, speculation=True, is_shown=True)
         with out.status("the same without speculation"):
-            off = await _ask(client, question, speculation=False)
+            off = await _ask(client, model, question, speculation=False)
         asked.append(Asked(question, on, off))
         out.print(f"\n\n{told(asked[-1])}\n", style="dim")
-    out.print("green", style=_ACCEPTED, end="")
-    out.print(" was proposed by the draft and accepted by the target, ", end="")
-    out.print("bold", style=_OWN, end="")
-    out.print(" is what the target decided itself\n")
+    show_key()
     return asked
 
 
-def told(asked: Asked) -> str:
-    """What came of a question, in a line."""
-    same = "the same words" if asked.is_same else "OTHER WORDS"
-    speeds = f"{asked.on.tokens_per_second:.0f} tokens/s, without speculation {asked.off.tokens_per_second:.0f}"
-    return f"{speeds}: {asked.ratio:.2f} times as fast, {same}"
+async def continue_all(client: Client, model: str) -> list[Asked]:
+    """Has every source continued both ways; the first is shown."""
+    (size,) = (found.target.num_parameters for found in await client.list_models() if found.target.id == model)
+    out.rule("a draft that knows its target well", align="left")
+    out.print(
+        "The target was made a moment ago: it says what a small model of Python source says, at the cost of the "
+        f"{size / 1e6:.0f} million parameters that it has.\n",
+        style="dim",
+    )
+    for speculation in (True, False):
+        await _continue(client, model, _WARM_UP[1], speculation=speculation, max_tokens=_WARM_UP_TOKENS)
+    out.print(SOURCES[0], end="", style="dim")
+    asked: list[Asked] = []
+    for number, source in enumerate(SOURCES):
+        on = await _continue(client, model, source, speculation=True, is_shown=not number)
+        if not number:
+            out.print("\n")
+        with out.status("measuring on more texts"):
+            off = await _continue(client, model, source, speculation=False)
+        asked.append(Asked(source.splitlines()[0], on, off))
+    return asked
 
 
 async def _ask(
-    client: Client, question: str, *, speculation: bool, max_tokens: int = _MAX_TOKENS, is_shown: bool = False
+    client: Client,
+    model: str,
+    question: str,
+    *,
+    speculation: bool,
+    max_tokens: int = _MAX_TOKENS,
+    is_shown: bool = False,
 ) -> Run:
-    token_ids: list[int] = []
-    usage = None
     messages: list[Message] = [{"role": "user", "content": question}]
-    async for event in client.chat(messages, max_tokens=max_tokens, temperature=0, speculation=speculation):
-        token_ids.extend(event.delta.token_ids)
-        if is_shown:
-            show(event.delta)
-        if event.HasField("usage"):
-            usage = event.usage
-    if usage is None:
-        raise RuntimeError("the stream ended without its usage")
-    seconds = usage.total_seconds - usage.time_to_first_token_seconds
-    speed = (len(token_ids) - 1) / seconds if seconds > 0 else 0.0
-    return Run(token_ids, speed, usage.num_drafted_tokens, usage.num_accepted_tokens)
+    events = client.chat(messages, model=model, max_tokens=max_tokens, temperature=0, speculation=speculation)
+    return await measured(events, is_shown=is_shown)
 
 
-def show(delta: Delta) -> None:
-    """Prints the text of a delta: what came with accepted tokens in one colour, the target's own in another."""
-    accepted, own = delta.text[: delta.num_accepted_characters], delta.text[delta.num_accepted_characters :]
-    if accepted:
-        out.print(accepted, style=_ACCEPTED, end="")
-    if own:
-        out.print(own, style=_OWN, end="")
+async def _continue(
+    client: Client,
+    model: str,
+    source: str,
+    *,
+    speculation: bool,
+    max_tokens: int = _SOURCE_TOKENS,
+    is_shown: bool = False,
+) -> Run:
+    events = client.generate(
+        source, model=model, max_tokens=max_tokens, temperature=0, ignore_eos=True, speculation=speculation
+    )
+    return await measured(events, is_shown=is_shown)
 
 
-def report(asked: Sequence[Asked]) -> int:
-    """Prints what answers came to, and what to type next. Returns 0, or 1 when some differ."""
-    table = Table(box=None, title="Greedy, tokens a second behind the first", title_justify="left")
-    table.add_column("question")
-    for name in ("off", "on", "on / off", "accepted of proposed", "same words"):
-        table.add_column(name, justify="right")
-    for each in asked:
-        share = f"{each.on.accepted / each.on.drafted:.0%}" if each.on.drafted else "-"
-        speeds = (f"{run.tokens_per_second:.0f}" for run in (each.off, each.on))
-        table.add_row(each.question, *speeds, f"{each.ratio:.2f}", share, "yes" if each.is_same else "NO")
-    out.print(table)
-    worth = statistics.median(each.ratio for each in asked)
-    out.print(f"\nWith the draft, answers come {worth:.2f} times as fast as without.", highlight=False)
+def report(answers: Sequence[Asked], sources: Sequence[Asked]) -> int:
+    """Prints what texts came to, and what to type next. Returns 0, or 1 when some differ."""
+    assistant = show_table(answers, "The assistant")
+    out.print()
+    known = show_table(sources, "A draft that knows its target well")
+    out.print(
+        f"\nWith its draft, which has seen little, the assistant is {assistant:.2f} times as fast as without; with a "
+        f"draft that knows its target, texts come {known:.2f} times as fast.",
+        highlight=False,
+    )
     out.print("Next: `paceline up` here, and `paceline chat` in another terminal.", highlight=False)
-    return 0 if all(each.is_same for each in asked) else 1
+    return 0 if all(each.is_same for each in (*answers, *sources)) else 1

@@ -5,8 +5,9 @@ import re
 import pytest
 from rich.console import Console
 
-from paceline.cli import demo
-from paceline.cli.demo import Asked, Run, report, show, told
+from paceline.cli import demo, side_by_side
+from paceline.cli.demo import report
+from paceline.cli.side_by_side import Asked, Run, show, told
 from paceline.v1.inference_pb2 import Delta
 
 
@@ -16,7 +17,8 @@ def out(monkeypatch: pytest.MonkeyPatch) -> Console:
     console = Console(
         force_terminal=True, color_system="standard", highlight=False, soft_wrap=True, markup=False, width=160
     )
-    monkeypatch.setattr(demo, "out", console)
+    for module in (demo, side_by_side):
+        monkeypatch.setattr(module, "out", console)
     return console
 
 
@@ -51,12 +53,14 @@ def test_the_report_says_what_the_draft_was_worth_and_whether_words_are_the_same
         Asked("second?", Run([1, 2], 40.0, 0, 0), Run([1, 2], 20.0, 0, 0)),
         Asked("third?", Run([1, 2], 40.0, 4, 1), Run([1, 2], 40.0, 0, 0)),
     ]
+    sources = [Asked("import os", Run([1], 50.0, 4, 4), Run([1], 20.0, 0, 0))]
     with out.capture() as captured:
-        assert report(asked) == code
+        assert report(asked, sources) == code
     shown = re.sub(r"\x1b\[[\d;]*m", "", captured.get())
     assert re.search(rf"first\?\s+10\s+30\s+3\.00\s+50%\s+{said}", shown)
     assert re.search(r"second\?\s+20\s+40\s+2\.00\s+-\s+yes", shown)
-    assert "answers come 2.00 times as fast as without" in shown
+    assert "the assistant is 2.00 times as fast as without" in shown
+    assert "texts come 2.50 times as fast" in shown
 
 
 def test_a_line_says_what_came_of_a_question() -> None:
