@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
+import pytest_asyncio
 
 from gateway.model.chat_template import Conversation
 from gateway.model.tokenizer import ModelTokenizer
@@ -15,6 +17,7 @@ from support.assistant import CHATS, NUM_TOKENS, expected, prompt_of, user
 from support.system import Reply, System, collect, start_system
 from support.tiny import save_noisy
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 STORY = user("Tell me a long story about a lighthouse keeper and her cat.")
 NO_SPECULATION = {"speculation": False}
 
@@ -29,10 +32,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"target": target, "shipped": draft, "another": save_noisy(tmp_path_factory.mktemp("another"), draft)}
 
 
-@pytest.fixture
+@asynccontextmanager
+async def system_with(folders: dict[str, str], draft: str) -> AsyncIterator[System]:
+    """The assistant in float32 with a draft."""
+    async with start_system(folders["target"], [folders[draft]], {"kv_bytes": 64 << 20}) as system:
+        yield system
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def assistant(folders: dict[str, str]) -> AsyncIterator[System]:
-    """The assistant in float32 with its draft."""
-    async with start_system(folders["target"], [folders["shipped"]], {"kv_bytes": 256 << 20}) as system:
+    """The assistant with its draft, once for all tests: what an engine of its size takes is not given back."""
+    async with system_with(folders, "shipped") as system:
         yield system
 
 
@@ -41,22 +51,28 @@ async def answer(system: System, messages: list[Message], **options: object) -> 
     return await collect(system.client.chat(messages, **options))
 
 
-@pytest.mark.parametrize(("draft", "chats"), [("shipped", CHATS), ("another", CHATS[::3])])
-async def test_answers_are_those_of_transformers(
-    folders: dict[str, str], draft: str, chats: Sequence[list[Message]]
-) -> None:
+async def check_answers(system: System, chats: Sequence[list[Message]]) -> None:
+    """That they are those of `transformers`, and that a draft proposed some of their tokens."""
     drafted = 0
-    async with start_system(folders["target"], [folders[draft]], {"kv_bytes": 256 << 20}) as system:
-        for messages in chats:
-            reply, off = await answer(system, messages), await answer(system, messages, **NO_SPECULATION)
-            assert (reply.token_ids, reply.text) == expected(messages, reply.token_ids)
-            assert (off.token_ids, off.text) == (reply.token_ids, reply.text)
-            ends = reply.token_ids[-1] == 2
-            assert reply.finish_reasons[0] == (FINISH_REASON_EOS if ends else FINISH_REASON_LENGTH)
-            assert len(reply.token_ids) == NUM_TOKENS or ends
-            assert off.usage.num_drafted_tokens == 0
-            drafted += reply.usage.num_drafted_tokens
+    for messages in chats:
+        reply, off = await answer(system, messages), await answer(system, messages, **NO_SPECULATION)
+        assert (reply.token_ids, reply.text) == expected(messages, reply.token_ids)
+        assert (off.token_ids, off.text) == (reply.token_ids, reply.text)
+        ends = reply.token_ids[-1] == 2
+        assert reply.finish_reasons[0] == (FINISH_REASON_EOS if ends else FINISH_REASON_LENGTH)
+        assert len(reply.token_ids) == NUM_TOKENS or ends
+        assert off.usage.num_drafted_tokens == 0
+        drafted += reply.usage.num_drafted_tokens
     assert drafted > 0
+
+
+async def test_answers_are_those_of_transformers(assistant: System) -> None:
+    await check_answers(assistant, CHATS)
+
+
+async def test_another_draft_changes_no_answer(folders: dict[str, str]) -> None:
+    async with system_with(folders, "another") as system:
+        await check_answers(system, CHATS[::3])
 
 
 async def test_prompts_are_those_of_the_chat_template(folders: dict[str, str], assistant: System) -> None:
