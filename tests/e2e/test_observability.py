@@ -48,8 +48,6 @@ async def test_a_request_is_one_trace_through_all_services_with_few_spans(system
             ("paceline-gateway", "/paceline.internal.v1.VerifierService/Verify"),
             ("paceline-verifier", "/paceline.internal.v1.VerifierService/Verify"),
             ("paceline-draft", "/paceline.internal.v1.DraftService/Propose"),
-            ("paceline-verifier", "/paceline.internal.v1.PrefixCacheService/MatchBlocks"),
-            ("paceline-prefix-cache", "/paceline.internal.v1.PrefixCacheService/MatchBlocks"),
             ("paceline-verifier", "/paceline.internal.v1.AdapterStoreService/FetchAdapter"),
             ("paceline-adapter-store", "/paceline.internal.v1.AdapterStoreService/FetchAdapter"),
             **{"paceline.request_id": request_id},
