@@ -78,6 +78,7 @@ usage_requests = Table(
     Column("outcome", String(16), nullable=False),
     Column("ended_at", Double, nullable=False),
     *_sums(),
+    Column("prompt_digest", String(32), nullable=False, server_default=""),
     Index("ix_usage_requests_ended_at", "ended_at"),
 )
 """One row a request that used anything. That a request is here is why it is not added to the sums again."""

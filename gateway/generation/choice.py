@@ -8,6 +8,7 @@ from gateway.generation.relay import Relay
 from gateway.generation.resumption import Received
 from gateway.generation.stop_strings import Passed, StopStrings
 from gateway.model.detokenizer import Detokenizer
+from paceline.errors import InvalidArgumentError
 from paceline.internal.v1 import speculation_pb2
 from paceline.v1 import inference_pb2, sampling_pb2
 
@@ -49,12 +50,17 @@ class Choice:
                     return
 
     def _catch_up(self, received: Received) -> "sampling_pb2.FinishReason.ValueType":
-        """Brings the text to where its client has it; returns why it ended there, if it did."""
+        """Brings the text to where its client has it; returns why it ended there, if it did.
+
+        Raises InvalidArgumentError where nobody can have received as much.
+        """
         commit = speculation_pb2.Commit(token_ids=received.token_ids, finish_reason=received.finish_reason)
         _, reason = self._take(commit)
-        num_completion_tokens = self.usage.num_completion_tokens
+        num_taken = self.usage.num_completion_tokens
         self.usage.CopyFrom(received.usage)
-        self.usage.num_completion_tokens = num_completion_tokens
+        if num_taken < len(received.token_ids):
+            place = f"resume.choices[{self._index}].token_ids"
+            raise InvalidArgumentError(place, f"the text ends behind {num_taken} of them, with a stop string")
         return reason
 
     def _take(

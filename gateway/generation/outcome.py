@@ -1,6 +1,7 @@
 """How a request ended, and what it used until then."""
 
 import time
+from array import array
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -11,6 +12,7 @@ from gateway.generation.transcript import Transcript
 from gateway.tenants.identity import Caller
 from paceline.errors import PacelineError
 from paceline.v1 import inference_pb2, sampling_pb2
+from services.common.digest import identity_digest
 
 _FAILED = frozenset(
     {
@@ -158,6 +160,16 @@ class Record:
         used.time_to_first_token_seconds = self.time_to_first_token
         used.total_seconds = time.monotonic() - self._began
         return used
+
+    def prompt_digest(self) -> str:
+        """32 hexadecimal digits by which its prompt is known, should another gateway go on with it; empty where all of
+        it was streamed, or nothing was begun.
+        """
+        if not self.transcripts or (self.outcome is Outcome.FINISHED and self.received is None):
+            return ""
+        opening = self.transcripts[0].opening
+        token_ids = array("I", opening.token_ids[: opening.num_prompt_tokens])
+        return identity_digest(prompt=token_ids.tobytes(), adapter=self.adapter_digest).hex()[:32]
 
     def received_before(self) -> inference_pb2.Usage | None:
         """What the client had received from another gateway; None where the request began here."""

@@ -9,7 +9,8 @@ from paceline.errors import FailedPreconditionError, InvalidArgumentError
 from paceline.v1 import inference_pb2, model_pb2, sampling_pb2
 
 ADAPTER_CHANGED = "ADAPTER_CHANGED"
-_REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,48}")
+_REQUEST_ID = re.compile(r"[0-9a-f]{32}")
+"""As gateways make them; ids of a batch's items are others."""
 _MAX_DRAFTED = 64
 """Proposed tokens that one round may verify, and each round decides one token at least."""
 

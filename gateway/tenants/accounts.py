@@ -72,6 +72,7 @@ class Accounts:
             usage=usage,
             cost=price(usage),
             resumed=None if received is None else Resumed(received, price),
+            prompt_digest=record.prompt_digest(),
         )
 
     async def check_cost(self, caller: Caller) -> None:

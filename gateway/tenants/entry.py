@@ -38,6 +38,8 @@ class Entry:
     """Billionths of the currency."""
     resumed: Resumed | None = None
     """None where it began here."""
+    prompt_digest: str = ""
+    """By what its prompt is known, should another gateway go on with it."""
 
     def row(self) -> dict[str, Any]:
         """As the tables have it."""
@@ -58,6 +60,7 @@ class Entry:
             "num_drafted_tokens": self.usage.num_drafted_tokens,
             "num_accepted_tokens": self.usage.num_accepted_tokens,
             "cost": self.cost,
+            "prompt_digest": self.prompt_digest,
         }
 
 

@@ -18,7 +18,7 @@ from gateway.database.database import Database
 from gateway.database.tables import SUMS, usage_days, usage_requests
 from gateway.tenants.entry import DAY_SECONDS, Entry, day_of
 from gateway.tenants.fresh import Fresh
-from gateway.tenants.resumed import write_resumed
+from gateway.tenants.resumed import write_late, write_resumed
 from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
 
@@ -65,8 +65,7 @@ class Ledger:
         counted = await self._write_begun([entry for entry in entries if entry.resumed is None], connection)
         for entry in entries:
             if entry.resumed is not None:
-                row = await write_resumed(connection, self._database, entry, entry.resumed)
-                counted += [row] if row is not None else []
+                counted += await write_resumed(connection, self._database, entry, entry.resumed)
         sums: dict[tuple[Any, ...], dict[str, Any]] = {}
         for row in counted:
             account = tuple(row[name] for name in _ACCOUNT)
@@ -79,16 +78,16 @@ class Ledger:
 
     async def _write_begun(self, entries: Sequence[Entry], connection: AsyncConnection) -> list[dict[str, Any]]:
         """Writes what was begun here; returns the rows that are new."""
-        rows = {entry.request_id: entry.row() for entry in entries}
-        wanted = usage_requests.c.request_id.in_(list(rows))
+        if not entries:
+            return []
+        by_id = {entry.request_id: entry for entry in sorted(entries, key=lambda entry: entry.request_id)}
         # Who writes the same request meanwhile waits for this transaction, or this one for theirs.
         new = self._database.insert_new(usage_requests).returning(usage_requests.c.request_id)
-        before = set((await connection.execute(select(usage_requests.c.request_id).where(wanted))).scalars())
-        candidates = [row for request_id, row in sorted(rows.items()) if request_id not in before]
-        if not candidates:
-            return []
-        written = set((await connection.execute(new, candidates)).scalars())
-        return [row for row in candidates if row["request_id"] in written]
+        rows = {request_id: entry.row() for request_id, entry in by_id.items()}
+        written = set((await connection.execute(new, list(rows.values()))).scalars())
+        others = [entry for request_id, entry in by_id.items() if request_id not in written]
+        late = await write_late(connection, self._database, others) if others else []
+        return [*late, *(row for request_id, row in rows.items() if request_id in written)]
 
     def written(self, entries: Sequence[Entry]) -> None:
         """Says that a transaction with these entries was committed: what was spent is read anew."""

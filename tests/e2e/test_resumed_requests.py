@@ -127,7 +127,8 @@ def resume_with(**fields: Any) -> inference_pb2.GenerateRequest:
     [
         ({"request_id": ""}, "resume.request_id"),
         ({"request_id": "a/../b"}, "resume.request_id"),
-        ({"request_id": "a" * 49}, "resume.request_id"),
+        ({"request_id": "a" * 33}, "resume.request_id"),
+        ({"request_id": f"batch_{'a' * 24}-0"}, "resume.request_id"),
         ({"choices": [{}, {}]}, "resume.choices"),
         ({"choices": [{"token_ids": [1 << 20]}]}, "resume.choices[0].token_ids"),
         ({"choices": [{"token_ids": [70] * 9}]}, "resume.choices[0].token_ids"),
@@ -142,6 +143,20 @@ async def test_what_cannot_have_been_received_is_refused(stub: Any, fields: dict
     error = from_call(caught.value)
     assert isinstance(error, InvalidArgumentError)
     assert error.violations[0].field == place
+
+
+async def test_nobody_received_more_than_a_stop_string_lets_through(system: System, stub: Any) -> None:
+    """Else what is cut off one choice would pay for another."""
+    whole = await system.generate([70, 71], seed=1, max_tokens=30, ignore_eos=True)
+    options = {"seed": 1, "max_tokens": 30, "ignore_eos": True, "stop": [whole.text[8:12]]}
+    request = generate_request([70, 71], options)  # type: ignore[arg-type]
+    resume = {"request_id": "c" * 32, "revision_digest": whole.started.revision_digest}
+    request.resume.CopyFrom(inference_pb2.Resume(**resume, choices=[{"token_ids": whole.token_ids}]))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        [event async for event in stub.Generate(request)]
+    error = from_call(caught.value)
+    assert isinstance(error, InvalidArgumentError)
+    assert error.violations[0].field == "resume.choices[0].token_ids"
 
 
 async def test_without_the_seed_that_was_told_nothing_goes_on(stub: Any) -> None:
@@ -168,7 +183,7 @@ async def test_what_was_received_whole_ends_at_once(system: System, stub: Any) -
     """Its client lost the connection behind the last delta."""
     whole = await system.generate([70, 71], seed=1, max_tokens=8, ignore_eos=True)
     request = generate_request([70, 71], {"seed": 1, "max_tokens": 8, "ignore_eos": True})
-    resume = {"request_id": "b", "revision_digest": whole.started.revision_digest}
+    resume = {"request_id": "b" * 32, "revision_digest": whole.started.revision_digest}
     request.resume.CopyFrom(inference_pb2.Resume(**resume, choices=[{"token_ids": whole.token_ids}]))
     events = [event async for event in stub.Generate(request)]
     assert [event.WhichOneof("event") for event in events] == ["started", "finished", "usage"]

@@ -222,7 +222,7 @@ async def test_what_another_gateway_began_is_not_looked_at(start_core: StartCore
         await audit.run(
             12,
             sampling={"seed": 7},
-            resume={"request_id": "r", "choices": [{"token_ids": [1, 2, 3], "num_rounds": 1}]},
+            resume={"request_id": "a" * 32, "choices": [{"token_ids": [1, 2, 3], "num_rounds": 1}]},
         )
         await audit.run(6)
         assert (await audit.found()).num_sequences == 1

@@ -175,13 +175,16 @@ def resumed(request_id: str, received: int, produced: int, **fields: Any) -> Ent
     def price(used: inference_pb2.Usage) -> int:
         return used.num_prompt_tokens + 100 * used.num_completion_tokens
 
-    total = usage(received + produced, fields.pop("prompt", 10))
-    return entry(request_id, usage=total, cost=price(total), resumed=Resumed(usage(received, 0), price), **fields)
+    prompt = fields.pop("prompt", 10)
+    total = usage(received + produced, prompt)
+    more = {"prompt_digest": f"of {prompt}", **fields}
+    return entry(request_id, usage=total, cost=price(total), resumed=Resumed(usage(received, 0), price), **more)
 
 
-def begun(produced: int) -> Entry:
+def begun(produced: int, **fields: Any) -> Entry:
     used = inference_pb2.Usage(num_prompt_tokens=10, num_completion_tokens=produced)
-    return entry("1", usage=used, cost=10 + 100 * produced, outcome="cancelled")
+    more = {"outcome": "cancelled", "prompt_digest": "of 10", **fields}
+    return entry("1", usage=used, cost=10 + 100 * produced, **more)
 
 
 @pytest.mark.parametrize(
@@ -200,9 +203,16 @@ def begun(produced: int) -> Entry:
         # Who claims an id for another prompt, or to have received nothing, pays for what is computed.
         ([begun(5), resumed("1", 0, 20, prompt=900)], (1, 910, 25)),
         ([begun(5), *(resumed("1", 0, 8, ended_at=NOW + at) for at in range(3))], (1, 30, 29)),
+        ([begun(5), resumed("1", 5, 20, prompt_digest="another")], (1, 20, 25)),
+        # Nor may it wipe out what is still running.
+        ([resumed("1", 0, 1), begun(1000)], (1, 10, 1001)),
+        ([resumed("1", 5, 20), begun(9)], (1, 10, 29)),
+        # While nobody can go on with it, no try costs anything.
+        ([begun(5), *(resumed("1", 5, 0, ended_at=NOW + at) for at in range(4))], (1, 10, 5)),
         # Somebody else's id is of no use.
         ([entry("1", tenant="b"), resumed("1", 5, 20)], (1, 10, 25)),
         ([resumed("1", 5, 20, tenant="b"), resumed("1", 5, 20, ended_at=NOW + 1)], (1, 10, 25)),
+        ([resumed("1", 5, 20, tenant="b"), begun(30)], (1, 10, 30)),
     ],
 )
 async def test_a_request_that_two_gateways_served_counts_once(
