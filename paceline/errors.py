@@ -14,6 +14,8 @@ from grpc_status import rpc_status
 from paceline.connecting import problem_of
 
 DOMAIN = "paceline"
+DETAILS_KEY = "grpc-status-details-bin"
+"""Trailing metadata with the details of a status (https://grpc.io/docs/guides/error/)."""
 _MOST_IN_MESSAGE = 3
 """Violations that the message tells; the details have more."""
 _MESSAGE_BYTES, _DETAIL_BYTES, _VIOLATIONS_BYTES = 1024, 512, 1536
@@ -194,6 +196,11 @@ class InternalError(PacelineError):
 _BY_CODE: dict[grpc.StatusCode, type[PacelineError]] = {
     kind.code: kind for kind in PacelineError.__subclasses__() if kind is not QuotaExceededError
 }
+
+
+def has_details(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a service wrote the status, and not gRPC in the place of one that is gone."""
+    return any(key == DETAILS_KEY for key, _ in error.trailing_metadata() or ())
 
 
 def from_call(call: Any) -> PacelineError:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
-from paceline.errors import from_call
+from paceline.errors import from_call, has_details
 from paceline.several import SeveralChannel
 from paceline.v1 import inference_pb2
 
@@ -47,7 +47,9 @@ async def resumed_events(
             if received.is_complete:
                 return
             num_lost += 1
-            if error.code() not in _LOST or num_lost > _ROUNDS * len(channel):
+            # What a gateway answers by itself another may answer otherwise, but waiting for that is for who asks.
+            most = len(channel) - 1 if has_details(error) else _ROUNDS * len(channel)
+            if error.code() not in _LOST or num_lost > most:
                 raise from_call(error) from error
             channel.lost(at)
         finally:

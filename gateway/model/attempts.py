@@ -11,12 +11,11 @@ import grpc
 from gateway.model.affinity import Affinity
 from gateway.model.replica import C, I, Replica, reason_of
 from gateway.model.replica_list import ReplicaList
-from paceline.errors import UnavailableError
+from paceline.errors import UnavailableError, has_details
 from paceline.sent import WRITTEN_TOO_LATE
 from services.common.backoff import Backoff
 
 _RETRY_AFTER_SECONDS = 1.0
-_DETAILS_KEY = "grpc-status-details-bin"
 _LOST = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -158,7 +157,7 @@ class Use(Generic[C, I]):
         """Takes an error as the end of this use, and of the replica where it says nothing else."""
         reason = reason_of(error)
         self._attempts.meet(self.replica, reason)
-        if isinstance(error, grpc.aio.AioRpcError) and _has_details(error):
+        if isinstance(error, grpc.aio.AioRpcError) and has_details(error):
             self.answered()
         elif not (isinstance(error, grpc.aio.AioRpcError) and error.details() == WRITTEN_TOO_LATE):
             self.replica.failed(self._begun, reason)
@@ -172,9 +171,4 @@ def is_answer(error: BaseException) -> bool:
     """Whether an error is what a replica answers to the request, wherever it is asked."""
     if not isinstance(error, grpc.aio.AioRpcError):
         return False
-    return error.code() not in (_GOES_ON_ELSEWHERE if _has_details(error) else _LOST)
-
-
-def _has_details(error: grpc.aio.AioRpcError) -> bool:
-    """Whether a service wrote the status, and not gRPC in the place of one that is gone."""
-    return any(key == _DETAILS_KEY for key, _ in error.trailing_metadata() or ())
+    return error.code() not in (_GOES_ON_ELSEWHERE if has_details(error) else _LOST)

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf.message import DecodeError
 
-from paceline.errors import DeadlineExceededError, InternalError, InvalidArgumentError, PacelineError
+from paceline.errors import DETAILS_KEY, DeadlineExceededError, InternalError, InvalidArgumentError, PacelineError
 from services.common.request_size import check_size
 
 _log = logging.getLogger(__name__)
-
-_DETAILS_KEY = "grpc-status-details-bin"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -179,10 +177,10 @@ async def _abort(context: Any, error: Exception, name: str) -> None:
         raise error
     if isinstance(error, grpc.aio.AioRpcError):
         # Another service's answer to a call made on this caller's behalf.
-        details = tuple(pair for pair in error.trailing_metadata() if pair[0] == _DETAILS_KEY)
+        details = tuple(pair for pair in error.trailing_metadata() if pair[0] == DETAILS_KEY)
         await context.abort(error.code(), error.details(), details)
     if not isinstance(error, PacelineError):
         _log.error("%s failed", name, exc_info=error)
         error = InternalError("internal error; the server's log says more")
     status = error.to_status()
-    await context.abort(error.code, status.message, ((_DETAILS_KEY, status.SerializeToString()),))
+    await context.abort(error.code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
