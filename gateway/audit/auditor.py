@@ -158,16 +158,18 @@ class Auditor:
         """Computes the tokens from `at` on until one differs from what it was."""
         token = self._grants.sequence_token(sample.opening.tenant)
         expected, count = sample.produced[at:], 0
-        async with model.verifiers.attempts(0).use(replica) as use, use.client.verify(None, token) as stream:
-            await stream.open(sample.message(at))
-            while (commit := await stream.next_commit()) is not None:
-                use.worked()
-                for token_id, other in zip(commit.token_ids, expected[count:], strict=False):
-                    if token_id != other:
-                        return _Compared(count, is_over=False)
-                    count += 1
-                if commit.finish_reason or count == len(expected):
-                    return _Compared(count, is_over=True)
+        attempts = model.verifiers.attempts(0)
+        async with attempts.use(replica) as use, use.client.verify(None, token) as stream:
+            with model.vigil.over(use, attempts, stream):
+                await stream.open(sample.message(at))
+                while (commit := await stream.next_commit()) is not None:
+                    use.worked()
+                    for token_id, other in zip(commit.token_ids, expected[count:], strict=False):
+                        if token_id != other:
+                            return _Compared(count, is_over=False)
+                        count += 1
+                    if commit.finish_reason or count == len(expected):
+                        return _Compared(count, is_over=True)
         raise LostError("the stream ended early")
 
 

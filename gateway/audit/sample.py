@@ -7,6 +7,8 @@ from gateway.generation.transcript import Transcript
 from paceline.internal.v1 import speculation_pb2
 from services.common.background import BACKGROUND_PRIORITY
 
+_TOKEN_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -28,8 +30,8 @@ class Sample:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that it keeps in memory."""
-        return len(self.opening.token_ids) + len(self.produced)
+        """Tokens that it keeps in memory; what else its request holds counts as tokens of as many bytes."""
+        return max(len(self.opening.token_ids), self.opening.ByteSize() // _TOKEN_BYTES) + len(self.produced)
 
     def message(self, num_produced: int) -> speculation_pb2.Open:
         """Opens it behind so many of its produced tokens: without speculation, on what others leave idle, and without
