@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import grpc
 
+from paceline.errors import ResourceExhaustedError
 from paceline.internal.v1 import load_pb2
 from services.engine.engine_loop import EngineLoop
 from services.model_server.streams import OpenStreams
@@ -19,6 +20,8 @@ SERVICE: Final = "xds.service.orca.v3.OpenRcaService"
 _MIN_SECONDS = 0.5
 _USUAL_SECONDS = 1.0
 _MAX_SECONDS = 3600.0
+_MAX_LISTENERS = 64
+"""Balancers that ask one process; each has a stream for as long as it likes."""
 
 
 class LoadReports:
@@ -52,6 +55,8 @@ class LoadReports:
         """A report at once, then one an interval, until the caller goes or the server stops."""
         asked = request.report_interval.seconds + 1e-9 * request.report_interval.nanos
         interval = min(max(_MIN_SECONDS, asked), _MAX_SECONDS) if asked > 0 else _USUAL_SECONDS
+        if self.num_listeners >= _MAX_LISTENERS:
+            raise ResourceExhaustedError(f"{_MAX_LISTENERS} others listen already", _USUAL_SECONDS)
         self.num_listeners += 1
         begun = failed = 0
         at = None
