@@ -159,6 +159,10 @@ async def _ask(client: Client, question: Question, temperature: float) -> _Answe
     return _Answered(token_ids, len(token_ids) / (time.perf_counter() - began), drafted, accepted)
 
 
+def _missed(value: float, floor: float) -> str:
+    return "" if value >= floor else " (missed)"
+
+
 def write_assistant(report: Report, folder: Path) -> Path:
     """Writes assistant.md into a folder and returns its path."""
     positions = [f"position {at + 1}" for at in range(PROPOSED)]
@@ -177,7 +181,8 @@ def write_assistant(report: Report, folder: Path) -> Path:
         "## Acceptance",
         "",
         f"Share of a position's tokens that were accepted, given that all before it were, on {_ASKED} questions; as "
-        f"the draft is served, in 8 bits. The floor of the first position, greedy, is {_FIRST_FLOOR}.",
+        f"the draft is served, in 8 bits. The floor of the first position, greedy, is {_FIRST_FLOOR}"
+        f"{_missed(report.acceptance[0].all.rates[0], _FIRST_FLOOR)}.",
         "",
         *table(
             ("temperature", *positions),
@@ -195,7 +200,8 @@ def write_assistant(report: Report, folder: Path) -> Path:
             ("temperature", "on / off", "floor", "tokens/s on", "tokens/s off", "accepted of proposed"),
             [
                 (
-                    f"{speed.temperature:g}", f"**{speed.ratio:.2f}**", f"{speed.floor:g}", f"{speed.on:.0f}",
+                    f"{speed.temperature:g}", f"**{speed.ratio:.2f}**{_missed(speed.ratio, speed.floor)}",
+                    f"{speed.floor:g}", f"{speed.on:.0f}",
                     f"{speed.off:.0f}", f"{speed.accepted:.0%}",
                 )
                 for speed in report.speeds

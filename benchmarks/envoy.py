@@ -16,7 +16,7 @@ import yaml
 
 from benchmarks.page import machine, table, write_page
 from benchmarks.speculation import held_out_prompts
-from benchmarks.systems import Measured, median, through_gateway
+from benchmarks.systems import Measured, median, num_different, quartiles_of_pairs, through_gateway
 from paceline import Client, Tls, UnavailableError
 from services.common.identities import Identity
 from services.local.certificate_folder import CertificateFolder
@@ -52,9 +52,8 @@ class Cost(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """The median over runs that were taken one after the other, of the same prompts."""
-        pairs = zip(self.through, self.directly, strict=True)
-        return statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
+        """Through Envoy by directly."""
+        return quartiles_of_pairs(self.through, self.directly)[1]
 
     @property
     def first_seconds(self) -> tuple[float, float]:
@@ -68,8 +67,7 @@ class Cost(NamedTuple):
     @property
     def num_different(self) -> int:
         """Streams whose tokens were others."""
-        pairs = zip(self.through, self.directly, strict=True)
-        return sum(a != b for one, other in pairs for a, b in zip(one.token_ids, other.token_ids, strict=True))
+        return num_different(self.through, self.directly)
 
     @property
     def holds(self) -> bool:

@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.page import machine, table, write_page
 from benchmarks.speculation import held_out_prompts
-from benchmarks.systems import Measured, through_gateway
+from benchmarks.systems import Measured, median, num_different, quartiles_of_pairs, through_gateway
 from paceline import Client
 from services.common.identities import Identity
 from services.local.certificate_folder import CertificateFolder
@@ -41,40 +41,29 @@ class Cost(NamedTuple):
     """Of all processes of the system and of its client: encrypted, and in plaintext."""
 
     @property
-    def speeds(self) -> tuple[float, float]:
-        """Tokens a second that a quarter of the runs reach: what else a machine does only slows others down."""
-        encrypted, plaintext = (
-            statistics.quantiles([run.tokens_per_second for run in runs])[-1]
-            for runs in (self.encrypted, self.plaintext)
-        )
-        return encrypted, plaintext
-
-    @property
     def ratio(self) -> float:
         """Encrypted by plaintext."""
-        return self.speeds[0] / self.speeds[1]
+        return self.quartiles[1]
+
+    @property
+    def quartiles(self) -> list[float]:
+        """Of the ratios of pairs of runs."""
+        return quartiles_of_pairs(self.encrypted, self.plaintext)
 
     @property
     def processor_ratio(self) -> float:
-        """How much more the processors have to do, by the quarter of runs in which that was least."""
-        encrypted, plaintext = (statistics.quantiles(spent)[0] for spent in self.processor_seconds)
-        return encrypted / plaintext
+        """How much more the processors have to do: the median of the same pairs."""
+        return statistics.median(a / b for a, b in zip(*self.processor_seconds, strict=True))
 
     @property
     def num_different(self) -> int:
         """Streams whose tokens were others."""
-        pairs = zip(self.encrypted, self.plaintext, strict=True)
-        return sum(a != b for one, other in pairs for a, b in zip(one.token_ids, other.token_ids, strict=True))
-
-    @property
-    def floor(self) -> float | None:
-        """Least ratio. With a draft there is none: what two systems come to propose differs by more than this."""
-        return None if _CASES[self.case] else FLOOR
+        return num_different(self.encrypted, self.plaintext)
 
     @property
     def holds(self) -> bool:
         """Whether it costs little, and no token."""
-        return self.ratio >= (self.floor or 0.0) and not self.num_different
+        return self.ratio >= FLOOR and not self.num_different
 
 
 def run(target: str, draft: str) -> list[Cost]:
@@ -89,28 +78,29 @@ def write_mtls(costs: Sequence[Cost], folder: Path) -> Path:
         "",
         f"Written by `make bench`: {machine()}. {NUM_STREAMS} streams of {_NUM_TOKENS} tokens at once, greedy, of the "
         "shipped pair, through two systems of five processes each, in turns: one in plaintext, one in which every "
-        "connection is encrypted and both ends show certificates, the client's to the gateway too. Shown is what "
-        "the fastest quarter of the runs reach: what else a machine does only slows runs down. A step of so small a "
-        "target takes little, so there are many messages a second to encrypt. Processor time is that of all processes, "
-        "the client included. With a draft the two systems differ by what each comes to propose, in whose favour "
-        "changes from minute to minute; that no token differs is what counts there.",
+        "connection is encrypted and both ends show certificates, the client's to the gateway too. Medians of "
+        "the ratios of pairs of runs on the same prompts, and between what the middle half of them lies. A step of so "
+        "small a target takes little, so there are many messages a second to encrypt. Processor time is that of all "
+        "processes, the client included. With a draft two systems differ by what each comes to propose, too.",
         "",
         *table(
             (
                 "drafts",
                 "mTLS / plaintext",
                 "floor",
+                "middle half of the pairs",
                 "tokens/s",
                 "processor time",
-                "runs of each",
+                "pairs",
                 "streams that differed",
             ),
             [
                 (
                     cost.case,
-                    f"**{cost.ratio:.3f}**" + ("" if cost.ratio >= (cost.floor or 0.0) else " (missed)"),
-                    "-" if cost.floor is None else f"{cost.floor:g}",
-                    " / ".join(f"{speed:.0f}" for speed in cost.speeds),
+                    f"**{cost.ratio:.3f}**" + ("" if cost.ratio >= FLOOR else " (missed)"),
+                    f"{FLOOR:g}",
+                    f"{cost.quartiles[0]:.2f} to {cost.quartiles[2]:.2f}",
+                    f"{median(cost.encrypted):.0f} / {median(cost.plaintext):.0f}",
                     f"{cost.processor_ratio:.3f}",
                     len(cost.plaintext),
                     cost.num_different,

@@ -31,6 +31,20 @@ class Measured(NamedTuple):
     num_ready_rounds: int = 0
 
 
+def quartiles_of_pairs(some: abc.Sequence[Measured], others: abc.Sequence[Measured]) -> list[float]:
+    """Of ratios of tokens a second over runs that were taken one after the other, of the same prompts; the second is
+    their median.
+    """
+    pairs = zip(some, others, strict=True)
+    return statistics.quantiles(one.tokens_per_second / other.tokens_per_second for one, other in pairs)
+
+
+def num_different(some: abc.Sequence[Measured], others: abc.Sequence[Measured]) -> int:
+    """Streams of runs of the same prompts whose tokens were others."""
+    pairs = zip(some, others, strict=True)
+    return sum(a != b for one, other in pairs for a, b in zip(one.token_ids, other.token_ids, strict=True))
+
+
 async def through_gateway(
     client: Client,
     prompts: abc.Sequence[abc.Sequence[int]],

@@ -1,7 +1,6 @@
 """What telemetry costs: the same streams through a system that is traced and measured, and through one that is not."""
 
 import asyncio
-import statistics
 import urllib.request
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ import grpc
 
 from benchmarks.page import machine, table, write_page
 from benchmarks.speculation import held_out_prompts
-from benchmarks.systems import Measured, median, through_gateway
+from benchmarks.systems import Measured, median, num_different, quartiles_of_pairs, through_gateway
 from paceline import Client
 from services.local.launcher import running
 from services.local.pair import Pair
@@ -38,9 +37,8 @@ class Cost(NamedTuple):
 
     @property
     def quartiles(self) -> list[float]:
-        """Of the ratios over runs that were taken one after the other, of the same prompts."""
-        pairs = zip(self.watched, self.unwatched, strict=True)
-        return statistics.quantiles(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
+        """Of the ratios of pairs of runs."""
+        return quartiles_of_pairs(self.watched, self.unwatched)
 
     @property
     def ratio(self) -> float:
@@ -50,9 +48,7 @@ class Cost(NamedTuple):
     @property
     def holds(self) -> bool:
         """Whether it costs little, and no token."""
-        return self.ratio >= FLOOR and all(
-            one.token_ids == other.token_ids for one, other in zip(self.watched, self.unwatched, strict=True)
-        )
+        return self.ratio >= FLOOR and not num_different(self.watched, self.unwatched)
 
 
 class _Collector(grpc.GenericRpcHandler):
@@ -108,8 +104,8 @@ async def _measure(target: str, draft: str) -> list[Cost]:
         ports = {kind: free_port() for kind in _WATCHED}
         common = {"traces": "otlp", "trace_share": TRACE_SHARE, "metrics": "both", "otlp_endpoint": endpoint}
         telemetry = {kind: {**common, "prometheus_port": port} for kind, port in ports.items()}
-        async with _client(pair, telemetry) as watched:
-            reading = asyncio.create_task(_scrape(list(ports.values())))
+        async with _client(pair, telemetry) as watched, asyncio.TaskGroup() as beside:
+            reading = beside.create_task(_scrape(list(ports.values())))
             for number in range(_REPEATS + 1):
                 for cost in costs:
                     mine = [next(prompts) for _ in range(cost.num_streams)]
