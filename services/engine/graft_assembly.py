@@ -34,7 +34,10 @@ _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja", "v
 def assemble(graft: Path, target: Path) -> Path:
     """The folder of a graft on its target, made now or before. Raises CheckpointError in a sentence."""
     said = check_graft(graft)
-    config = json.loads((target / "config.json").read_text())
+    try:
+        config = json.loads((target / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{target} is no folder of a model, which the draft {graft} is made of") from error
     if any(config.get(key) != said[key] for key in SHARED):
         raise CheckpointError(f"the draft {graft} is not for {target}: it was made for another model")
     folder = assembly_of(graft, target)
