@@ -18,27 +18,11 @@ from gateway.database.tables import usage_days, usage_requests
 from paceline import Client, UnavailableError
 from paceline.v1 import batch_pb2
 from support.batch import expected, jsonl, line, read, texts, until_ended
-from support.processes import Process
+from support.processes import two_gateways
 
 NUM_KILLS = int(os.environ.get("PACELINE_KILLS", "3"))
 NUM_ITEMS = int(os.environ.get("PACELINE_BATCH_ITEMS", "60"))
 _KINDS = ("gateway", "verifier", "draft")
-
-
-def make_processes(tokenizer: str, database_url: str) -> dict[str, list[Process]]:
-    """Two gateways, two verifiers and a draft."""
-    verifiers = [Process(("support.fake_process", "verifier")) for _ in range(2)]
-    draft = Process(("support.fake_process", "draft"))
-    addresses = [verifier.address for verifier in verifiers]
-    settings = {
-        "models": [{"id": "fake", "tokenizer": tokenizer, "verifiers": addresses, "drafts": [draft.address]}],
-        "telemetry": {"log_level": "WARNING"},
-        "database": database_url,
-        "batch_lease_seconds": 1.0,
-        "max_batch_streams": 8,
-    }
-    gateways = [Process(("paceline", "serve", "gateway", "--settings", "-"), settings) for _ in range(2)]
-    return {"gateway": gateways, "verifier": verifiers, "draft": [draft]}
 
 
 async def submit(client: Client, data: bytes) -> str:
@@ -57,7 +41,7 @@ async def test_killed_processes_lose_nothing_and_do_nothing_twice(database_url: 
     batches = Batches(database)
     items = {f"item-{number}": 4 + number % 5 for number in range(NUM_ITEMS)}
     data = jsonl(*[line(custom_id, max_tokens=count) for custom_id, count in items.items()])
-    processes = make_processes(str(tokenizer_folder), database_url)
+    processes = two_gateways(str(tokenizer_folder), database_url, batch_lease_seconds=1.0, max_batch_streams=8)
     everyone = [process for kind in processes.values() for process in kind]
     # Each kind once, and any after that.
     kinds = [*chance.sample(_KINDS, len(_KINDS)), *chance.choices(_KINDS, k=NUM_KILLS)][:NUM_KILLS]

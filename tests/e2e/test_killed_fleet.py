@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from paceline import Client
-from support.fleet import NUM_TOKENS, REQUESTS, Fleet, Streamed, fleet_of, streamed
+from support.fleet import NUM_TOKENS, REQUESTS, Fleet, fleet_of, keep_asking, streamed
 from support.lora import PEFT_WARNING, save_adapters
 from support.tls import make_certificates
 
@@ -25,15 +24,6 @@ MORE_REQUESTS: list[dict[str, Any]] = [
     {"prompt": "def f(" * 30, "temperature": 0.6, "seed": 6, "n": 2, "adapter": "a0"},
 ]
 pytestmark = [pytest.mark.timeout(240 + 20 * NUM_ROUNDS), pytest.mark.filterwarnings(PEFT_WARNING)]
-
-
-async def load(client: Client, request: dict[str, Any], expected: Streamed, is_over: asyncio.Event) -> int:
-    """Asks for the same again and again; returns how often."""
-    count = 0
-    while not is_over.is_set():
-        assert await streamed(client, **request) == expected, request
-        count += 1
-    return count
 
 
 class Havoc:
@@ -88,7 +78,7 @@ async def test_nothing_is_lost_whatever_dies(target_folder: str, draft_folder: s
         assert all(len(ids) == NUM_TOKENS for reply in expected[: len(REQUESTS)] for ids, _, _ in reply.values())
         is_over, havoc = asyncio.Event(), Havoc(fleet, random.Random(SEED))
         streams = [
-            asyncio.create_task(load(client, request, reply, is_over))
+            asyncio.create_task(keep_asking(client, request, reply, is_over))
             for request, reply in zip(requests, expected, strict=True)
         ]
         try:

@@ -17,26 +17,12 @@ from gateway.database.database import Database
 from gateway.database.tables import usage_days
 from paceline import Client, SyncClient, UnavailableError
 from support.fakes import FakeVerifier, continue_from, serve_fakes
-from support.processes import Process
+from support.processes import Process, two_gateways
 from support.redis_server import free_ports
 from support.system import Reply, StartGateway, collect
 
 NUM_KILLS = int(os.environ.get("PACELINE_KILLS", "4"))
 NUM_STREAMS, NUM_TOKENS = 6, 40
-
-
-def make_processes(tokenizer: str, database_url: str) -> tuple[list[Process], list[Process]]:
-    """Two gateways, and what is behind them."""
-    verifiers = [Process(("support.fake_process", "verifier")) for _ in range(2)]
-    draft = Process(("support.fake_process", "draft"))
-    addresses = [verifier.address for verifier in verifiers]
-    settings = {
-        "models": [{"id": "fake", "tokenizer": tokenizer, "verifiers": addresses, "drafts": [draft.address]}],
-        "telemetry": {"log_level": "WARNING"},
-        "database": database_url,
-    }
-    gateways = [Process(("paceline", "serve", "gateway", "--settings", "-"), settings) for _ in range(2)]
-    return gateways, [*verifiers, draft]
 
 
 async def until_ready(process: Process) -> None:
@@ -52,8 +38,9 @@ async def until_ready(process: Process) -> None:
 @pytest.mark.timeout(90 + 20 * NUM_KILLS)
 async def test_streams_outlive_their_gateways(database_url: str, tokenizer_folder: Path) -> None:
     chance = random.Random(11)
-    gateways, others = make_processes(str(tokenizer_folder), database_url)
-    await asyncio.gather(*(process.start() for process in [*gateways, *others]))
+    processes = two_gateways(str(tokenizer_folder), database_url)
+    gateways, everyone = processes["gateway"], [process for kind in processes.values() for process in kind]
+    await asyncio.gather(*(process.start() for process in everyone))
     replies: list[tuple[list[int], Reply]] = []
     is_over = asyncio.Event()
 
@@ -78,7 +65,7 @@ async def test_streams_outlive_their_gateways(database_url: str, tokenizer_folde
             is_over.set()
             await asyncio.gather(*streams)
     finally:
-        for process in [*gateways, *others]:
+        for process in everyone:
             await process.kill()
     assert len(replies) > NUM_STREAMS
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))

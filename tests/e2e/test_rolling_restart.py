@@ -8,12 +8,10 @@ import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from paceline import Client
-from support.fleet import NUM_TOKENS, REQUESTS, Fleet, Streamed, fleet_of, streamed
+from support.fleet import NUM_TOKENS, REQUESTS, Fleet, fleet_of, keep_asking, streamed
 from support.lora import PEFT_WARNING, save_adapters
 from support.tls import make_certificates
 
@@ -21,15 +19,6 @@ NUM_ROLLS = int(os.environ.get("PACELINE_ROLLS", "1"))
 GRACES = (20.0, 0.3)
 """Seconds that running streams may take to finish: more than any takes, and less."""
 pytestmark = [pytest.mark.timeout(180 + 240 * NUM_ROLLS), pytest.mark.filterwarnings(PEFT_WARNING)]
-
-
-async def load(client: Client, request: dict[str, Any], expected: Streamed, is_over: asyncio.Event) -> int:
-    """Asks for the same again and again; returns how often."""
-    count = 0
-    while not is_over.is_set():
-        assert await streamed(client, **request) == expected, request
-        count += 1
-    return count
 
 
 async def test_a_rolling_restart_loses_nothing_and_changes_no_token(
@@ -44,7 +33,7 @@ async def test_a_rolling_restart_loses_nothing_and_changes_no_token(
         assert all(len(ids) == NUM_TOKENS for reply in expected for ids, _, _ in reply.values())
         is_over = asyncio.Event()
         streams = [
-            asyncio.create_task(load(client, request, reply, is_over))
+            asyncio.create_task(keep_asking(client, request, reply, is_over))
             for request, reply in zip(REQUESTS, expected, strict=True)
         ]
         try:

@@ -170,3 +170,12 @@ async def streamed(client: Client, prompt: str, **options: Any) -> Streamed:
             logprobs = [*logprobs, *(each.logprob for each in event.delta.logprobs)]
             found[event.delta.choice] = ([*ids, *event.delta.token_ids], text + event.delta.text, logprobs)
     return found
+
+
+async def keep_asking(client: Client, request: dict[str, Any], expected: Streamed, is_over: asyncio.Event) -> int:
+    """Asks for the same again and again, and has it be the same each time; returns how often."""
+    count = 0
+    while not is_over.is_set():
+        assert await streamed(client, **request) == expected, request
+        count += 1
+    return count

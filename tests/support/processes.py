@@ -50,3 +50,17 @@ class Process:
             self._process.kill()
             await self._process.wait()
             self._process = None
+
+
+def two_gateways(tokenizer: str, database_url: str, **settings: Any) -> dict[str, list[Process]]:
+    """Two gateways of one database, and scripted services behind them: two verifiers and a draft."""
+    verifiers = [Process(("support.fake_process", "verifier")) for _ in range(2)]
+    draft = Process(("support.fake_process", "draft"))
+    addresses = [verifier.address for verifier in verifiers]
+    settings |= {
+        "models": [{"id": "fake", "tokenizer": tokenizer, "verifiers": addresses, "drafts": [draft.address]}],
+        "telemetry": {"log_level": "WARNING"},
+        "database": database_url,
+    }
+    gateways = [Process(("paceline", "serve", "gateway", "--settings", "-"), settings) for _ in range(2)]
+    return {"gateway": gateways, "verifier": verifiers, "draft": [draft]}

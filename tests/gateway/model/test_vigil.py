@@ -59,6 +59,7 @@ async def test_one_whose_step_never_ends_is_left(start_gateway: StartGateway) ->
     assert hung.opens
 
 
+@pytest.mark.usefixtures("late")
 async def test_one_that_is_busy_keeps_its_streams(start_gateway: StartGateway) -> None:
     """It answers: its step is long, as steps of large prompts are, or nothing is committed for want of room."""
     go = asyncio.Event()
