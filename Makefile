@@ -8,6 +8,7 @@ PROMETHEUS := $(shell command -v prometheus || echo build/prometheus/usr/bin/pro
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
+.NOTPARALLEL:
 .PHONY: help setup setup-dev demo protos publish-protos fmt check test attack kills sweep bench bench-peers up
 
 help: ## Shows this list
