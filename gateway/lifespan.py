@@ -136,7 +136,7 @@ def gateway_lifespan(settings: GatewaySettings) -> Lifespan:
             await stack.enter_async_context(delivery.running())
             work = await stack.enter_async_context(open_work(settings, tenancy, generation, catalogue, adapters))
             batch_pb2_grpc.add_BatchServiceServicer_to_server(BatchServicer(*work, identity), server)
-            yield Served(_SERVICES, catalogue.ready())
+            yield Served(_SERVICES, catalogue.ready)
 
     return lifespan
 

@@ -45,8 +45,8 @@ class Served(NamedTuple):
 
     service_names: Sequence[str]
     """Full names, such as "paceline.internal.v1.VerifierService"."""
-    ready: Awaitable[object] | None = None
-    """Done when the service can serve; None when it can from the start."""
+    ready: Callable[[], Awaitable[object]] | None = None
+    """Returns when the service can serve; None when it can from the start."""
     failed: "asyncio.Future[None] | None" = None
     """Done when the service can no longer serve."""
     drain: Callable[[], None] | None = None
@@ -149,7 +149,7 @@ async def running_server(settings: ServerSettings, lifespan: Lifespan) -> AsyncI
         _log.info("listening on %s:%d", settings.host, port)
         try:
             if served.ready is not None:
-                await served.ready
+                await served.ready()
             for service in ("", *names):
                 await servicer.set(service, _SERVING)
             _log.info("serving")

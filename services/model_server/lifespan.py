@@ -61,7 +61,7 @@ def model_server_lifespan(
             reports.add_to(server)
             shown = VllmMetrics(settings.public_model_id, engine_loop, opener.open_streams, adapters, drafts)
             with read_by_prometheus(settings.telemetry, shown):
-                yield Served(names, engine_loop.ready(), engine_loop.stopped, reports.drain)
+                yield Served(names, engine_loop.ready, engine_loop.stopped, reports.drain)
         finally:
             for tier in (prefixes, adapters):
                 if tier is not None:

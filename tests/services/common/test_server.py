@@ -40,7 +40,7 @@ async def test_health_is_not_serving_until_the_service_is_ready() -> None:
 
         server.add_insecure_port = record  # type: ignore[method-assign]
         server_seen.set_result(server)
-        yield Served((NAME,), ready=built)
+        yield Served((NAME,), ready=lambda: built)
 
     async def run() -> None:
         async with running_server(SERVER, lifespan):
