@@ -47,9 +47,9 @@ async def test_loading_is_followed_from_the_start_until_the_model_is_ready(targe
             assert seen == sorted(seen)
             assert seen[0] == (Loading.PHASE_WEIGHTS, 0.0)
             assert seen[-1] == (Loading.PHASE_READY, 1.0)
-            assert len({fraction for phase, fraction in seen if phase == Loading.PHASE_MEASURING}) > 1
+            assert len(seen) > 2  # Who watches slowly is told the last of what happened meanwhile.
         assert served.ready is not None
-        await served.ready
+        await served.ready()
         assert (await client.get_model(5)).vocab_size == 256
         assert [p.phase async for p in client.watch_loading(5)] == [Loading.PHASE_READY]
 
@@ -64,4 +64,4 @@ async def test_who_watches_is_told_that_loading_failed(tmp_path: Path) -> None:
         assert "could not be loaded" in (raised.value.details() or "")
         assert served.ready is not None
         with pytest.raises(Exception, match=str(tmp_path)):
-            await served.ready
+            await served.ready()
