@@ -26,7 +26,7 @@ async def test_what_serves_ends_with_0_and_what_does_not_with_1() -> None:
 async def test_what_is_still_loading_ends_with_1() -> None:
     @asynccontextmanager
     async def loading(server: grpc.aio.Server) -> AsyncIterator[Served]:
-        yield Served((), ready.wait())
+        yield Served((), ready.wait)
 
     ready, (port,) = asyncio.Event(), free_ports(1)
 

@@ -47,8 +47,9 @@ NUM_RUNS = int(os.environ.get("PACELINE_BATCH_RUNS", "100"))
 SEED = os.environ.get("PACELINE_BATCH_SEED")
 _AT_ONCE = 8
 _MAX_ITEMS = 6
-_LEASE_SECONDS = 0.4
-_END_SECONDS = 120.0
+_LEASE_SECONDS = 1.0
+"""Many times what a busy machine takes for a transaction: else items are taken from whoever is about to record them."""
+_END_SECONDS = 300.0
 _BROKEN = 0.02
 """Share of transactions of which the connection breaks."""
 _MODELS = {"fake": KnownModel(INFO, 4, has_chat_template=False)}
@@ -85,7 +86,7 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.common.backoff.Backoff.failed", lambda _: 0.02)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("in_a_hurry")
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_whatever_dies_each_line_has_one_end_and_one_bill(
