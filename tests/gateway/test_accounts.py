@@ -199,10 +199,8 @@ async def test_the_command_line_goes_from_the_first_key_to_usage(
         assert "does not hold" in await do("usage", key=key[:-1] + "!", code=1)
 
 
-async def test_a_stream_needs_the_database_for_none_of_its_tokens(
-    start_gateway: StartGateway, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    server = PostgresServer(tmp_path_factory.mktemp("away"))
+async def test_a_stream_needs_the_database_for_none_of_its_tokens(start_gateway: StartGateway) -> None:
+    server = PostgresServer()
     await server.start()
     verifier = Stalls()
     url = server.url()

@@ -52,9 +52,9 @@ def new_sqlite_url(folder: Path | None = None) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server with a template at the newest migration."""
-    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    server = PostgresServer()
 
     async def prepare() -> None:
         await server.start()

@@ -6,6 +6,8 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
+import weakref
 from pathlib import Path
 from typing import IO
 
@@ -21,25 +23,20 @@ _USER = "postgres"
 class PostgresServer:
     """A server of its own, in its own folder, for the user `paceline`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         self.port = free_ports(1)[0]
+        # Not in the folder of all tests: another run of tests closes that to all but its own user.
+        folder = Path(tempfile.mkdtemp(prefix="paceline-postgres-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._data = folder / "data"
         self._as_user: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
-            # PostgreSQL does not run as root, and its user has to get to its folder. Python itself would fork to change
-            # the user, which gRPC's threads do not survive.
+            # PostgreSQL does not run as root. Python itself would fork to change the user, which gRPC's threads do not
+            # survive.
             self._as_user = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
             os.chown(folder, pwd.getpwnam(_USER).pw_uid, -1)
-            self._open_way()
         self._run("initdb", "-D", str(self._data), "-U", "paceline", "--no-sync", "--auth=trust", "-E", "UTF8")
-
-    def _open_way(self) -> None:
-        """Lets its user get to its folder; another run of tests closes the one that all of them are in."""
-        for parent in self._data.parent.parents[:-1] if self._as_user else ():
-            if parent.stat().st_uid == os.geteuid():
-                parent.chmod(parent.stat().st_mode | 0o011)
 
     def url(self, name: str = "postgres") -> str:
         """Address of one of its databases."""
@@ -49,7 +46,6 @@ class PostgresServer:
         """Starts it, or starts it again; returns once it answers."""
         options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
         own = ["-p", str(self.port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self._data}"]
-        self._open_way()
         command = [*self._as_user, _binary("postgres"), "-D", str(self._data), *own, *options]
         with (self._data.parent / "log").open("ab") as log:
             self._process = self._spawn(command, log)

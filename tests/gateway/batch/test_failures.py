@@ -34,11 +34,9 @@ async def test_seeds_are_kept_so_that_a_repeated_execution_gives_the_same(start_
     assert texts(lines) == {"a": expected("a"), "b": expected("b")}
 
 
-async def test_a_database_that_is_gone_for_longer_than_leases_last_costs_nothing(
-    start_gateway: StartGateway, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+async def test_a_database_that_is_gone_for_longer_than_leases_last_costs_nothing(start_gateway: StartGateway) -> None:
     """Neither an item, nor a second execution, nor a request beside the batch."""
-    server = PostgresServer(tmp_path_factory.mktemp("gone"))
+    server = PostgresServer()
     await server.start()
     await migrated(server.url())
     key = await make_key(server.url(), "a", max_monthly_cost=10**12)

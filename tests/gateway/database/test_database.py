@@ -91,8 +91,8 @@ async def test_writers_wait_for_each_other(database_url: str) -> None:
     await second.close()
 
 
-async def test_a_server_that_is_away_is_unavailable_and_used_again(tmp_path_factory: pytest.TempPathFactory) -> None:
-    server = PostgresServer(tmp_path_factory.mktemp("away"))
+async def test_a_server_that_is_away_is_unavailable_and_used_again() -> None:
+    server = PostgresServer()
     await server.start()
     database = Database(server.url())
     await migrate(database)

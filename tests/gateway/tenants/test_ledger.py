@@ -81,8 +81,8 @@ async def test_usage_is_told_apart_as_asked(database: Database) -> None:
             await total(database, **wrong)
 
 
-async def test_entries_wait_while_the_database_is_away(tmp_path_factory: pytest.TempPathFactory) -> None:
-    server = PostgresServer(tmp_path_factory.mktemp("ledger"))
+async def test_entries_wait_while_the_database_is_away() -> None:
+    server = PostgresServer()
     await server.start()
     database = Database(server.url())
     await migrate(database)
