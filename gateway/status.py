@@ -19,6 +19,7 @@ from gateway.tenants.key_store import KeyStore
 from paceline.errors import UnavailableError
 from paceline.v1 import operations_pb2 as pb
 from services.adapter_store.client import AdapterStoreClient
+from services.common.incarnation import INCARNATION
 from services.draft.client import DraftClient
 from services.prefix_cache.client import PrefixCacheClient
 from services.process.client import Asked
@@ -81,6 +82,7 @@ class SystemStatus:
             disks=await asyncio.to_thread(disks, self._folders),
             certificates=await asyncio.to_thread(certificates, self.settings.server.tls, self.settings.channel_tls),
             clock_seconds=time_of_day(),
+            incarnation=INCARNATION,
         )
 
     async def _admission(self) -> "pb.Admission.ValueType":
@@ -135,6 +137,7 @@ async def _one(
         asked = await client.ask_process(_ASK_SECONDS)
         if asked is not None:
             status.version = asked.process.version
+            status.incarnation = asked.process.incarnation
             status.clock_offset_seconds = asked.clock_offset
             status.round_trip_seconds = asked.round_trip
             status.disks.extend(asked.process.disks)

@@ -13,6 +13,7 @@ from cachetools import LRUCache
 from paceline.connecting import problem_of
 from paceline.errors import UnavailableError
 from services.common.backoff import Backoff
+from services.common.incarnation import Incarnations
 
 _log = logging.getLogger(__name__)
 _TRIAL_SECONDS = 1.0
@@ -27,6 +28,8 @@ class Client(Protocol):
     """The other end of a service."""
 
     target: str
+    incarnation: str
+    """Which process answered last; empty where none has said."""
 
     async def close(self) -> None:
         """Ends the channel."""
@@ -82,6 +85,7 @@ class Replica(Generic[C, I]):
         self._on_change = on_change
         self._asking: asyncio.Task[None] | None = None
         self._asked_at = 0.0
+        self._incarnations = Incarnations()
         self._tried_at: float | None = None
         """When the use began that tries whether it works."""
         self._failed_in_use = False
@@ -184,6 +188,9 @@ class Replica(Generic[C, I]):
             return
         finally:
             self._asking = None
+        if self._incarnations.is_new(self.client.incarnation):
+            _log.info("%s was started anew", self._name)
+            self._forget()
         if self.state is State.AWAY:
             self.state = State.BACK if self._failed_in_use else State.LIVING
             if self.state is State.LIVING:
@@ -200,8 +207,13 @@ class Replica(Generic[C, I]):
         _log.log(level, "%s failed (%s); left alone for %.2f s", self._name, reason, self._backoff.failed())
         self.num_failures += 1
         self.state, self._tried_at = State.AWAY, None
-        self.adapters.clear()
+        self._forget()
         self._on_change()
+
+    def _forget(self) -> None:
+        """What a process had it has no longer."""
+        self.adapters.clear()
+        self.wants_proposals = False
 
 
 def reason_of(error: BaseException) -> str:

@@ -29,6 +29,8 @@ class AdapterStoreClient:
     def __init__(self, target: str, channel: grpc.aio.Channel, max_adapter_bytes: int = _MAX_ADAPTER_BYTES) -> None:
         """Adapters of more than `max_adapter_bytes` are not fetched."""
         self.target = target
+        self.incarnation = ""
+        """An adapter store has nothing that a restart takes from it."""
         self._channel = channel
         self._stub = adapter_store_pb2_grpc.AdapterStoreServiceStub(channel)
         self._max_adapter_bytes = max_adapter_bytes

@@ -35,6 +35,8 @@ class ModelServerClient:
 
     def __init__(self, target: str, channel: grpc.aio.Channel) -> None:
         self.target = target
+        self.incarnation = ""
+        """Which process answered last; empty while none has."""
         self._channel = channel
         self._server = model_server_pb2_grpc.ModelServerServiceStub(channel)
 
@@ -44,7 +46,9 @@ class ModelServerClient:
 
     async def describe(self, timeout: float) -> pb.GetModelResponse:
         """The model that runs there, and where that is."""
-        return await self._server.GetModel(pb.GetModelRequest(), timeout=timeout)
+        found = await self._server.GetModel(pb.GetModelRequest(), timeout=timeout)
+        self.incarnation = found.incarnation or self.incarnation
+        return found
 
     async def list_adapter_modules(self, timeout: float) -> list[pb.AdapterModule]:
         """The layers that adapters may change."""

@@ -135,6 +135,7 @@ class PrefixTier:
             self._latency = max(self._latency, 2 * limit)
             return 0
         self._latency += _SMOOTHING * (time.monotonic() - started - self._latency)
+        self._publisher.met()
         self._publisher.forget(keys[count:])
         return count
 

@@ -15,6 +15,7 @@ import grpc
 from cachetools import LRUCache, TLRUCache
 
 from paceline.errors import UnavailableError
+from services.common.incarnation import Incarnations
 from services.common.telemetry import counter, meter
 from services.common.tokens import expiry
 from services.engine.engine_loop import EngineLoop
@@ -64,6 +65,7 @@ class Publisher:
         self._max_pending_bytes = max_pending_bytes
         self._known: LRUCache[bytes, None] = LRUCache(_MAX_KNOWN)
         """Known blocks are those that the cache has been given, or gave."""
+        self._incarnations = Incarnations()
         self._tokens: TLRUCache[str, str] = TLRUCache(
             _MAX_NAMESPACES, ttu=lambda _namespace, token, _now: expiry(token), timer=time.time
         )
@@ -89,6 +91,11 @@ class Publisher:
         """The cache does not have these blocks, or no longer."""
         for key in keys:
             self._known.pop(key, None)
+
+    def met(self) -> None:
+        """The cache has answered. One that was started anew is known to have nothing."""
+        if self._incarnations.is_new(self._client.incarnation):
+            self._known.clear()
 
     def close(self) -> None:
         """Stops; what is pending is let go."""
@@ -146,6 +153,7 @@ class Publisher:
         except grpc.aio.AioRpcError as error:
             self._backoff.blame(error)
             return False
+        self.met()
         self._seconds.record(time.monotonic() - started)
         self._published.add(num_stored)
         return num_stored == len(contents)

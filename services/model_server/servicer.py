@@ -9,6 +9,7 @@ from paceline.internal.v1 import model_server_pb2 as pb
 from paceline.internal.v1 import model_server_pb2_grpc
 from paceline.v1 import model_pb2, sampling_pb2
 from services.common.access import CallContext
+from services.common.incarnation import INCARNATION
 from services.common.machine import machine_id
 from services.engine.engine import EngineFacts
 from services.engine.engine_loop import EngineLoop
@@ -51,6 +52,7 @@ class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
             max_kv_tokens=facts.max_kv_tokens,
             place=f"{machine_id()}/{facts.description.device}",
             step_seconds=0.0 if began is None else time.monotonic() - began,
+            incarnation=INCARNATION,
         )
 
     async def ListAdapterModules(

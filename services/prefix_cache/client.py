@@ -24,6 +24,8 @@ class PrefixCacheClient:
 
     def __init__(self, target: str, channel: grpc.aio.Channel) -> None:
         self.target = target
+        self.incarnation = ""
+        """Which process answered last; empty while none has."""
         self._channel = channel
         self._stub = prefix_cache_pb2_grpc.PrefixCacheServiceStub(channel)
         self._fetch_blocks: Any = channel.unary_stream(
@@ -37,6 +39,7 @@ class PrefixCacheClient:
         """How many of the blocks, from the first on, are there."""
         request = pb.MatchBlocksRequest(namespace=namespace, keys=keys)
         response = await self._stub.MatchBlocks(request, timeout=timeout, metadata=credentials(token))
+        self.incarnation = response.incarnation or self.incarnation
         return response.num_leading
 
     async def fetch(
@@ -70,6 +73,7 @@ class PrefixCacheClient:
 
         call = self._store_blocks(requests(), timeout=timeout, metadata=credentials(token))
         response = await response_to_stream(call)
+        self.incarnation = response.incarnation or self.incarnation
         num_stored: int = response.num_stored
         return num_stored
 

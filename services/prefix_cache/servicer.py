@@ -12,6 +12,7 @@ from paceline.internal.v1 import prefix_cache_pb2 as pb
 from paceline.internal.v1 import prefix_cache_pb2_grpc
 from paceline.v1 import cache_pb2
 from services.common.access import Access
+from services.common.incarnation import INCARNATION
 from services.prefix_cache.block import KEY_BYTES
 from services.prefix_cache.client import SERVICE
 from services.prefix_cache.encoding import Piece, read_store_request, write_fetch_response
@@ -56,7 +57,7 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
         self._access.check(context, request.namespace)
         _check_keys(request.keys)
         count = await self._tiers.num_leading(request.namespace, request.keys, context.time_remaining)
-        return pb.MatchBlocksResponse(num_leading=count)
+        return pb.MatchBlocksResponse(num_leading=count, incarnation=INCARNATION)
 
     async def FetchBlocks(self, request: pb.FetchBlocksRequest, context: Any) -> AsyncIterator[Any]:
         """See prefix_cache.proto."""
@@ -72,7 +73,7 @@ class PrefixCacheServicer(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
 
     async def StoreBlocks(self, request_iterator: AsyncIterator[Any], context: Any) -> pb.StoreBlocksResponse:
         """See prefix_cache.proto."""
-        response = pb.StoreBlocksResponse()
+        response = pb.StoreBlocksResponse(incarnation=INCARNATION)
         namespace = ""
 
         async def pieces() -> AsyncIterator[Piece]:

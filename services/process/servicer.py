@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 
 from paceline.internal.v1 import process_pb2, process_pb2_grpc
+from services.common.incarnation import INCARNATION
 from services.common.tls_settings import ChannelTls, ServerTls
 from services.process.client import SERVICE
 from services.process.facts import PACKAGE_VERSION, certificates, disks
@@ -29,7 +30,11 @@ class ProcessServicer(process_pb2_grpc.ProcessServiceServicer):
         found = await asyncio.to_thread(disks, self._folders)
         shown = await asyncio.to_thread(certificates, self._tls, self._channel_tls)
         return process_pb2.GetProcessResponse(
-            version=PACKAGE_VERSION, clock_seconds=time.time(), disks=found, certificates=shown
+            version=PACKAGE_VERSION,
+            clock_seconds=time.time(),
+            disks=found,
+            certificates=shown,
+            incarnation=INCARNATION,
         )
 
 

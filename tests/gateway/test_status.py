@@ -12,6 +12,7 @@ from paceline.v1 import model_pb2
 from paceline.v1 import operations_pb2 as pb
 from services.adapter_store.lifespan import adapter_store_lifespan
 from services.adapter_store.settings import AdapterStoreSettings
+from services.common.incarnation import INCARNATION
 from services.common.tokens import new_signing_key, public_key
 from services.prefix_cache.lifespan import prefix_cache_lifespan
 from services.prefix_cache.settings import PrefixCacheSettings
@@ -69,6 +70,8 @@ async def test_what_stores_say_of_themselves_is_passed_on(
     assert [disk.use for disk in kept.disks] == ["adapters"]
     assert 0 < kept.disks[0].free_bytes <= kept.disks[0].total_bytes
     assert not lost.HasField("clock_offset_seconds")
+    assert (found.incarnation, kept.incarnation, lost.incarnation) == (INCARNATION, INCARNATION, "")
+    assert status.gateway.incarnation == INCARNATION
 
 
 async def test_a_clock_that_differs_is_measured(start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch) -> None:

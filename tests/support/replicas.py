@@ -28,6 +28,7 @@ class Service:
     target: str
     fails: AioRpcError | None = None
     says: str = "a"
+    incarnation: str = "1"
     asks: int = 0
     calls: int = 0
     calling: asyncio.Event = field(default_factory=asyncio.Event)

@@ -38,12 +38,13 @@ class Cache(prefix_cache_pb2_grpc.PrefixCacheServiceServicer):
 
     def __init__(self) -> None:
         self.stored: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self.incarnation = "1"
 
     async def StoreBlocks(
         self, request_iterator: AsyncIterator[pb.StoreBlocksRequest], context: Any
     ) -> pb.StoreBlocksResponse:
         given = dict(context.invocation_metadata())["authorization"].removeprefix("Bearer ")
-        response = pb.StoreBlocksResponse()
+        response = pb.StoreBlocksResponse(incarnation=self.incarnation)
         async for request in request_iterator:
             response.num_stored += 1
             self.stored.put_nowait((given, request.piece.key))
@@ -114,6 +115,21 @@ async def test_a_block_is_stored_once_until_the_cache_has_it_no_more(published: 
     published.publisher.forget([key(1)])
     await published.compute("a", key(1))
     assert (await published.next_stored())[1] == key(1)
+
+
+async def test_a_cache_that_was_started_anew_gets_blocks_again(published: Published) -> None:
+    published.publisher.use("a", token("a"))
+    for number in (1, 2):
+        await published.compute("a", key(number))
+        await published.next_stored()
+    published.cache.incarnation = "2"
+    await published.compute("a", key(3))
+    assert (await published.next_stored())[1] == key(3)
+    again = asyncio.create_task(published.next_stored())
+    while not again.done():  # That it is another one is known when it has answered.
+        await published.compute("a", key(1))
+        await asyncio.sleep(0.05)
+    assert (await again)[1] == key(1)
 
 
 async def test_a_token_that_has_expired_is_not_kept(published: Published) -> None:
