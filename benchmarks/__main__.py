@@ -18,6 +18,7 @@ from benchmarks import (
     envoy,
     kernels,
     mtls,
+    pauses,
     recovered,
     repetition,
     reuse,
@@ -108,6 +109,12 @@ def _batch(target: str, _draft: str) -> tuple[Path, bool]:
     return batch.write_batch(measures, PAGES), all(measure.holds for measure in measures)
 
 
+def _pauses(target: str, draft: str) -> tuple[Path, bool]:
+    found, fetched = pauses.run(target, draft, WORK_DIR)
+    held = fetched.holds and all(each.holds for each in found)
+    return pauses.write_pauses(found, fetched, PAGES), held
+
+
 def _mtls(target: str, draft: str) -> tuple[Path, bool]:
     costs = mtls.run(target, draft)
     return mtls.write_mtls(costs, PAGES), all(cost.holds for cost in costs)
@@ -136,6 +143,7 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "batch": _batch,
     "telemetry": _telemetry,
     "mtls": _mtls,
+    "pauses": _pauses,
     "envoy": _envoy,
     "recovered": _recovered,
     "simulation": _simulation,

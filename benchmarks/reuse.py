@@ -61,7 +61,7 @@ class Times(NamedTuple):
 def run(shipped: str, work_dir: Path) -> list[Measure]:
     """Measures everything. Takes some five minutes on two cores."""
     heavy = build_heavy(shipped, work_dir / "heavy")
-    times, quiet, busy = asyncio.run(_measure(heavy, _prefixes(shipped, 2 * REPEATS + 2)))
+    times, quiet, busy = asyncio.run(_measure(heavy, prefixes(shipped, 2 * REPEATS + 2)))
     moved = transfer.measure()
     return [
         _at_most("prefix in the verifier / cold", times.in_verifier, times.cold, 0.15),
@@ -94,7 +94,7 @@ def write_reuse(measures: Sequence[Measure], folder: Path) -> Path:
     return write_page(folder, "reuse", lines)
 
 
-def _prefixes(tokenizer_folder: str, count: int) -> list[list[int]]:
+def prefixes(tokenizer_folder: str, count: int) -> list[list[int]]:
     """Different texts of PREFIX_TOKENS tokens from held-out files."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     ids: list[int] = []
@@ -105,7 +105,7 @@ def _prefixes(tokenizer_folder: str, count: int) -> list[list[int]]:
     return [ids[index * PREFIX_TOKENS : (index + 1) * PREFIX_TOKENS] for index in range(count)]
 
 
-async def _measure(model: str, prefixes: Sequence[list[int]]) -> tuple[Times, list[float], list[float]]:
+async def _measure(model: str, shared: Sequence[list[int]]) -> tuple[Times, list[float], list[float]]:
     times = Times([], [], [], [], [])
     async with AsyncExitStack() as resources:
         launchers, clients = [], []
@@ -115,9 +115,9 @@ async def _measure(model: str, prefixes: Sequence[list[int]]) -> tuple[Times, li
             launchers.append(await resources.enter_async_context(running(settings)))
             clients.append(await resources.enter_async_context(Client(launchers[-1].address())))
         launcher, (client, plain) = launchers[0], clients
-        for number, prefix in enumerate(prefixes[: 1 + REPEATS]):
+        for number, prefix in enumerate(shared[: 1 + REPEATS]):
             cold = await _first_token(client, prefix, 0, cached=False)
-            await _published(client, number + 1)
+            await published(client, number + 1)
             without = await _first_token(plain, prefix, 0, cached=False)
             hit = await _first_token(client, prefix, 1, cached=True)
             if number:  # The first is to warm up.
@@ -126,13 +126,13 @@ async def _measure(model: str, prefixes: Sequence[list[int]]) -> tuple[Times, li
                 times.in_verifier.append(hit)
         await _restart_verifier(launcher)
         for number in range(1 + REPEATS):
-            cold = await _first_token(client, prefixes[1 + REPEATS + number], 0, cached=False)
-            fetched = await _first_token(client, prefixes[number], 2, cached=True)
+            cold = await _first_token(client, shared[1 + REPEATS + number], 0, cached=False)
+            fetched = await _first_token(client, shared[number], 2, cached=True)
             if number:
                 times.cold_again.append(cold)
                 times.in_service.append(fetched)
         quiet, busy = [], []
-        texts = [prefix[:128] for prefix in prefixes[:_NUM_STREAMS]]
+        texts = [prefix[:128] for prefix in shared[:_NUM_STREAMS]]
         for _ in range(_MOVES):
             quiet.append(statistics.median(await _gaps(client, texts)))
             busy.append(await _gaps_while_moving(launcher, client, texts))
@@ -154,7 +154,7 @@ async def _first_token(client: Client, prefix: list[int], suffix: int, *, cached
     return seconds
 
 
-async def _published(client: Client, num_prefixes: int) -> None:
+async def published(client: Client, num_prefixes: int) -> None:
     """Returns once the service has all blocks of so many prompts."""
     while True:
         found = await client.cache_statistics()
