@@ -46,7 +46,9 @@ class Relay:
         revision any more that the sequence was begun on, AbortedError when verifiers seem to die of it,
         grpc.aio.AioRpcError for what a verifier refuses.
         """
-        attempts = self._model.verifiers.attempts(self._resume_seconds, self._suits, self._transcript.affinity)
+        attempts = self._model.verifiers.attempts(
+            self._resume_seconds, self._suits, self._transcript.affinity, self._model.retries
+        )
         suspicion = Suspicion(self._model.trials, self._transcript)
         async with Drafting(self._model, self._transcript, self._token) as drafting:
             while True:
@@ -114,9 +116,10 @@ class Relay:
             use.refused(reason)
             await use.replica.renew()
             return True
-        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not self._transcript.has_begun:
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not use.has_worked:
             use.refused(reason)
-            return attempts.has_another()
+            # What has begun waits for room; who has not is told at once that there is none.
+            return self._transcript.has_begun or attempts.has_another()
         return False
 
     def _without_verifier(self, error: Exception) -> PacelineError:

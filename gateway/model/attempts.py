@@ -11,6 +11,7 @@ import grpc
 from gateway.model.affinity import Affinity
 from gateway.model.replica import C, I, Replica, reason_of
 from gateway.model.replica_list import ReplicaList
+from gateway.model.retry_budget import RetryBudget
 from paceline.errors import UnavailableError, has_details
 from paceline.sent import WRITTEN_TOO_LATE
 from services.common.backoff import Backoff
@@ -43,12 +44,21 @@ class Attempts(Generic[C, I]):
     """The attempts of one request, which goes to each newly dead replica once at most while another one lives."""
 
     def __init__(
-        self, replicas: ReplicaList[C, I], seconds: float, suits: Callable[[I], bool], affinity: Affinity
+        self,
+        replicas: ReplicaList[C, I],
+        seconds: float,
+        suits: Callable[[I], bool],
+        affinity: Affinity,
+        budget: RetryBudget | None = None,
     ) -> None:
+        """Who tries again does so within the `budget`, if there is one."""
         self._replicas = replicas
         self._seconds = seconds
         self._suits = suits
         self._affinity = affinity
+        self._budget = budget
+        self._tries_again = False
+        """Whether it has taken of the budget."""
         self._give_up: float | None = None
         self._met: dict[Replica[C, I], Backoff] = {}
         """Replicas that failed this request since it last got on, and when it may go there again."""
@@ -60,8 +70,11 @@ class Attempts(Generic[C, I]):
 
         Raises UnavailableError when there was none for too long, NoneSuitsError when there is none to wait for.
         """
-        async with self.use(await self._take()) as use:
-            yield use
+        try:
+            async with self.use(await self._take()) as use:
+                yield use
+        finally:
+            self._give_back()
 
     @asynccontextmanager
     async def use(self, replica: Replica[C, I]) -> AsyncIterator["Use[C, I]"]:
@@ -99,6 +112,7 @@ class Attempts(Generic[C, I]):
         if self._met or self._give_up is not None:
             self._met.clear()
             self._give_up = None
+            self._give_back()
 
     def has_another(self) -> bool:
         """Whether there is one to go to that was not met."""
@@ -115,9 +129,12 @@ class Attempts(Generic[C, I]):
         while True:
             self._replicas.ask_those_due(self._suits)
             chosen = self.choose()
+            now, until = time.monotonic(), float("inf") if self._give_up is None else self._give_up
+            if chosen is not None and now < until and not self._may_try():
+                await self._replicas.changed(self._suits, until)
+                continue
             if chosen is not None and chosen not in self._met:
                 return chosen
-            now = time.monotonic()
             if self._give_up is None:
                 self._give_up = now + self._seconds
             if not self._replicas.may_come(self._suits):
@@ -127,8 +144,21 @@ class Attempts(Generic[C, I]):
                 raise UnavailableError(f"no {kind} could be reached ({self._reason})", _RETRY_AFTER_SECONDS)
             if chosen is not None:
                 return chosen
+            self._give_back()
             own = min((pause.until for pause in self._met.values() if pause.is_off), default=self._give_up)
             await self._replicas.changed(self._suits, min(own, self._give_up))
+
+    def _may_try(self) -> bool:
+        """Whether it may go to a replica now; who tries again takes of the budget for it."""
+        if self._met and self._budget is not None and not self._tries_again:
+            self._tries_again = self._budget.take()
+            return self._tries_again
+        return True
+
+    def _give_back(self) -> None:
+        if self._tries_again and self._budget is not None:
+            self._tries_again = False
+            self._budget.give_back()
 
 
 class Use(Generic[C, I]):
@@ -139,9 +169,11 @@ class Use(Generic[C, I]):
         self.client = replica.client
         self._attempts = attempts
         self._begun = replica.begin()
+        self.has_worked = False
 
     def worked(self) -> None:
         """Says that the replica does what it is asked for."""
+        self.has_worked = True
         self._attempts.got_on()
         self.answered()
 

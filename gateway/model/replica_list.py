@@ -34,7 +34,7 @@ class ReplicaList(Generic[C, I]):
         self.kind = kind
         self.backoff = backoff
         self._change = asyncio.Event()
-        self._replicas = [Replica(kind, client, ask, backoff(), self._note_change) for client in clients]
+        self._replicas = [Replica(kind, client, ask, backoff(), self.note_change) for client in clients]
 
     def __iter__(self) -> Iterator[Replica[C, I]]:
         return iter(self._replicas)
@@ -90,6 +90,7 @@ class ReplicaList(Generic[C, I]):
         for replica in self._replicas:
             await replica.close()
 
-    def _note_change(self) -> None:
+    def note_change(self) -> None:
+        """Has all look who wait for something to change."""
         self._change.set()
         self._change = asyncio.Event()

@@ -10,6 +10,7 @@ from gateway.model.affinity import NONE, Affinity
 from gateway.model.attempts import Attempts, LostError
 from gateway.model.replica import Ask, C, I, Replica
 from gateway.model.replica_list import ReplicaList, anything, pauses
+from gateway.model.retry_budget import RetryBudget
 from paceline.errors import UnavailableError
 from paceline.tls import Tls
 from services.common.backoff import Backoff
@@ -49,14 +50,19 @@ class Replicas(ReplicaList[C, I]):
             await asyncio.wait(asking)
 
     def attempts(
-        self, seconds: float, suits: Callable[[I], bool] = anything, affinity: Affinity = NONE
+        self,
+        seconds: float,
+        suits: Callable[[I], bool] = anything,
+        affinity: Affinity = NONE,
+        budget: RetryBudget | None = None,
     ) -> Attempts[C, I]:
         """A request's way over the replicas; it looks for one for so many seconds while none can be used.
 
         `suits` says by what a replica says of itself whether it can be used. Requests of one `affinity` go to one
-        replica, while that has no more than its share to do.
+        replica, while that has no more than its share to do. Who tries again does so within the `budget`, if there is
+        one.
         """
-        return Attempts(self, seconds, suits, affinity)
+        return Attempts(self, seconds, suits, affinity, budget)
 
     async def call(
         self,

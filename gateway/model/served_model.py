@@ -9,6 +9,7 @@ from gateway.model.attempts import NoneSuitsError
 from gateway.model.chat_template import Conversation
 from gateway.model.replica import Replica
 from gateway.model.replicas import Replicas
+from gateway.model.retry_budget import RetryBudget
 from gateway.model.tokenizer import ModelTokenizer
 from gateway.model.vigil import Vigil, hangs
 from gateway.settings import ModelSettings
@@ -62,6 +63,7 @@ class ServedModel:
             f"draft of {self.id!r}", settings.drafts, DraftClient, self._ask_draft, _draft_pauses,
             tls=tls_to(Identity.DRAFT, tls),
         )  # fmt: skip
+        self.retries = RetryBudget(self.verifiers)
         self.trials = asyncio.Lock()
         """It is held by the one request that verifiers may have died of and that is being tried again."""
         self.vigil = Vigil()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from paceline.errors import FailedPreconditionError, UnavailableError
+from paceline.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from paceline.internal.v1 import (
     draft_pb2,
     draft_pb2_grpc,
@@ -81,6 +81,8 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
     proposals: list[speculation_pb2.Proposal] = field(default_factory=list)
     proposed: asyncio.Event = field(default_factory=asyncio.Event)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
+    room: int | None = None
+    """As many streams may be open; others are refused."""
     num_open: int = 0
     most_open: int = 0
     """Most streams that were open at once."""
@@ -97,6 +99,8 @@ class FakeVerifier(FakeModelServer, verifier_pb2_grpc.VerifierServiceServicer):
         opening = (await anext(aiter(request_iterator))).open
         await self._check_revision(opening, context)
         self.opens.append(opening)
+        if self.num_open == self.room:
+            raise ResourceExhaustedError("no room", retry_after_seconds=1.0)
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
         self.all_closed.clear()

@@ -11,6 +11,7 @@ import pytest
 
 from paceline.errors import ResourceExhaustedError
 from services.common.backoff import Backoff
+from services.local.ports import free_port
 from support.dead import DeadServer, dead_servers
 from support.fakes import FakeDraft, FakeVerifier, continue_from, serve_fakes
 from support.system import StartGateway
@@ -107,6 +108,25 @@ async def test_one_that_is_full_sends_a_new_request_to_another_and_a_second_refu
             with pytest.raises(ResourceExhaustedError):
                 await system.generate(PROMPT, max_tokens=9)
     assert [len(verifier.opens) for verifier in full] == [1, 1]
+
+
+async def test_streams_that_lose_their_verifier_wait_for_room_at_another(start_gateway: StartGateway) -> None:
+    go = asyncio.Event()
+    lost, full = FakeVerifier(break_after=1, commit_when=go, commits_first=True), FakeVerifier(room=2)
+    prompts = [[*PROMPT, 65 + number] for number in range(12)]
+    async with serve_fakes(lost) as first, AsyncExitStack() as stack:
+        second = free_port()
+        async with start_gateway([first, f"127.0.0.1:{second}"]) as system:
+            replies = [asyncio.create_task(system.generate(prompt, max_tokens=12)) for prompt in prompts]
+            while lost.num_open < len(prompts):
+                await asyncio.sleep(0.01)
+            await stack.enter_async_context(serve_fakes(full, port=second))
+            lost.is_loading = True
+            go.set()
+            for prompt, reply in zip(prompts, replies, strict=True):
+                assert (await reply).token_ids == continue_from(prompt, 12)
+    assert full.most_open == 2
+    assert len(full.opens) > len(prompts), "some were refused"
 
 
 async def test_what_a_running_stream_is_refused_is_passed_on(start_gateway: StartGateway) -> None:

@@ -4,11 +4,14 @@ import asyncio
 import itertools
 import logging
 import time
+from contextlib import suppress
 
 import grpc
 import pytest
 
+from gateway.model.attempts import LostError
 from gateway.model.replica import State
+from gateway.model.retry_budget import RetryBudget
 from paceline.errors import UnavailableError
 from support.replicas import Service, error, pool, started
 
@@ -138,6 +141,73 @@ async def test_a_trial_that_nobody_waits_for_any_more_leaves_room_for_another() 
     trying.cancel()
     only.answer_when.set()
     assert await replicas.do() == "s0"
+
+
+@pytest.mark.parametrize("incarnation", ["2", "1", ""])
+async def test_what_was_started_anew_has_nothing_of_what_it_had(incarnation: str) -> None:
+    replicas = await started(False)
+    (replica,) = replicas
+    replica.adapters["a"], replica.wants_proposals = True, True
+    replicas.services[0].incarnation = incarnation
+    await replica.renew()
+    is_another = incarnation == "2"
+    assert (not replica.adapters, not replica.wants_proposals) == (is_another, is_another)
+
+
+async def test_of_the_many_that_lose_one_few_try_again_at_once() -> None:
+    replicas = await started(False, False)
+    gone, other = replicas.services
+    gone.answer_when, other.answer_when = asyncio.Event(), asyncio.Event()
+    budget = RetryBudget(replicas)
+
+    async def request() -> None:
+        attempts = replicas.attempts(5, budget=budget)
+        while True:
+            with suppress(LostError):
+                async with attempts.another() as use:
+                    await use.client.do()
+                    if use.client is gone:
+                        raise LostError("gone")
+                    use.worked()
+                    return
+
+    requests = [asyncio.create_task(request()) for _ in range(60)]
+    while gone.calls + other.calls < len(requests):
+        await asyncio.sleep(0.01)
+    assert gone.calls == 30
+    gone.answer_when.set()
+    await asyncio.sleep(0.1)
+    assert 30 + 10 <= other.calls <= 30 + 12, "ten, or a fifth of those that run"
+    other.answer_when.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*requests)
+    assert other.calls == 60
+    assert budget.take()
+
+
+async def test_who_waits_for_others_that_try_again_gives_up_when_none_is_left() -> None:
+    replicas = await started(False, False)
+    gone, other = replicas.services
+    gone.answer_when, other.answer_when = asyncio.Event(), asyncio.Event()
+    budget = RetryBudget(replicas)
+
+    async def request() -> None:
+        attempts = replicas.attempts(0.3, budget=budget)
+        while True:
+            with suppress(LostError):
+                async with attempts.another() as use:
+                    await use.client.do()
+                    raise LostError("gone")
+
+    requests = [asyncio.create_task(request()) for _ in range(60)]
+    while gone.calls + other.calls < len(requests):
+        await asyncio.sleep(0.01)
+    gone.answer_when.set()
+    await asyncio.sleep(0.05)
+    other.answer_when.set()
+    async with asyncio.timeout(1):
+        results = await asyncio.gather(*requests, return_exceptions=True)
+    assert all(isinstance(result, UnavailableError) for result in results)
 
 
 async def test_of_the_uses_that_one_failure_ends_only_the_first_counts() -> None:
