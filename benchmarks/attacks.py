@@ -126,8 +126,8 @@ def write_attacks(measures: Sequence[Measure], folder: Path) -> Path:
         "",
         f"Written by `make bench`: {machine()}. The pair that ships; attacks on a system of tiny models, a process of "
         "every kind. A single request is any that `make attack` makes of a field with megabytes, sent alone while "
-        "health checks of all processes and ListModels are asked for every 5 ms by threads of the attacking process: "
-        "what that takes itself is within the figure. Each is sent three times, in turns, and its median counts.",
+        "health checks of all processes and ListModels are asked for every 5 ms by another process on the same cores. "
+        "Each is sent three times, in turns, and its median counts.",
         "",
         *table(
             ("measure", "", "bound", ""),

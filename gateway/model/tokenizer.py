@@ -4,6 +4,8 @@ None of it takes torch, whose absence `transformers` allows for.
 """
 
 import asyncio
+import threading
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,6 +14,7 @@ from gateway.model.background import Background
 from gateway.model.chat_template import ChatTemplate, Conversation
 from gateway.model.detokenizer import Decoding, Detokenizer
 from gateway.model.text_bound import longest_token, num_characters
+from gateway.model.text_worker import TextWorker
 from paceline.errors import FailedPreconditionError
 from services.common.checkpoint import CheckpointError
 
@@ -21,7 +24,7 @@ _INLINE = 4096
 """Texts of so many characters or tokens are worked on at once; for longer ones in a thread nobody waits."""
 _INLINE_MESSAGES = 64
 _LONG = 1 << 18
-"""Longer ones take turns."""
+"""Longer ones take turns, in processes of their own."""
 
 
 class TooManyTokensError(ValueError):
@@ -42,6 +45,8 @@ class ModelTokenizer:
         self._longest_token = longest_token(backend) if self._is_plain else None
         self._num_characters = num_characters(backend)
         self._background = Background()
+        self._apart = threading.local()
+        """A process for each thread of the background."""
         self._special = {token.content: at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special_ids = frozenset(self._special.values())
         self._clean_up = _clean_up(tokenizer)
@@ -58,7 +63,14 @@ class ModelTokenizer:
             at_least = -(-len(text.encode()) // self._longest_token)
             if at_least > most:
                 raise TooManyTokensError(f"at least {at_least} tokens")
-        return await self._run(len(text), self._encode, text, add_special_tokens, most)
+        if len(text) <= _LONG or not self._is_plain:
+            return await self._run(len(text), self._encode, text, add_special_tokens, most)
+        packed = await self._background.run(self._encode_apart, text, add_special_tokens, most)
+        ids: list[int] = []
+        for start in range(0, len(packed), _INLINE):
+            ids += packed[start : start + _INLINE]
+            await asyncio.sleep(0)
+        return ids
 
     async def encode_chat(self, conversation: Conversation, most: int | None = None) -> list[int]:
         """Token ids of a conversation, ending where the answer begins.
@@ -88,7 +100,9 @@ class ModelTokenizer:
 
     async def decode(self, token_ids: list[int]) -> str:
         """Text of token ids, special tokens left out."""
-        return await self._run(len(token_ids), self._decode, token_ids)
+        if len(token_ids) <= _LONG:
+            return await self._run(len(token_ids), self._decode, token_ids)
+        return self._cleaned(await self._background.run(lambda: self._worker().decode(token_ids)))
 
     def num_characters(self, token_ids: list[int]) -> int:
         """About how long their text is."""
@@ -126,20 +140,36 @@ class ModelTokenizer:
             (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         else:
             (encoding,) = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).encodings
-        num_tokens = len(encoding)
-        ids: list[int] = encoding.ids if most is None or num_tokens <= most else []
+        _check_number(len(encoding), most)
+        ids: list[int] = encoding.ids
         if len(text) > _LONG:
             del encoding
             heap.give_back()
-        if most is not None and num_tokens > most:
-            raise TooManyTokensError(f"{num_tokens} tokens")
         return ids
+
+    def _encode_apart(self, text: str, add_special_tokens: bool, most: int | None) -> "array[int]":
+        num_tokens, ids = self._worker().encode(text, add_special_tokens=add_special_tokens, most=most)
+        _check_number(num_tokens, most)
+        return ids
+
+    def _worker(self) -> TextWorker:
+        """The process of this thread."""
+        if not hasattr(self._apart, "worker"):
+            self._apart.worker = TextWorker(self._backend.to_str())
+        worker: TextWorker = self._apart.worker
+        return worker
 
     def _decode(self, token_ids: list[int]) -> str:
         (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=True)
-        if len(token_ids) > _LONG:
-            heap.give_back()
-        return str(text if self._clean_up is None else self._clean_up(text))
+        return self._cleaned(str(text))
+
+    def _cleaned(self, text: str) -> str:
+        return text if self._clean_up is None else self._clean_up(text)
+
+
+def _check_number(num_tokens: int, most: int | None) -> None:
+    if most is not None and num_tokens > most:
+        raise TooManyTokensError(f"{num_tokens} tokens")
 
 
 def _load(source: str) -> Any:
