@@ -84,7 +84,7 @@ async def _pauses(pair: Pair, prompts: Sequence[Sequence[int]], num_events: int)
     hung = Pauses("hangs (SIGSTOP)", _HUNG_SECONDS, [], 0)
     found = {True: killed, False: hung}
     async with two_verifiers(pair, prefix_cache=False) as verifiers:
-        whole = [await _undisturbed(verifiers, prompt, _BEFORE_TOKENS + _AFTER_TOKENS) for prompt in prompts]
+        whole = [await _undisturbed(verifiers, prompt, _MAX_TOKENS) for prompt in prompts]
         for number in range(num_events):
             for kills, pauses in found.items():
                 which = number % len(prompts)
