@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.crowded import NUM_PROMPTS, PROMPT_BYTES, longest_health_wait
+from benchmarks.crowded import NUM_PROMPTS, NUM_TIMES, PROMPT_BYTES, longest_health_wait
 from benchmarks.page import machine, table, write_page
 from benchmarks.steady import NUM_CLIENTS, memory_under_load
 from benchmarks.stopped import NUM_STREAMS, seconds_until_elsewhere
@@ -68,7 +68,15 @@ def crowded(target: str) -> list[Measure]:
     seconds = asyncio.run(longest_health_wait(target))
     name = f"longest wait of a health check while {NUM_PROMPTS} prompts of {PROMPT_BYTES >> 20} MiB are tokenized"
     bound = f"{_WAIT_SECONDS * 1e3:.0f} ms"
-    return [Measure(name, f"{seconds * 1e3:.0f} ms", bound, seconds <= _WAIT_SECONDS, "asked every 5 ms")]
+    return [
+        Measure(
+            name,
+            f"{seconds * 1e3:.0f} ms",
+            bound,
+            seconds <= _WAIT_SECONDS,
+            f"asked every 5 ms; median of {NUM_TIMES} times",
+        )
+    ]
 
 
 def stopped(target: str) -> list[Measure]:
