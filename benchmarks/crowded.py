@@ -24,8 +24,9 @@ _ANY_SIZE = (("grpc.max_receive_message_length", -1),)
 
 
 async def longest_health_wait(model: str) -> float:
-    """The longest that a gateway's health check took, asked every 5 ms from a thread of this process: the median of some
-    times that the prompts are sent.
+    """The longest that a gateway's health check took, asked every 5 ms from a thread of this process.
+
+    It is the median of some times that the prompts are sent.
     """
     written = "\n".join(document.text for document in load_corpus().held_out).encode()
     text = (written * (PROMPT_BYTES // len(written) + 1))[:PROMPT_BYTES].decode(errors="ignore")
