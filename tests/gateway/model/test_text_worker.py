@@ -39,10 +39,10 @@ def worker(plain: Tokenizer) -> TextWorker:
     return TextWorker(plain.to_str())
 
 
-def child() -> psutil.Process:
-    """The process that works for this one."""
-    (found,) = [each for each in psutil.Process().children() if "gateway.model.text_worker" in each.cmdline()]
-    return found
+def process_of(worker: TextWorker) -> psutil.Process:
+    """The process that works for it."""
+    assert worker._process is not None
+    return psutil.Process(worker._process.pid)
 
 
 def test_it_makes_what_the_library_makes(worker: TextWorker, plain: Tokenizer) -> None:
@@ -58,11 +58,11 @@ def test_it_makes_what_the_library_makes(worker: TextWorker, plain: Tokenizer) -
 
 def test_another_takes_the_place_of_one_that_died(worker: TextWorker, plain: Tokenizer) -> None:
     assert worker.decode(plain.encode(TEXT).ids) == TEXT
-    before = child()
+    before = process_of(worker)
     before.kill()
     before.wait()
     assert worker.decode(plain.encode(TEXT).ids) == TEXT
-    assert child().pid != before.pid
+    assert process_of(worker).pid != before.pid
 
 
 def test_where_none_lives_that_is_said(worker: TextWorker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +84,6 @@ def test_it_ends_with_whoever_started_it(repository: Path) -> None:
 async def test_it_ends_when_nobody_has_it_any_more(plain: Tokenizer) -> None:
     worker = TextWorker(plain.to_str())
     await asyncio.to_thread(worker.encode, TEXT, add_special_tokens=True, most=None)
-    process = child()
+    process = process_of(worker)
     del worker
     assert not process.is_running()
