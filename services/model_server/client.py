@@ -98,8 +98,18 @@ class SequenceStream(Generic[Q, R]):
         await asyncio.shield(self._write(request))
 
     async def read(self) -> R | None:
-        """The next message, or None at the end of the stream. Raises grpc.aio.AioRpcError."""
-        response = await self._call.read()
+        """The next message, or None at the end of the stream. Raises grpc.aio.AioRpcError.
+
+        A task that is cancelled while gRPC still opens the call is not told so by gRPC, if the call ends in that moment:
+        whoever is to end would go on.
+        """
+        task = asyncio.current_task()
+        num_cancels = task.cancelling() if task is not None else 0
+        try:
+            response = await self._call.read()
+        finally:
+            if task is not None and task.cancelling() > num_cancels:
+                raise asyncio.CancelledError
         return None if response is grpc.aio.EOF else response
 
     def cancel(self) -> None:
