@@ -100,8 +100,8 @@ class SequenceStream(Generic[Q, R]):
     async def read(self) -> R | None:
         """The next message, or None at the end of the stream. Raises grpc.aio.AioRpcError.
 
-        A task that is cancelled while gRPC opens the call is not told so, if the call ends in that moment: whoever is to
-        end would go on.
+        A task that is cancelled while gRPC opens the call is not told so, if the call ends in that moment. It would go
+        on.
         """
         task = asyncio.current_task()
         num_cancels = task.cancelling() if task is not None else 0
