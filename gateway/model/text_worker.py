@@ -4,24 +4,20 @@ The library lets go of the interpreter's lock while it works on a text, but neit
 while the C library returns what it took: each holds all streams of a gateway up for a tenth of a second.
 """
 
+import multiprocessing
 import os
-import struct
 import subprocess
 import sys
 import weakref
 from array import array
-from collections.abc import Sequence
-from typing import IO, Final
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 
 from tokenizers import Tokenizer
 
 from gateway import heap
 from paceline.errors import UnavailableError
 
-_HEADER: Final = struct.Struct("<BqQ")
-"""What is asked for, or whether it was done; a number that belongs to it; how many bytes follow."""
-_ENCODE, _ENCODE_SPECIAL, _DECODE = range(3)
-_ANY: Final = -1
 _NICENESS = 10
 _PIECE = 1 << 14
 _RETRY_AFTER_SECONDS = 1.0
@@ -33,12 +29,11 @@ class TextWorker:
     def __init__(self, tokenizer: str) -> None:
         """`tokenizer` is the file of a tokenizer, as JSON. The process ends with this object, or with this process."""
         self._tokenizer = tokenizer
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Process | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool, most: int | None) -> "tuple[int, array[int]]":
         """How many tokens a text has, and their ids unless they are more than `most`."""
-        kind = _ENCODE_SPECIAL if add_special_tokens else _ENCODE
-        num_tokens, found = self._ask(kind, _ANY if most is None else most, text.encode())
+        num_tokens, found = self._ask("encode", text.encode(), add_special_tokens, most)
         ids = array("I")
         ids.frombytes(found)
         return num_tokens, ids
@@ -48,82 +43,77 @@ class TextWorker:
         packed = array("I")
         for start in range(0, len(token_ids), _PIECE):  # Others have their turn of the interpreter's lock in between.
             packed.extend(token_ids[start : start + _PIECE])
-        return self._ask(_DECODE, _ANY, packed.tobytes())[1].decode()
+        return self._ask("decode", packed.tobytes())[1].decode()
 
-    def _ask(self, kind: int, number: int, data: bytes) -> tuple[int, bytes]:
+    def _ask(self, *request: object) -> tuple[int, bytes]:
         """What the process answers; one that has died is followed by another, once. Raises UnavailableError."""
         for _ in range(2):
             try:
-                process = self._process or self._start()
-                _write(process.stdin, kind, number, data)
-                return _read(process.stdout)[1:]
-            except OSError:
+                if self._process is None:
+                    self._process = _Process(self._tokenizer)
+                return self._process.ask(request)
+            except (OSError, EOFError):
                 self._process = None
         raise UnavailableError("long texts cannot be worked on for now", _RETRY_AFTER_SECONDS)
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        paths = os.pathsep.join(path for path in sys.path if path)
-        self._process = process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": paths},
-            start_new_session=True,
-        )
+
+class _Process:
+    """One that runs. Raises OSError or EOFError when it has ended, or cannot be started."""
+
+    def __init__(self, tokenizer: str) -> None:
+        self._connection, theirs = multiprocessing.Pipe()
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                start_new_session=True,
+            )
+        self.pid = process.pid
         weakref.finalize(self, _end, process)
-        _write(process.stdin, 0, 0, self._tokenizer.encode())
-        return process
+        self._connection.send(tokenizer)
+
+    def ask(self, request: tuple[object, ...]) -> tuple[int, bytes]:
+        """What it answers."""
+        self._connection.send(request)
+        answer: tuple[int, bytes] = self._connection.recv()
+        return answer
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
-    process.communicate()
+    process.wait()
 
 
-def _write(stream: IO[bytes] | None, kind: int, number: int, data: bytes) -> None:
-    if stream is None:
-        raise OSError("the process has no pipe")
-    stream.write(_HEADER.pack(kind, number, len(data)))
-    stream.write(data)
-    stream.flush()
-
-
-def _read(stream: IO[bytes] | None) -> tuple[int, int, bytes]:
-    """What the other end wrote. Raises OSError when it has ended."""
-    header = b"" if stream is None else stream.read(_HEADER.size)
-    if stream is None or len(header) < _HEADER.size:
-        raise OSError("the process has ended")
-    kind, number, size = _HEADER.unpack(header)
-    data = stream.read(size)
-    if len(data) < size:
-        raise OSError("the process has ended")
-    return kind, number, data
-
-
-def _work(tokenizer: Tokenizer, kind: int, most: int, data: bytes) -> tuple[int, bytes]:
-    if kind == _DECODE:
-        ids = array("I")
-        ids.frombytes(data)
-        (text,) = tokenizer.decode_batch([ids.tolist()], skip_special_tokens=True)
-        return len(ids), str(text).encode()
-    (encoding,) = tokenizer.encode_batch_fast([data.decode()], add_special_tokens=kind == _ENCODE_SPECIAL)
-    fits = most == _ANY or len(encoding) <= most
+def _encode(tokenizer: Tokenizer, text: bytes, add_special_tokens: bool, most: int | None) -> tuple[int, bytes]:
+    (encoding,) = tokenizer.encode_batch_fast([text.decode()], add_special_tokens=add_special_tokens)
+    fits = most is None or len(encoding) <= most
     return len(encoding), array("I", encoding.ids).tobytes() if fits else b""
 
 
+def _decode(tokenizer: Tokenizer, packed: bytes) -> tuple[int, bytes]:
+    ids = array("I")
+    ids.frombytes(packed)
+    (text,) = tokenizer.decode_batch([ids.tolist()], skip_special_tokens=True)
+    return len(ids), str(text).encode()
+
+
 def main() -> None:
-    """Works until nobody asks any more."""
+    """Works until whoever asks has ended."""
     heap.keep_little()
     os.nice(_NICENESS)
-    tokenizer = Tokenizer.from_str(_read(sys.stdin.buffer)[2].decode())
-    while True:
-        try:
-            request = _read(sys.stdin.buffer)
-        except OSError:
-            return
-        _write(sys.stdout.buffer, 0, *_work(tokenizer, *request))
-        del request
-        heap.give_back()
+    connection: Connection = Connection(int(sys.argv[1]))
+    works: dict[str, Callable[..., tuple[int, bytes]]] = {"encode": _encode, "decode": _decode}
+    try:
+        tokenizer = Tokenizer.from_str(connection.recv())
+        while True:
+            kind, *request = connection.recv()
+            connection.send(works[kind](tokenizer, *request))
+            del request
+            heap.give_back()
+    except (OSError, EOFError):
+        return
 
 
 if __name__ == "__main__":
