@@ -57,8 +57,8 @@ class Attempts(Generic[C, I]):
         self._suits = suits
         self._affinity = affinity
         self._budget = budget
-        self._tries_again = False
-        """Whether it has taken of the budget."""
+        self._tries_again_at: Replica[C, I] | None = None
+        """Where it has taken of the budget."""
         self._give_up: float | None = None
         self._met: dict[Replica[C, I], Backoff] = {}
         """Replicas that failed this request since it last got on, and when it may go there again."""
@@ -130,7 +130,7 @@ class Attempts(Generic[C, I]):
             self._replicas.ask_those_due(self._suits)
             chosen = self.choose()
             now, until = time.monotonic(), float("inf") if self._give_up is None else self._give_up
-            if chosen is not None and now < until and not self._may_try():
+            if chosen is not None and now < until and not self._may_try(chosen):
                 await self._replicas.changed(self._suits, until)
                 continue
             if chosen is not None and chosen not in self._met:
@@ -144,21 +144,21 @@ class Attempts(Generic[C, I]):
                 raise UnavailableError(f"no {kind} could be reached ({self._reason})", _RETRY_AFTER_SECONDS)
             if chosen is not None:
                 return chosen
-            self._give_back()
             own = min((pause.until for pause in self._met.values() if pause.is_off), default=self._give_up)
             await self._replicas.changed(self._suits, min(own, self._give_up))
 
-    def _may_try(self) -> bool:
+    def _may_try(self, replica: Replica[C, I]) -> bool:
         """Whether it may go to a replica now; who tries again takes of the budget for it."""
-        if self._met and self._budget is not None and not self._tries_again:
-            self._tries_again = self._budget.take()
-            return self._tries_again
-        return True
+        if not self._met or self._budget is None:
+            return True
+        if self._budget.take(replica):
+            self._tries_again_at = replica
+        return self._tries_again_at is not None
 
     def _give_back(self) -> None:
-        if self._tries_again and self._budget is not None:
-            self._tries_again = False
-            self._budget.give_back()
+        if self._tries_again_at is not None and self._budget is not None:
+            self._budget.give_back(self._tries_again_at)
+            self._tries_again_at = None
 
 
 class Use(Generic[C, I]):
