@@ -15,8 +15,8 @@ from benchmarks.reuse import PREFIX_TOKENS, prefixes, published
 from benchmarks.two_verifiers import TwoVerifiers, two_verifiers
 from services.local.pair import Pair
 
-NUM_EVENTS = 200
-"""Of each kind."""
+NUM_EVENTS = 100
+"""Of each of two kinds."""
 _NUM_PROMPTS, _PROMPT_TOKENS = 8, 180
 _MAX_TOKENS = 1 << 10
 """More than come before a stream is left."""
@@ -70,7 +70,7 @@ class _Stream(NamedTuple):
 
 
 def run(target: str, draft: str, work_dir: Path, num_events: int = NUM_EVENTS) -> tuple[list[Pauses], Fetched]:
-    """Measures everything. Takes some twenty-five minutes on two cores: a verifier takes seconds to start anew."""
+    """Measures everything. Takes some twenty minutes on two cores: a verifier takes seconds to start anew."""
     prompts = [text[:_PROMPT_TOKENS] for text in prefixes(target, _NUM_PROMPTS)]
     pauses = asyncio.run(_pauses(Pair(model=target, draft=draft, threads=1), prompts, num_events))
     heavy = Pair(model=build_heavy(target, work_dir / "heavy"), dtype="bfloat16")

@@ -1,16 +1,12 @@
 """How long streams stand still when their verifier is stopped (SIGSTOP) and there is another one."""
 
 import asyncio
-import signal
 import time
-from contextlib import AsyncExitStack
 from typing import Any
 
+from benchmarks.two_verifiers import FIRST, two_verifiers
 from paceline import Client
-from services.local.launcher import Launcher, running
 from services.local.pair import Pair
-from services.local.ports import free_port
-from services.local.system import SystemSettings
 
 NUM_STREAMS = 8
 _NUM_TOKENS = 1_500
@@ -46,41 +42,20 @@ async def seconds_until_elsewhere(model: str) -> float:
 
     Raises RuntimeError when one lost tokens or none stood still.
     """
-    async with AsyncExitStack() as resources:
-        pair = Pair(model=model, threads=1)
-        believing = {"verifier": {"token_keys": ()}}  # Else it would take the tokens of its own gateway alone.
-        alone = SystemSettings((pair,), log_level="WARNING", overrides=believing)
-        other = await resources.enter_async_context(running(alone))
-        launcher = await resources.enter_async_context(running(_beside(pair, other.address("verifier"))))
-        client = await resources.enter_async_context(Client(launcher.address()))
+    async with two_verifiers(Pair(model=model, threads=1), prefix_cache=False) as verifiers:
         streams = [_Stream() for _ in range(NUM_STREAMS)]
-        reading = [asyncio.create_task(stream.read(client, seed)) for seed, stream in enumerate(streams)]
+        reading = [asyncio.create_task(stream.read(verifiers.client, seed)) for seed, stream in enumerate(streams)]
         begun = asyncio.gather(*(stream.has_begun.wait() for stream in streams))
         either: list[asyncio.Future[Any]] = [begun, *reading]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        await _stopped(launcher, reading)
+        verifiers.pause(FIRST)
+        try:
+            await asyncio.gather(*reading)
+        finally:
+            verifiers.go_on(FIRST)
         if any(stream.num_tokens != _NUM_TOKENS for stream in streams):
             raise RuntimeError("a stream lost tokens")
         longest = max(stream.longest_gap for stream in streams)
         if longest < _LEAST_SECONDS:
             raise RuntimeError("no stream was at the verifier that was stopped")
         return longest
-
-
-def _beside(pair: Pair, other: str) -> SystemSettings:
-    """A system whose gateway knows another's verifier too."""
-    port = free_port()
-    model = {"id": pair.public_id, "tokenizer": pair.model, "verifiers": [f"127.0.0.1:{port}", other]}
-    return SystemSettings(
-        (pair,), ports={"verifier": port}, log_level="WARNING", overrides={"gateway": {"models": [model]}}
-    )
-
-
-async def _stopped(launcher: Launcher, reading: list["asyncio.Task[None]"]) -> None:
-    """Stops a system's verifier until all has been read."""
-    verifier = launcher.children["verifier"]
-    verifier.signal(signal.SIGSTOP)
-    try:
-        await asyncio.gather(*reading)
-    finally:
-        verifier.signal(signal.SIGCONT)

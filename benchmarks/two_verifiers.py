@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 
@@ -16,7 +16,7 @@ from services.local.pair import Pair
 from services.local.ports import free_port
 from services.local.system import Process, SystemSettings
 
-_FIRST, _SECOND = "verifier", "verifier 2"
+FIRST, _SECOND = "verifier", "verifier 2"
 _WATCH_SECONDS = 0.06
 """Long enough for the processor's time of a process, which counts in hundredths of a second, to say who is at work."""
 _BUSY_SHARE = 0.25
@@ -27,11 +27,10 @@ _NUM_TEXTS, _TEXT_TOKENS = 6, 32
 class TwoVerifiers:
     """The two processes, and the gateway's client."""
 
-    def __init__(self, launcher: Launcher, client: Client, second: Process) -> None:
+    def __init__(self, launcher: Launcher, client: Client, processes: Mapping[str, Process]) -> None:
         self.client = client
         self._children = launcher.children
-        first = next(process for process in launcher.system.processes if process.name == _FIRST)
-        self._processes = {_FIRST: first, _SECOND: second}
+        self._processes = processes
         self._reading: dict[str, asyncio.Task[int]] = {}
         self._numbers = count()
 
@@ -60,18 +59,22 @@ class TwoVerifiers:
         """Has one stand still, its connections with it."""
         self._children[name].signal(signal.SIGSTOP)
 
+    def go_on(self, name: str) -> None:
+        """Has it go on."""
+        self._children[name].signal(signal.SIGCONT)
+
     async def back(self, name: str, *, killed: bool) -> None:
         """Has one come back, and returns when the gateway uses both."""
         if killed:
             await self._children[name].wait()
             await self.start(name)
         else:
-            self._children[name].signal(signal.SIGCONT)
+            self.go_on(name)
         await self.in_use()
 
     async def in_use(self) -> None:
         """Returns when the gateway has both compute something."""
-        unused = {_FIRST, _SECOND}
+        unused = {FIRST, _SECOND}
         while unused:
             await asyncio.sleep(_WATCH_SECONDS)
             before = self._seconds()
@@ -92,12 +95,12 @@ class TwoVerifiers:
 @asynccontextmanager
 async def two_verifiers(pair: Pair, *, prefix_cache: bool) -> AsyncIterator[TwoVerifiers]:
     """Two verifiers of a model and a gateway, with the pair's draft if it has one."""
-    ports = {_FIRST: free_port(), "draft": free_port()}
+    ports = {FIRST: free_port(), "draft": free_port()}
     second = free_port()
     model = {
         "id": pair.public_id,
         "tokenizer": pair.model,
-        "verifiers": [f"127.0.0.1:{port}" for port in (ports[_FIRST], second)],
+        "verifiers": [f"127.0.0.1:{port}" for port in (ports[FIRST], second)],
         "drafts": [f"127.0.0.1:{ports['draft']}"] if pair.draft else [],
     }
     settings = SystemSettings(
@@ -108,10 +111,11 @@ async def two_verifiers(pair: Pair, *, prefix_cache: bool) -> AsyncIterator[TwoV
         overrides={"gateway": {"models": [model], "audit_share": 0.0}},
     )
     async with running(settings) as launcher, Client(launcher.address()) as client:
-        first = next(process for process in launcher.system.processes if process.name == _FIRST)
+        first = next(process for process in launcher.system.processes if process.name == FIRST)
         server = first.settings.server.model_copy(update={"port": second})
         own = first.settings.model_copy(update={"server": server})
-        verifiers = TwoVerifiers(launcher, client, first._replace(name=_SECOND, settings=own))
+        processes = {FIRST: first, _SECOND: first._replace(name=_SECOND, settings=own)}
+        verifiers = TwoVerifiers(launcher, client, processes)
         await verifiers.start(_SECOND)
         await verifiers.in_use()
         yield verifiers
