@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -52,7 +52,10 @@ class Database:
         )  # fmt: skip
         if self.is_sqlite:
             self._engine = create_async_engine(
-                _on_disk(parsed.set(drivername=driver)), pool_size=_CONNECTIONS, hide_parameters=True
+                _on_disk(parsed.set(drivername=driver)),
+                hide_parameters=True,
+                pool_size=_CONNECTIONS,
+                connect_args={"factory": _SqliteConnection},
             )
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
@@ -126,6 +129,17 @@ class Database:
             _log.warning("the database failed: %s", error)
             problem = "has no room for more" if _is_full(error) else "cannot be used"
             raise UnavailableError(f"the database {problem} for now", _RETRY_AFTER_SECONDS) from error
+
+
+class _SqliteConnection(sqlite3.Connection):
+    """Ends its transaction when it is closed. SQLite itself keeps that, and the file's lock, while a cursor has rows
+    left to read: that of a reader who was cancelled has them until the garbage collector comes by.
+    """
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):  # It may be closed already.
+            self.rollback()
+        super().close()
 
 
 def check_url(url: str) -> None:
