@@ -83,6 +83,8 @@ class SequenceStream(Generic[Q, R]):
         self._call = call
         self._span = span
         self._writing = asyncio.Lock()
+        self._writes: set[asyncio.Task[None]] = set()
+        call.add_done_callback(self._end_writes)
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,7 +97,10 @@ class SequenceStream(Generic[Q, R]):
         """Sends a message. gRPC takes one write at a time, and ends the call when a task that is writing is cancelled:
         so a caller that is cancelled meanwhile does not take the stream with it.
         """
-        await asyncio.shield(self._write(request))
+        write = asyncio.create_task(self._write(request))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        await asyncio.shield(write)
 
     async def read(self) -> R | None:
         """The next message, or None at the end of the stream. Raises grpc.aio.AioRpcError.
@@ -113,7 +118,7 @@ class SequenceStream(Generic[Q, R]):
         return None if response is grpc.aio.EOF else response
 
     def cancel(self) -> None:
-        """Ends the stream: whoever reads it is cancelled."""
+        """Ends the stream: whoever reads it or writes to it is cancelled."""
         self._call.cancel()
 
     async def was_taken(self) -> bool:
@@ -125,3 +130,9 @@ class SequenceStream(Generic[Q, R]):
     async def _write(self, request: Q) -> None:
         async with self._writing:
             await self._call.write(request)
+
+    def _end_writes(self, _call: object) -> None:
+        """gRPC has a write wait for ever whose call was cancelled before it was open."""
+        if self._call.cancelled():
+            for write in self._writes:
+                write.cancel()
