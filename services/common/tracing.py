@@ -62,7 +62,9 @@ class RoundEvents:
             self._flush()
 
     def end(self, **attributes: AttributeValue) -> None:
-        """Says the rest, and more of the sequence. A call that was cancelled may have ended its span before."""
+        """Says the rest, and more of the sequence; also more than once. A call that was cancelled may have ended its
+        span before: what was not said then is missing.
+        """
         if self._span.is_recording():
             self._flush()
             self._span.set_attributes(_named(attributes))

@@ -97,12 +97,14 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
                     self.metrics.record(committed, wanted)
                     _add(rounds, committed)
                     wanted = committed.num_wanted
+                    if committed.finish is not None:  # Who has it may cancel the call, which may end the span at once.
+                        _end(rounds, target)
                     yield committed
                     if committed.finish is not None:
                         await asyncio.wait([reader], timeout=_PARTING_SECONDS)
                         return
         finally:
-            rounds.end(prompt_tokens=target.sequence.num_prompt_tokens, cached_tokens=target.sequence.num_cached)
+            _end(rounds, target)
             reader.cancel()
             self._engine_loop.submit(lambda role: role.close(target))
 
@@ -139,6 +141,10 @@ def _add(rounds: RoundEvents, committed: Committed) -> None:
             committed_tokens=len(committed.token_ids),
             waited_seconds=committed.waited_seconds,
         )
+
+
+def _end(rounds: RoundEvents, target: TargetSequence) -> None:
+    rounds.end(prompt_tokens=target.sequence.num_prompt_tokens, cached_tokens=target.sequence.num_cached)
 
 
 def _to_commit(committed: Committed) -> speculation_pb2.Commit:
