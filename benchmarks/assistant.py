@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers import AutoTokenizer
+
 from benchmarks.page import machine, table, write_page
 from models.assistant.evaluation import (
     NUM_TOKENS,
@@ -18,10 +20,11 @@ from models.assistant.evaluation import (
     answers,
     engines,
     positions_of,
-    prompts_of,
 )
 from models.assistant.held_out import Question, held_out
+from models.assistant.held_out import prompts as all_prompts
 from models.assistant.openings import KINDS
+from models.assistant.target import target_folder
 from paceline import Client
 from services.local.launcher import running
 from services.local.model_files import shipped_draft
@@ -101,7 +104,7 @@ def run() -> Report:
 
 def _acceptance(questions: Sequence[Question], graft: Path) -> list[Acceptance]:
     target, draft = engines(graft)
-    prompts = prompts_of(questions)
+    prompts = all_prompts(AutoTokenizer.from_pretrained(target_folder()))[: len(questions)]
     found = []
     for temperature in TEMPERATURES:
         agreed = agreements(draft, prompts, answers(target, prompts, temperature), temperature)

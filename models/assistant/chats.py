@@ -1,4 +1,4 @@
-"""Conversations that the target wrote, with what it thought of each token, on disk and in memory."""
+"""Conversations that the target wrote, on disk and in memory."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,9 +7,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-NUM_TOP = 32
-"""Likeliest tokens that are kept of a distribution. They hold 97 % of its mass at temperature 1, on average."""
-HELD_OUT_SHARE = 32
+HELD_OUT_SHARE = 64
 _HEAD_TOKENS = 64
 """Conversations that begin with the same tokens are held out together."""
 
@@ -19,18 +17,12 @@ class Chats(NamedTuple):
 
     token_ids: NDArray[np.uint16]
     """All tokens, [tokens]."""
+    is_answer: NDArray[np.bool_]
+    """Whether the target wrote the token in an answer, [tokens]."""
     offsets: NDArray[np.int64]
     """Where each conversation begins, and the end of the last, [chats + 1]."""
     kinds: NDArray[np.int8]
     """Kind of each one's opening, [chats]."""
-    temperatures: NDArray[np.float32]
-    """Of each one's answers, [chats]."""
-    is_answer: NDArray[np.bool_]
-    """Whether the target wrote the token in an answer, [tokens]."""
-    top_ids: NDArray[np.uint16]
-    """The likeliest tokens in the token's place, likeliest first, [tokens, NUM_TOP]; zeros where it was given."""
-    top_logprobs: NDArray[np.float16]
-    """Their log-probabilities in nats at temperature 1, [tokens, NUM_TOP]; zeros where the token was given."""
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -39,18 +31,7 @@ class Chats(NamedTuple):
         """Those of these numbers, in this order."""
         spans = [np.arange(self.offsets[n], self.offsets[n + 1]) for n in numbers]
         at = np.concatenate(spans) if spans else np.zeros(0, np.int64)
-        offsets = np.cumsum([0, *map(len, spans)])
-        return Chats(
-            self.token_ids[at], offsets, self.kinds[numbers], self.temperatures[numbers], self.is_answer[at],
-            self.top_ids[at], self.top_logprobs[at],
-        )  # fmt: skip
-
-
-def joined(parts: list[Chats]) -> Chats:
-    """All of them as one."""
-    lengths = [np.diff(part.offsets) for part in parts]
-    others = [np.concatenate(field) for field in zip(*parts, strict=True)]
-    return Chats(others[0], np.concatenate([[0], np.concatenate(lengths).cumsum()]), *others[2:])
+        return Chats(self.token_ids[at], self.is_answer[at], np.cumsum([0, *map(len, spans)]), self.kinds[numbers])
 
 
 def save_chats(path: Path, chats: Chats) -> None:
@@ -61,21 +42,31 @@ def save_chats(path: Path, chats: Chats) -> None:
     partial.replace(path)
 
 
-def load_chats(folder: Path) -> Chats:
-    """All conversations of a folder's files."""
-    parts = []
-    for path in sorted(folder.glob("*.npz")):
-        with np.load(path) as file:
-            parts.append(Chats(**{name: file[name] for name in Chats._fields}))
-    if not parts:
-        raise FileNotFoundError(f"{folder} has no conversations: `python -m models.assistant.writing` writes some")
-    return joined(parts)
+def load_chats(path: Path) -> Chats:
+    """All conversations of a file."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: `python -m models.assistant.writing` writes conversations")
+    with np.load(path) as file:
+        return Chats(**{name: file[name] for name in Chats._fields})
 
 
 def split(chats: Chats) -> tuple[Chats, Chats]:
     """Conversations to learn from, and those held out, chosen by a digest of how they begin."""
-    held_out = np.array([_bucket(chats.token_ids[start : start + _HEAD_TOKENS]) for start in chats.offsets[:-1]]) == 0
+    starts = chats.offsets[:-1]
+    held_out = np.array([_bucket(chats.token_ids[start : start + _HEAD_TOKENS]) for start in starts]) == 0
     return chats.take(np.flatnonzero(~held_out)), chats.take(np.flatnonzero(held_out))
+
+
+def without(chats: Chats, beginnings: list[list[int]]) -> Chats:
+    """Those that begin in none of these ways."""
+    by_length: dict[int, set[bytes]] = {}
+    for ids in beginnings:
+        by_length.setdefault(len(ids), set()).add(np.array(ids, np.uint16).tobytes())
+
+    def begins_so(start: int) -> bool:
+        return any(chats.token_ids[start : start + n].tobytes() in those for n, those in by_length.items())
+
+    return chats.take(np.flatnonzero([not begins_so(int(start)) for start in chats.offsets[:-1]]))
 
 
 def _bucket(token_ids: NDArray[np.uint16]) -> int:

@@ -6,7 +6,6 @@ a large vocabulary costs most, and rare tokens are seldom guessed anyway (FR-Spe
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from transformers import LlamaForCausalLM
 
 from models.assistant.chats import Chats
 
-LAYERS = (0, 1, 2, 8, 11, 24, 28, 29)
-"""Layers of the target without any of which it says something else most; the others move a text little."""
-RANK = 48
-HEAD_TOKENS = 8192
+LAYERS = (0, 1, 11, 28, 29)
+"""Layers of the target without any of which it says something else most."""
+RANK = 160
+HEAD_TOKENS = 10_240
 _SCALED = ("self_attn.o_proj", "mlp.down_proj")
 """What a layer adds to a text goes through these."""
 _FIRST = 4
@@ -35,13 +34,13 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         outputs, inputs = weight.shape
-        self.register_buffer("weight", weight.to(torch.bfloat16), persistent=False)
+        self.register_buffer("weight", weight.float(), persistent=False)
         self.down = nn.Parameter(torch.randn(rank, inputs) * inputs**-0.5)
         self.up = nn.Parameter(torch.zeros(outputs, rank))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] times both."""
-        return linear(x, self.weight) + linear(linear(x, self.down), self.up)
+        return linear(x, self.weight + self.up @ self.down)
 
 
 class Draft(nn.Module):
@@ -53,7 +52,12 @@ class Draft(nn.Module):
     """By how much what each layer adds is larger than in the target, [layers]."""
 
     def __init__(
-        self, target: LlamaForCausalLM, head_ids: Tensor, scales: Tensor, layers: Sequence[int] = LAYERS
+        self,
+        target: LlamaForCausalLM,
+        head_ids: Tensor,
+        scales: Tensor,
+        layers: Sequence[int] = LAYERS,
+        rank: int = RANK,
     ) -> None:
         """Begins from these layers of the target."""
         super().__init__()
@@ -64,7 +68,7 @@ class Draft(nn.Module):
             for name, module in list(layer.named_modules()):
                 if isinstance(module, nn.Linear):
                     factor = float(scale) if name in _SCALED else 1.0
-                    layer.set_submodule(name, LowRank(module.weight.detach() * factor, RANK))
+                    layer.set_submodule(name, LowRank(module.weight.detach() * factor, rank))
         self.body.norm.load_state_dict(target.model.norm.state_dict())
         self.body.embed_tokens = None
         self.embedding = target.model.embed_tokens.weight.detach()
@@ -73,6 +77,7 @@ class Draft(nn.Module):
         self.register_buffer("scales", scales)
         with torch.no_grad():
             self.head.weight.copy_(self.embedding[head_ids])
+        self.to(self.embedding.device)
 
     def forward(self, token_ids: Tensor, wanted: Tensor) -> Tensor:
         """Logits [wanted, head tokens] after those tokens of [texts, length] that a mask of that shape says."""
@@ -89,7 +94,7 @@ def matching_scales(target: LlamaForCausalLM, token_ids: Tensor, layers: Sequenc
     """
     hidden = target.model(input_ids=token_ids, output_hidden_states=True, use_cache=False).hidden_states
     sizes = [float(each[:, _FIRST:].norm(dim=-1).mean()) for each in hidden]
-    angles = target.model.rotary_emb(hidden[0], torch.arange(token_ids.shape[1])[None])
+    angles = target.model.rotary_emb(hidden[0], torch.arange(token_ids.shape[1], device=token_ids.device)[None])
     text, scales = hidden[0], list[float]()
     for origin in layers:
         scales.append(float(text[:, _FIRST:].norm(dim=-1).mean()) / sizes[origin])
@@ -99,20 +104,9 @@ def matching_scales(target: LlamaForCausalLM, token_ids: Tensor, layers: Sequenc
 
 
 def commonest_tokens(chats: Chats, count: int, vocab_size: int) -> NDArray[np.int64]:
-    """The tokens that the target would have written most often in answers, in order of their ids, [count].
+    """The tokens that the target wrote most often in answers, in order of their ids, [count].
 
-    All that it held likely counts, by how likely. Of tokens that it never did, those with the lowest ids, which were
-    merged first, fill up the rest.
+    Of tokens that it never did, those with the lowest ids, which were merged first, fill up the rest.
     """
-    at = chats.is_answer
-    weights = np.bincount(
-        chats.top_ids[at].ravel(), np.exp(chats.top_logprobs[at].astype(np.float64)).ravel(), minlength=vocab_size
-    )
-    return np.sort(np.argsort(-weights, kind="stable")[:count])
-
-
-def load_target(folder: Path) -> LlamaForCausalLM:
-    """The target in float32."""
-    target: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    target.train(False)
-    return target
+    counts = np.bincount(chats.token_ids[chats.is_answer], minlength=vocab_size)
+    return np.sort(np.argsort(-counts, kind="stable")[:count])

@@ -10,11 +10,12 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import AutoTokenizer
 
-from models.assistant.held_out import Question, held_out
+from models.assistant.held_out import held_out
+from models.assistant.held_out import prompts as all_prompts
 from models.assistant.target import NAME, target_folder
 from services.common.sampling_params import SamplingParams
 from services.engine.config import Dtype, EngineConfig
@@ -103,15 +104,6 @@ def agreements(
     return found
 
 
-def prompts_of(questions: Sequence[Question]) -> list[list[int]]:
-    """Token ids of conversations, ending where the answer begins."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(target_folder())
-    return [
-        tokenizer.apply_chat_template(question.messages, add_generation_prompt=True)["input_ids"]
-        for question in questions
-    ]
-
-
 def engines(graft: Path) -> tuple[Engine, Engine]:
     """Target and draft, as they are served."""
     target = Engine(EngineConfig(model=str(target_folder()), dtype=Dtype.BFLOAT16))
@@ -131,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     questions = held_out()[: arguments.num_questions]
-    prompts = prompts_of(questions)
+    prompts = all_prompts(AutoTokenizer.from_pretrained(target_folder()))[: len(questions)]
     target, draft = engines(arguments.draft)
     logger.info("| | %s | tokens a round |", " | ".join(f"position {at + 1}" for at in range(PROPOSED)))
     for temperature in TEMPERATURES:

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.assistant.draft import LAYERS
+from models.assistant.draft import LAYERS, RANK
 from models.assistant.target import target_folder
+from models.assistant.training import Shape
 from services.common.graft import DESCRIPTION, FORMAT, HEAD_TOKENS, SCALE, SHARED, WEIGHTS
 from services.engine.graft_assembly import rounded
 
@@ -22,16 +23,16 @@ _NAMES = {"body": "model", "head": "lm_head"}
 
 def export(weights: dict[str, Tensor], config: dict[str, Any], folder: Path, layers: Sequence[int] = LAYERS) -> None:
     """Writes the weights of a Draft, of a target with this configuration, as a graft."""
-    weights = dict(weights)
+    weights = {name: weight.cpu() for name, weight in weights.items()}
     scales = weights.pop("scales").tolist()
     parts: dict[str, Tensor] = {HEAD_TOKENS: weights.pop("head_ids").to(torch.int32)}
     for trained, weight in weights.items():
         part, _, rest = trained.partition(".")
         name = f"{_NAMES[part]}.{rest}"
-        if part == "head":
+        if weight.ndim == 2:
             parts[name], parts[name + SCALE] = rounded(weight.float())
         else:
-            parts[name] = weight.to(torch.bfloat16 if weight.ndim == 2 else torch.float32).contiguous()
+            parts[name] = weight.float().contiguous()
     shared = {key: config[key] for key in SHARED}
     said = {"format": FORMAT, "about": ABOUT, **shared, "layers": list(layers), "scales": scales}
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,11 +43,13 @@ def export(weights: dict[str, Tensor], config: dict[str, Any], folder: Path, lay
 def main() -> None:
     """Exports a checkpoint of the trainer."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=Path("build/assistant/draft.pt"))
+    parser.add_argument("--checkpoint", type=Path, default=Path(f"build/assistant/{Shape(LAYERS, RANK)}.pt"))
+    parser.add_argument("--target", type=Path, help="folder; default: the one that `paceline get smollm2` fetched")
     parser.add_argument("--output", type=Path, default=Path("models/assistant/draft"), help="default: %(default)s")
     arguments = parser.parse_args()
-    weights = torch.load(arguments.checkpoint, weights_only=True)["draft"]
-    export(weights, json.loads((target_folder() / "config.json").read_text()), arguments.output)
+    kept = torch.load(arguments.checkpoint, weights_only=True, map_location="cpu")
+    config = json.loads(((arguments.target or target_folder()) / "config.json").read_text())
+    export(kept["draft"], config, arguments.output, kept["layers"])
 
 
 if __name__ == "__main__":

@@ -4,22 +4,23 @@ They are the beginnings of conversations with other numbers than those that are 
 measured on them: they lie beside the recipe.
 """
 
-import argparse
 import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer
 
 from models.assistant.openings import KINDS
-from models.assistant.target import target_folder
+from models.assistant.target import device_here, load_target, target_folder
 from models.assistant.writing import Writer
 from paceline import Message
 
 NUM_QUESTIONS = 200
 FILE = Path(__file__).with_name("held_out.json")
-_FIRST = 1_000_000
-_USER, _END = "<|im_start|>user\n", "<|im_end|>"
+_SEED = 1_000_000
+_STEPS = 160
+_USER, _END, _ANSWER = "<|im_start|>user\n", "<|im_end|>", "<|im_start|>assistant\n"
 _SYSTEM = "<|im_start|>system\n"
 
 
@@ -42,21 +43,26 @@ def held_out() -> list[Question]:
     return [Question(*each) for each in json.loads(FILE.read_text())]
 
 
+def prompts(tokenizer: Any) -> list[list[int]]:
+    """Token ids of these conversations, ending where the answer begins."""
+    return [
+        tokenizer.apply_chat_template(question.messages, add_generation_prompt=True)["input_ids"]
+        for question in held_out()
+    ]
+
+
 def main() -> None:
     """Writes the file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     tokenizer: Any = AutoTokenizer.from_pretrained(target_folder())
-    writer = Writer(target_folder(), arguments.threads)
-    numbers = iter(range(_FIRST, _FIRST + NUM_QUESTIONS))
-    written = dict(writer.write(numbers, questions_only=True))
+    chats = Writer(load_target(target_folder(), device_here()), tokenizer, NUM_QUESTIONS, _SEED).write(_STEPS)
     questions = []
-    for number in sorted(written):
-        text = str(tokenizer.decode(written[number].token_ids.tolist())).removesuffix(_END)
+    for start, end, kind in zip(chats.offsets, chats.offsets[1:], chats.kinds, strict=False):
+        text, _, answer = str(tokenizer.decode(chats.token_ids[start:end].tolist())).partition(_ANSWER)
         system, _, question = text.removeprefix(_SYSTEM).partition(f"{_END}\n{_USER}")
-        questions.append(Question(KINDS[int(written[number].kinds[0])], system, question))
-    FILE.write_text(json.dumps(questions, ensure_ascii=False, indent=1) + "\n")
+        if answer:
+            questions.append(Question(KINDS[int(kind)], system, question.removesuffix(f"{_END}\n")))
+    FILE.write_text(json.dumps(questions[:NUM_QUESTIONS], ensure_ascii=False, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Trains the draft: `python -m models.assistant.training`. Interrupted, the same command resumes."""
+"""Trains drafts beside each other, one a shape: `python -m models.assistant.training`. On a GPU if there is one.
+
+The target thinks of every batch once, for all of them. Which shape ships is chosen by what it is worth when served.
+"""
 
 import argparse
 import logging
@@ -8,118 +11,51 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import AutoTokenizer, LlamaForCausalLM
 
-from models.assistant.chats import Chats, load_chats, split
-from models.assistant.draft import HEAD_TOKENS, Draft, commonest_tokens, load_target, matching_scales
-from models.assistant.target import target_folder
+from models.assistant.chats import load_chats, split, without
+from models.assistant.draft import HEAD_TOKENS, LAYERS, RANK, Draft, commonest_tokens, matching_scales
+from models.assistant.held_out import prompts
+from models.assistant.lessons import Judged, Lesson, Lessons, agreement, distillation_loss, judged
+from models.assistant.target import device_here, load_target, target_folder
 
 SEED = 20_26
-BATCH_TOKENS = 2048
-RATE, HEAD_RATE = 2e-3, 5e-4
+BATCH_TOKENS = 32_768
+RATE, HEAD_RATE = 1.5e-3, 7e-4
 """Learning rates at their peak, of what is in the layers and of the head."""
-WARM_UP_TOKENS = 10 * BATCH_TOKENS
-DECAY_SHARE = 0.9
-"""Of the budget, at the end, in which learning rates fall to zero."""
+WARM_UP_SHARE = 0.02
+"""Of the time, in which learning rates rise; then they fall to zero."""
 MATCHED_TEXTS, MATCHED_TOKENS = 8, 160
 """What the sizes of layers are measured on."""
-_REPORT_EVERY = 10
-_POOLED_BATCHES = 48
-"""Conversations of so many batches are sorted by length, so that a batch has little padding."""
-_MAX_TOKENS = 640
+_REPORT_EVERY = 50
+_HELD_OUT_BATCHES = 24
 
 logger = logging.getLogger(__name__)
 
 
-class Lesson(NamedTuple):
-    """A batch: texts, where the draft is to guess, and what the target thinks there."""
+class Shape(NamedTuple):
+    """What tells drafts apart."""
 
-    token_ids: Tensor
-    """[texts, length], filled up with the token that ends a text."""
-    wanted: Tensor
-    """Whether the token behind is the target's own, in an answer, [texts, length]."""
-    top: Tensor
-    """Columns of the head, [wanted, NUM_TOP]; 0 for tokens that it lacks."""
-    probabilities: Tensor
-    """What the target gives them, [wanted, NUM_TOP]; 0 for tokens that the head lacks."""
-    picks: Tensor
-    """The target's likeliest tokens, [wanted]."""
+    layers: tuple[int, ...]
+    rank: int
 
+    @classmethod
+    def parse(cls, text: str) -> "Shape":
+        """From LAYER,LAYER,...:RANK."""
+        layers, _, rank = text.partition(":")
+        return cls(tuple(map(int, layers.split(","))), int(rank))
 
-class Lessons:
-    """Batches in an order that is a pure function of the seed."""
-
-    def __init__(self, chats: Chats, column_of: NDArray[np.int64], seed: int) -> None:
-        """`column_of` says for each token id which column of the head it is, or -1."""
-        self._chats = chats
-        self._column_of = column_of
-        self._seed = seed
-        self._lengths = np.minimum(np.diff(chats.offsets), _MAX_TOKENS)
-
-    def epoch(self, number: int) -> list[NDArray[np.int64]]:
-        """Numbers of the conversations of each batch of an epoch."""
-        generator = np.random.default_rng([self._seed, number])
-        order = generator.permutation(len(self._chats))
-        pool = max(1, int(_POOLED_BATCHES * BATCH_TOKENS / self._lengths.mean()))
-        batches: list[NDArray[np.int64]] = []
-        for start in range(0, len(order), pool):
-            pooled = order[start : start + pool]
-            batches += self._by_length(pooled[np.argsort(self._lengths[pooled], kind="stable")])
-        return [batches[at] for at in generator.permutation(len(batches))]
-
-    def _by_length(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        batches, batch = [], list[int]()
-        for number in numbers:
-            if batch and (len(batch) + 1) * self._lengths[number] > BATCH_TOKENS:
-                batches.append(np.array(batch))
-                batch = []
-            batch.append(int(number))
-        return [*batches, np.array(batch)] if batch else batches
-
-    def lesson(self, numbers: NDArray[np.int64]) -> Lesson:
-        """The batch of these conversations."""
-        chats, length = self._chats, int(self._lengths[numbers].max())
-        token_ids = np.full((len(numbers), length), 2, np.int64)
-        wanted = np.zeros((len(numbers), length), np.bool_)
-        at: list[NDArray[np.int64]] = []
-        for row, number in enumerate(numbers):
-            start, size = int(chats.offsets[number]), int(self._lengths[number])
-            token_ids[row, :size] = chats.token_ids[start : start + size]
-            wanted[row, : size - 1] = chats.is_answer[start + 1 : start + size]
-            at.append(start + 1 + np.flatnonzero(wanted[row, : size - 1]))
-        rows = np.concatenate(at)
-        top = self._column_of[chats.top_ids[rows]]
-        probabilities = np.exp(chats.top_logprobs[rows].astype(np.float32)) * (top >= 0)
-        return Lesson(
-            torch.from_numpy(token_ids), torch.from_numpy(wanted), torch.from_numpy(top.clip(0)),
-            torch.from_numpy(probabilities), torch.from_numpy(chats.top_ids[rows, 0].astype(np.int64)),
-        )  # fmt: skip
-
-
-def distillation_loss(logits: Tensor, lesson: Lesson) -> Tensor:
-    """Mean cross entropy in nats of the draft [wanted, head tokens] under what the target gives the likeliest."""
-    logits = logits.float()
-    expected = (logits.gather(1, lesson.top) * lesson.probabilities).sum(1)
-    return (logits.logsumexp(1) * lesson.probabilities.sum(1) - expected).mean()
-
-
-class Progress(NamedTuple):
-    """What a checkpoint holds beside the weights."""
-
-    tokens_seen: int
-    epoch: int
-    batch: int
+    def __str__(self) -> str:
+        return f"{'-'.join(map(str, self.layers))}-rank-{self.rank}"
 
 
 class Trainer:
-    """The draft, its optimizer and how far both are."""
+    """A draft and its optimizer."""
 
-    def __init__(self, draft: Draft, checkpoint: Path, budget: int) -> None:
-        self.draft = draft
-        self.progress = Progress(0, 0, 0)
-        self._checkpoint = checkpoint
-        self._budget = budget
+    def __init__(self, draft: Draft, shape: Shape) -> None:
+        self.draft, self.shape = draft, shape
+        self._told: list[tuple[Tensor, Tensor]] = []
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in draft.body.parameters() if p.requires_grad], "peak": RATE},
@@ -127,122 +63,124 @@ class Trainer:
             ],
             betas=(0.9, 0.98), weight_decay=0.0, fused=True,
         )  # fmt: skip
-        if checkpoint.exists():
-            state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-            draft.load_state_dict(state["draft"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self.progress = Progress(*state["progress"])
 
-    def run(self, lessons: Lessons) -> None:
-        """Trains until the budget is used up."""
-        began, first, steps = time.monotonic(), self.progress.tokens_seen, 0
-        losses, agreed = list[float](), list[float]()
-        while self.progress.tokens_seen < self._budget:
-            batches = lessons.epoch(self.progress.epoch)
-            for number in range(self.progress.batch, len(batches)):
-                loss, agreement, size = self._step(lessons.lesson(batches[number]))
-                losses.append(loss)
-                agreed.append(agreement)
-                steps += 1
-                self.progress = Progress(self.progress.tokens_seen + size, self.progress.epoch, number + 1)
-                if steps % _REPORT_EVERY == 0:
-                    speed = (self.progress.tokens_seen - first) / (time.monotonic() - began)
-                    logger.info(
-                        "epoch %d tokens %d: loss %.3f, agreement %.3f, %.0f tokens/s", self.progress.epoch,
-                        self.progress.tokens_seen, np.mean(losses), np.mean(agreed), speed,
-                    )  # fmt: skip
-                    losses, agreed = [], []
-                if steps % (6 * _REPORT_EVERY) == 0:
-                    self.save()
-                if self.progress.tokens_seen >= self._budget:
-                    break
-            else:
-                self.progress = Progress(self.progress.tokens_seen, self.progress.epoch + 1, 0)
-        self.save()
-
-    def save(self) -> None:
-        """Replaces the checkpoint in one move."""
-        self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._checkpoint.with_suffix(".partial")
-        state = {"draft": self.draft.state_dict(), "optimizer": self._optimizer.state_dict()}
-        torch.save({**state, "progress": tuple(self.progress)}, partial)
-        partial.replace(self._checkpoint)
-
-    def _step(self, lesson: Lesson) -> tuple[float, float, int]:
-        """One update: the loss before it, the share of picks that agree, and the tokens read."""
-        seen = self.progress.tokens_seen
-        left = (self._budget - seen) / (DECAY_SHARE * self._budget)
-        scale = min(1.0, (seen + BATCH_TOKENS) / WARM_UP_TOKENS, max(left, 0.0))
+    def step(self, lesson: Lesson, target: Judged, share: float) -> None:
+        """One update, after this share of all the time there is."""
+        scale = min(share / WARM_UP_SHARE, (1.0 - share) / (1.0 - WARM_UP_SHARE))
         for group in self._optimizer.param_groups:
-            group["lr"] = group["peak"] * scale
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = self.draft(lesson.token_ids, lesson.wanted)
-        loss = distillation_loss(logits, lesson)
+            group["lr"] = group["peak"] * max(scale, 0.0)
+        logits = guesses(self.draft, lesson)
+        loss = distillation_loss(logits, target)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.draft.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return loss.item(), agreement(self.draft, logits, lesson), lesson.token_ids.numel()
+        self._told.append((loss.detach(), agreement(logits, target)))
+
+    def report(self) -> str:
+        """Mean loss and agreement since the last report."""
+        losses, agreed = (float(torch.stack(each).mean()) for each in zip(*self._told, strict=True))
+        self._told.clear()
+        return f"{self.shape}: loss {losses:.3f}, agreement {agreed:.3f}"
+
+    def save(self, folder: Path) -> None:
+        """Writes the weights, in one move."""
+        partial = folder / f"{self.shape}.partial"
+        torch.save({"draft": self.draft.state_dict(), "layers": list(self.shape.layers)}, partial)
+        partial.replace(folder / f"{self.shape}.pt")
+
+
+def guesses(draft: Draft, lesson: Lesson) -> Tensor:
+    """Logits [wanted, head tokens] of a draft, in bfloat16."""
+    with torch.autocast(lesson.token_ids.device.type, torch.bfloat16):
+        logits: Tensor = draft(lesson.token_ids, lesson.wanted)
+    return logits
 
 
 @torch.no_grad()
-def calm(draft: Draft, lesson: Lesson) -> None:
+def calm(draft: Draft, lesson: Lesson, target: Judged) -> None:
     """Scales the last norm so that logits have the spread that fits them best: layers out of their place shout."""
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = draft(lesson.token_ids, lesson.wanted)
+    logits = guesses(draft, lesson)
     scales = 2.0 ** -torch.arange(0, 8, 0.5)
-    losses = torch.stack([distillation_loss(logits * scale, lesson) for scale in scales])
-    draft.body.norm.weight.mul_(scales[losses.argmin()])
+    losses = torch.stack([distillation_loss(logits * scale, target) for scale in scales])
+    draft.body.norm.weight.mul_(float(scales[losses.argmin()]))
 
 
-def agreement(draft: Draft, logits: Tensor, lesson: Lesson) -> float:
-    """Share of positions at which both pick the same token, greedily."""
-    said = draft.head_ids[logits.detach().argmax(1)]
-    return float((said == lesson.picks).float().mean())
-
-
-@torch.inference_mode()
-def held_out_agreement(draft: Draft, lessons: Lessons) -> tuple[float, float]:
+@torch.no_grad()
+def held_out_agreement(draft: Draft, target: LlamaForCausalLM, lessons: Lessons) -> tuple[float, float]:
     """Loss and agreement over conversations that were never learnt from."""
-    losses, agreed, counts = list[float](), list[float](), list[int]()
-    for numbers in lessons.epoch(0):
+    found = []
+    for numbers in lessons.epoch(0)[:_HELD_OUT_BATCHES]:
         lesson = lessons.lesson(numbers)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = draft(lesson.token_ids, lesson.wanted)
-        losses.append(distillation_loss(logits, lesson).item())
-        agreed.append(agreement(draft, logits, lesson))
-        counts.append(len(lesson.picks))
+        thought = judged(target, lesson, draft.head_ids)
+        logits = guesses(draft, lesson)
+        found.append((float(distillation_loss(logits, thought)), float(agreement(logits, thought)), len(logits)))
+    losses, agreed, counts = zip(*found, strict=True)
     return float(np.average(losses, weights=counts)), float(np.average(agreed, weights=counts))
 
 
+def train(target: LlamaForCausalLM, trainers: list[Trainer], lessons: Lessons, seconds: float) -> int:
+    """Trains them for so long, and says how many tokens they read."""
+    head_ids = trainers[0].draft.head_ids
+    began, steps, seen, epoch = time.monotonic(), 0, 0, 0
+    while True:
+        for numbers in lessons.epoch(epoch):
+            if (passed := time.monotonic() - began) >= seconds:
+                return seen
+            lesson = lessons.lesson(numbers)
+            thought = judged(target, lesson, head_ids)
+            for trainer in trainers:
+                trainer.step(lesson, thought, passed / seconds)
+            steps, seen = steps + 1, seen + lesson.token_ids.numel()
+            if steps % _REPORT_EVERY == 0:
+                logger.info("epoch %d, %d tokens, %.0f tokens/s", epoch, seen, seen / (time.monotonic() - began))
+                for trainer in trainers:
+                    logger.info(trainer.report())
+        epoch += 1
+
+
 def main() -> None:
-    """Trains, and tells how the draft fares on conversations that were held out."""
+    """Trains, and tells how the drafts fare on conversations that were held out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chats", type=Path, default=Path("build/assistant/chats"), help="default: %(default)s")
-    parser.add_argument("--checkpoint", type=Path, default=Path("build/assistant/draft.pt"))
-    parser.add_argument("--tokens", type=int, default=6_000_000, help="budget; default: %(default)s")
+    parser.add_argument("--chats", type=Path, default=Path("build/assistant/chats.npz"), help="default: %(default)s")
+    parser.add_argument("--target", type=Path, help="folder; default: the one that `paceline get smollm2` fetched")
+    parser.add_argument("--output", type=Path, default=Path("build/assistant"), help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long; default: %(default)s")
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help="default: %(default)s")
     parser.add_argument("--head-tokens", type=int, default=HEAD_TOKENS, help="default: %(default)s")
+    parser.add_argument(
+        "--shape", type=Shape.parse, action="append", help="LAYER,...:RANK; several are trained at once"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(SEED)
-    target = load_target(target_folder())
-    learnt, held_out = split(load_chats(arguments.chats))
-    vocab_size = int(target.config.vocab_size)
-    head_ids = commonest_tokens(learnt, arguments.head_tokens, vocab_size)
-    texts = [learnt.token_ids[start : start + MATCHED_TOKENS] for start in learnt.offsets[: 4 * MATCHED_TEXTS]]
-    whole = np.stack([text for text in texts if len(text) == MATCHED_TOKENS][:MATCHED_TEXTS])
-    scales = matching_scales(target, torch.from_numpy(whole.astype(np.int64)))
-    draft = Draft(target, torch.from_numpy(head_ids), scales)
-    del target
-    trainer = Trainer(draft, arguments.checkpoint, arguments.tokens)
-    column_of = np.full(vocab_size, -1)
-    column_of[draft.head_ids.numpy()] = np.arange(len(draft.head_ids))
-    logger.info("%d chats of %d tokens; %d held out", len(learnt), len(learnt.token_ids), len(held_out))
-    lessons = Lessons(learnt, column_of, SEED)
-    if not arguments.checkpoint.exists():
-        calm(draft, lessons.lesson(lessons.epoch(0)[0]))
-    trainer.run(lessons)
-    logger.info("held out: loss %.3f, agreement %.3f", *held_out_agreement(draft, Lessons(held_out, column_of, SEED)))
+    device, folder = device_here(), arguments.target or target_folder()
+    target, tokenizer = load_target(folder, device), AutoTokenizer.from_pretrained(folder)
+    learnt, held_out = split(without(load_chats(arguments.chats), prompts(tokenizer)))
+    logger.info("%d conversations of %d tokens; %d held out", len(learnt), len(learnt.token_ids), len(held_out))
+    head_ids = torch.from_numpy(commonest_tokens(learnt, arguments.head_tokens, int(target.config.vocab_size)))
+    shapes = arguments.shape or [Shape(LAYERS, RANK)]
+    trainers = [Trainer(_draft(target, head_ids.to(device), learnt, shape), shape) for shape in shapes]
+    end = int(tokenizer.eos_token_id)
+    lessons, kept = (Lessons(chats, arguments.batch_tokens, device, end, SEED) for chats in (learnt, held_out))
+    first = lessons.lesson(lessons.epoch(0)[0])
+    for trainer in trainers:
+        calm(trainer.draft, first, judged(target, first, trainer.draft.head_ids))
+    seen = train(target, trainers, lessons, arguments.seconds)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for trainer in trainers:
+        trainer.save(arguments.output)
+    for trainer in trainers:
+        found = held_out_agreement(trainer.draft, target, kept)
+        logger.info("%s, %d tokens: held out: loss %.3f, agreement %.3f", trainer.shape, seen, *found)
+
+
+def _draft(target: LlamaForCausalLM, head_ids: Tensor, chats: Any, shape: Shape) -> Draft:
+    """A draft of this shape that has learnt nothing."""
+    starts = [int(a) for a, b in zip(chats.offsets, chats.offsets[1:], strict=False) if b - a >= MATCHED_TOKENS]
+    whole = np.stack([chats.token_ids[start : start + MATCHED_TOKENS] for start in starts[:MATCHED_TEXTS]])
+    scales = matching_scales(target, torch.from_numpy(whole.astype(np.int64)).to(head_ids.device), shape.layers)
+    return Draft(target, head_ids, scales.to(head_ids.device), shape.layers, shape.rank)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 A draft that is some of its target's own layers, with its embedding and an output layer over some tokens alone (see
 `services.engine.reduced_head`), is shipped as a folder of two files:
 
-    graft.json         format (1); model_type, hidden_size, num_hidden_layers, vocab_size: what the target has to have;
+    graft.json         format (2); model_type, hidden_size, num_hidden_layers, vocab_size: what the target has to have;
                        layers: the target's layers that the draft has, in order; scales: what o_proj and down_proj of
                        each are multiplied by; about: a sentence for people
     graft.safetensors  by the draft's own names for its layers: MODULE.up [outputs, rank] and MODULE.down [rank,
                        inputs], whose product is added to the matrix of a module, after it was scaled; norms, in place
-                       of the target's; lm_head.weight in int8 [outputs, inputs], times lm_head.weight.scale [outputs];
-                       head_tokens in int32 [outputs]: the tokens of lm_head's outputs, ascending
+                       of the target's; lm_head.weight [outputs, inputs]; head_tokens in int32 [outputs]: the tokens of
+                       lm_head's outputs, ascending. Matrices are in int8, each row times its element of NAME.scale
 
 `services.engine.graft_assembly` makes a whole checkpoint of a graft and its target, in the user's cache folder.
 """
@@ -27,7 +27,7 @@ from services.common.folders import cache_folder
 DESCRIPTION, WEIGHTS = "graft.json", "graft.safetensors"
 SCALE = ".scale"
 HEAD_TOKENS = "head_tokens"
-FORMAT = 1
+FORMAT = 2
 SHARED = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 """What graft and target have to have in common."""
 _LENGTH_BYTES = 8

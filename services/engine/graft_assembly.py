@@ -50,7 +50,7 @@ def assemble(graft: Path, target: Path) -> Path:
 
 def _write(graft: Path, target: Path, said: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
     folder.mkdir()
-    own, base = load_file(graft / WEIGHTS), _Target(target)
+    own, base = _whole_numbers_made_real(load_file(graft / WEIGHTS)), _Target(target)
     whole: dict[str, Tensor] = {_NORM: own[_NORM]}
     for at, (origin, scale) in enumerate(zip(said["layers"], said["scales"], strict=True)):
         for name in base.names_of(origin):
@@ -61,11 +61,11 @@ def _write(graft: Path, target: Path, said: dict[str, Any], config: dict[str, An
             weight = base.read(f"model.layers.{origin}.{name}").float() * (scale if name in _SCALED else 1.0)
             module = ours.removesuffix(".weight")
             if f"{module}.up" in own:
-                weight += own[f"{module}.up"].float() @ own[f"{module}.down"].float()
+                weight += own[f"{module}.up"] @ own[f"{module}.down"]
             whole[ours] = weight
     embedding, tokens = base.read(_EMBEDDING).float(), own[HEAD_TOKENS].long()
     # Whoever does not know of the list beside it reads an output layer of all tokens.
-    whole[_HEAD] = embedding.index_copy(0, tokens, own[_HEAD].float() * own[_HEAD + SCALE].unsqueeze(1))
+    whole[_HEAD] = embedding.index_copy(0, tokens, own[_HEAD])
     whole[_EMBEDDING] = embedding
     rounded_off = {name: weight.bfloat16().contiguous() for name, weight in whole.items()}
     save_file(rounded_off, folder / "model.safetensors", metadata={"format": "pt"})
@@ -97,6 +97,14 @@ class _Target:
         with safe_open(self._files[name], "pt") as opened:
             found: Tensor = opened.get_tensor(name)
         return found
+
+
+def _whole_numbers_made_real(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a graft's file holds, matrices multiplied by their scales."""
+    return {
+        name: part.float() * parts[name + SCALE].unsqueeze(1) if name + SCALE in parts else part
+        for name, part in parts.items()
+    }
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:

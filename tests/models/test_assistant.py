@@ -6,31 +6,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.assistant.chats import NUM_TOP, Chats, joined, load_chats, save_chats, split
-from models.assistant.draft import Draft, commonest_tokens, load_target, matching_scales
+from models.assistant.chats import Chats, load_chats, save_chats, split, without
+from models.assistant.decoding import Decoder
+from models.assistant.draft import Draft, commonest_tokens, matching_scales
 from models.assistant.evaluation import positions_of
 from models.assistant.exporting import export
 from models.assistant.held_out import NUM_QUESTIONS, held_out
+from models.assistant.lessons import Judged, Lessons, agreement, distillation_loss, judged
 from models.assistant.openings import KINDS, draw_opening
-from models.assistant.training import BATCH_TOKENS, Lessons, distillation_loss
+from models.assistant.target import load_target, target_folder
+from models.assistant.training import BATCH_TOKENS, Shape, Trainer, calm, guesses, train
+from models.assistant.writing import Writer
 from services.engine.graft_assembly import assemble
 from support.tiny import save_tiny, save_tokenizer
 
+CPU = torch.device("cpu")
 LAYERS = (0, 2, 3)
 HEAD = torch.tensor([2, 5, 9, 31, 77, 120, 121, 200])
+END = 2
 
 
-def chat(seed: int, length: int = 40) -> Chats:
-    """A conversation of random tokens of which the second half is an answer."""
-    random = np.random.default_rng(seed)
-    logprobs = np.log(random.dirichlet(np.ones(NUM_TOP), length)).astype(np.float16)
-    return Chats(
-        random.integers(0, 256, length).astype(np.uint16), np.array([0, length]), np.array([seed % 6], np.int8),
-        np.array([0.5], np.float32), np.arange(length) >= length // 2,
-        random.integers(0, 256, (length, NUM_TOP)).astype(np.uint16), logprobs,
-    )  # fmt: skip
+def some_chats(*lengths: int) -> Chats:
+    """Conversations of random tokens of which the second half is an answer."""
+    random = np.random.default_rng(len(lengths))
+    is_answer = np.concatenate([np.arange(length) >= length // 2 for length in lengths])
+    kinds = (np.arange(len(lengths)) % 6).astype(np.int8)
+    return Chats(random.integers(3, 256, sum(lengths)).astype(np.uint16), is_answer, np.cumsum([0, *lengths]), kinds)
 
 
 def test_what_is_trained_is_what_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,10 +41,10 @@ def test_what_is_trained_is_what_is_served(tmp_path: Path, monkeypatch: pytest.M
     folder = tmp_path / "target"
     save_tiny(folder, num_hidden_layers=4)
     save_tokenizer(folder)
-    target = load_target(folder)
+    target = load_target(folder, CPU)
     ids = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
     scales = matching_scales(target, ids, LAYERS)
-    draft = Draft(target, HEAD, scales, LAYERS)
+    draft = Draft(target, HEAD, scales, LAYERS, rank=12)
     for name, parameter in draft.named_parameters():
         if name.endswith(".up"):
             torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
@@ -55,62 +58,138 @@ def test_what_is_trained_is_what_is_served(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_sizes_of_a_whole_model_are_its_own(tmp_path: Path) -> None:
-    target = load_target(Path(save_tiny(tmp_path, num_hidden_layers=3)))
+    target = load_target(Path(save_tiny(tmp_path, num_hidden_layers=3)), CPU)
     scales = matching_scales(target, torch.arange(48).reshape(2, 24), (0, 1, 2))
     assert torch.allclose(scales, torch.ones(3), atol=1e-4)
 
 
 def test_conversations_are_kept_as_they_are(tmp_path: Path) -> None:
-    first, second = joined([chat(1), chat(2, 30)]), chat(3)
-    save_chats(tmp_path / "000000.npz", first)
-    save_chats(tmp_path / "000256.npz", second)
-    kept = load_chats(tmp_path)
-    assert kept.offsets.tolist() == [0, 40, 70, 110]
-    for got, expected in zip(kept.take(np.array([2])), second, strict=True):
-        assert np.array_equal(got, expected)
+    chats = some_chats(40, 30, 50)
+    save_chats(tmp_path / "chats.npz", chats)
+    kept = load_chats(tmp_path / "chats.npz")
+    assert all(np.array_equal(got, expected) for got, expected in zip(kept, chats, strict=True))
+    second = kept.take(np.array([1]))
+    assert second.token_ids.tolist() == chats.token_ids[40:70].tolist()
+    assert second.offsets.tolist() == [0, 30]
+
+
+def texts_of(chats: Chats) -> set[bytes]:
+    return {chats.token_ids[a:b].tobytes() for a, b in zip(chats.offsets, chats.offsets[1:], strict=False)}
 
 
 def test_what_is_held_out_is_never_learnt() -> None:
-    chats = joined([chat(seed) for seed in range(200)])
-    learnt, kept_back = split(chats)
-    assert len(learnt) + len(kept_back) == 200
+    learnt, kept_back = split(some_chats(*range(30, 430)))
+    assert len(learnt) + len(kept_back) == 400
     assert 0 < len(kept_back) < 30
-    texts = [{part.token_ids[a:b].tobytes() for a, b in zip(part.offsets, part.offsets[1:], strict=False)}
-             for part in (learnt, kept_back)]  # fmt: skip
-    assert not texts[0] & texts[1]
+    assert not texts_of(learnt) & texts_of(kept_back)
+
+
+def test_conversations_with_questions_that_are_measured_on_are_left_out() -> None:
+    chats = some_chats(40, 30, 50)
+    begins = chats.token_ids[40:52].tolist()
+    assert len(texts_of(chats) - texts_of(without(chats, [begins, [1, 2, 3]]))) == 1
+    assert len(without(chats, [begins])) == 2
 
 
 def test_a_lesson_asks_for_answers_alone() -> None:
-    chats = joined([chat(seed, 30 + seed) for seed in range(100)])
-    column_of = np.full(256, -1)
-    column_of[HEAD.numpy()] = np.arange(len(HEAD))
-    lessons = Lessons(chats, column_of, 0)
-    seen = [number for batch in lessons.epoch(0) for number in batch]
-    assert sorted(seen) == list(range(100))
+    chats = some_chats(*range(30, 130))
+    lessons = Lessons(chats, 4096, CPU, END, 0)
+    assert sorted(number for batch in lessons.epoch(0) for number in batch) == list(range(100))
     assert [batch.tolist() for batch in lessons.epoch(0)] != [batch.tolist() for batch in lessons.epoch(1)]
     lesson = lessons.lesson(np.array([3, 4]))
     assert lesson.token_ids.numel() <= BATCH_TOKENS
-    assert int(lesson.wanted.sum()) == len(lesson.picks) == 17 + 17
-    impossible = ~torch.isin(torch.from_numpy(chats.take(np.array([3, 4])).top_ids.astype(np.int64)), HEAD)
-    assert lesson.probabilities.sum() < impossible.numel()
-    assert not lesson.top[lesson.probabilities == 0].any()
+    for row, number in enumerate((3, 4)):
+        text = chats.take(np.array([number]))
+        length = len(text.token_ids)
+        assert lesson.token_ids[row, :length].tolist() == text.token_ids.tolist()
+        assert lesson.token_ids[row, length:].tolist() == [END] * (34 - length)
+        assert lesson.wanted[row].nonzero().flatten().tolist() == (np.flatnonzero(text.is_answer) - 1).tolist()
 
 
-def test_the_loss_is_the_cross_entropy_of_what_the_head_has() -> None:
-    chats = chat(1)
-    column_of = np.arange(256)
-    lesson = Lessons(chats, column_of, 0).lesson(np.array([0]))
-    logits = torch.randn(len(lesson.picks), 256, generator=torch.Generator().manual_seed(0))
-    at = chats.is_answer
-    probabilities = torch.from_numpy(np.exp(chats.top_logprobs[at].astype(np.float32)))
-    logprobs = logits.log_softmax(1).gather(1, torch.from_numpy(chats.top_ids[at].astype(np.int64)))
-    assert torch.allclose(distillation_loss(logits, lesson), -(probabilities * logprobs).sum(1).mean(), atol=1e-4)
+def test_the_target_is_asked_for_what_the_head_has(tmp_path: Path) -> None:
+    target = load_target(Path(save_tiny(tmp_path)), CPU)
+    lesson = Lessons(some_chats(40, 30), 4096, CPU, END, 0).lesson(np.array([0, 1]))
+    thought = judged(target, lesson, HEAD)
+    logits = target(input_ids=lesson.token_ids).logits[lesson.wanted]
+    assert torch.allclose(thought.probabilities, logits.softmax(1)[:, HEAD], atol=1e-6)
+    picks = logits.argmax(1)
+    assert (thought.columns == -1).equal(~torch.isin(picks, HEAD))
+    there = thought.columns >= 0
+    assert HEAD[thought.columns[there]].equal(picks[there])
 
 
-def test_the_commonest_tokens_are_those_that_were_likeliest() -> None:
-    chats = chat(1)
-    chats.top_ids[:] = 7
-    chats.top_ids[:, 1:] = 201
+def test_the_loss_is_the_cross_entropy_of_what_the_head_has_and_of_the_picks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 8, generator=generator)
+    probabilities = 0.9 * torch.randn(5, 8, generator=generator).softmax(1)
+    columns = torch.tensor([1, -1, 7, 3, -1])
+    logprobs = logits.log_softmax(1)
+    soft, hard = -(probabilities * logprobs).sum(1).mean(), -logprobs[[0, 2, 3], [1, 7, 3]].mean()
+    assert torch.allclose(distillation_loss(logits, Judged(probabilities, columns)), (soft + hard) / 2, atol=1e-5)
+    said = torch.nn.functional.one_hot(torch.tensor([1, 0, 7, 2, 0]), 8).float()
+    assert float(agreement(said, Judged(probabilities, columns))) == pytest.approx(2 / 5)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    target = load_target(Path(save_tiny(tmp_path, num_hidden_layers=4)), CPU)
+    lessons = Lessons(some_chats(*[40] * 20), 256, CPU, END, 0)
+    scales = matching_scales(target, lessons.lesson(np.array([0, 1])).token_ids, LAYERS)
+    trainer = Trainer(Draft(target, HEAD, scales, LAYERS, rank=12), Shape(LAYERS, 12))
+    lesson = lessons.lesson(lessons.epoch(9)[0])
+    thought = judged(target, lesson, HEAD)
+
+    @torch.no_grad()
+    def loss() -> float:
+        return float(distillation_loss(guesses(trainer.draft, lesson), thought))
+
+    untaught = loss()
+    calm(trainer.draft, lesson, thought)
+    calmed = loss()
+    assert calmed <= untaught
+    assert train(target, [trainer], lessons, 4.0) > 1000
+    assert loss() < calmed
+    trainer.save(tmp_path)
+    kept = torch.load(tmp_path / "0-2-3-rank-12.pt", weights_only=True)
+    assert kept["layers"] == list(LAYERS)
+    assert kept["draft"].keys() == trainer.draft.state_dict().keys()
+    assert Shape.parse("0,2,3:12") == trainer.shape
+
+
+def test_texts_at_places_of_their_own_are_read_as_one_by_one(tmp_path: Path) -> None:
+    target = load_target(Path(save_tiny(tmp_path)), CPU)
+    texts = torch.randint(0, 256, (2, 70), generator=torch.Generator().manual_seed(1))
+    decoder, late = Decoder(target, 2, 80), 9
+    rows: list[list[torch.Tensor]] = [[], []]
+    for step in range(70 + late):
+        places = torch.tensor([min(step, 69), max(step - late, 0)])
+        logits = decoder.step(texts[[0, 1], places], places, step + 1)
+        for row, is_new in ((0, step < 70), (1, step >= late)):
+            rows[row] += [logits[row]] * is_new
+    for row in range(2):
+        assert torch.allclose(torch.stack(rows[row]), target(input_ids=texts[row : row + 1]).logits[0], atol=1e-4)
+
+
+def test_conversations_are_turns_that_the_target_wrote() -> None:
+    folder = target_folder()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    chats = Writer(load_target(folder, CPU), tokenizer, 4, seed=3).write(96)
+    assert len(chats) >= 4
+    assert len(chats.token_ids) == 4 * 96
+    for start, end in zip(chats.offsets, chats.offsets[1:], strict=False):
+        ids, said = chats.token_ids[start:end].tolist(), chats.is_answer[start:end]
+        text, answer = str(tokenizer.decode(ids)), str(tokenizer.decode(np.array(ids)[said].tolist()))
+        assert text.startswith("<|im_start|>system\n")
+        _, _, behind = text.partition("<|im_start|>assistant\n")
+        assert behind.startswith(answer.partition("<|im_end|>")[0])
+        assert ("<|im_start|>assistant\n" in text) or not answer
+    again = Writer(load_target(folder, CPU), tokenizer, 4, seed=3).write(24)
+    assert again.token_ids[:24].tolist() == chats.token_ids[:24].tolist()
+
+
+def test_the_commonest_tokens_are_those_that_were_said_most_often() -> None:
+    chats = some_chats(40)
+    chats.token_ids[:20], chats.token_ids[20:] = 9, 7
+    chats.token_ids[25:28] = 201
     assert commonest_tokens(chats, 4, 256).tolist() == [0, 1, 7, 201]
 
 

@@ -17,13 +17,14 @@ from services.prefix_cache.lifespan import prefix_cache_lifespan
 from services.prefix_cache.settings import PrefixCacheSettings
 from services.verifier.lifespan import verifier_lifespan
 from services.verifier.settings import VerifierSettings
+from support.driver import DEVICE
 from support.served import SERVER, served
 from support.system import Reply, collect, engine_config, gateway_settings
 
 TENANT_HEADER = "x-tenant"
 SEAL_KEY = "5e" * 32
 ENGINE = {
-    "dtype": "float32", "num_threads": 1, "kv_bytes": 16 << 20, "device": "cpu",
+    "dtype": "float32", "num_threads": 1, "kv_bytes": 16 << 20, "device": DEVICE,
     # Computing a prompt counts as many steps: a fetch always pays.
     "max_step_tokens": 16,
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Runs sequences through an engine the plain way: one pick a step, no services."""
 
+import os
 from collections import abc
 
 import numpy as np
@@ -11,6 +12,8 @@ from services.engine.engine import Engine
 from services.engine.sequence import Sequence
 from services.engine.step_times import StepTimes
 
+DEVICE = Device(os.environ.get("PACELINE_TEST_DEVICE", "cpu"))
+"""Where the tests' models are computed."""
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 
 
@@ -28,8 +31,8 @@ class FlatStepTimes(StepTimes):
 
 
 def make_engine(model: str, dtype: Dtype = Dtype.FLOAT32, **settings: object) -> Engine:
-    """An engine on the CPU with few blocks, whose steps all count as equally long."""
-    engine = Engine(EngineConfig(model=model, device=Device.CPU, dtype=dtype, **{"num_blocks": 256, **settings}))
+    """An engine with few blocks, whose steps all count as equally long."""
+    engine = Engine(EngineConfig(model=model, device=DEVICE, dtype=dtype, **{"num_blocks": 256, **settings}))
     engine.step_times = FlatStepTimes()
     return engine
 

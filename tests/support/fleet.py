@@ -26,6 +26,7 @@ from services.local.system import Process
 from services.prefix_cache.settings import PrefixCacheSettings
 from services.verifier.settings import VerifierSettings
 from support.databases import new_sqlite_url
+from support.driver import DEVICE
 from support.redis_server import free_ports
 from support.s3_server import s3_server, s3_settings
 
@@ -61,7 +62,7 @@ class Fleet:
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         key = new_signing_key()
         keys = {"token_keys": (public_key(key),)}
-        engine = {"dtype": "float32", "num_threads": 1, "kv_bytes": 16 << 20, "device": "cpu"}
+        engine = {"dtype": "float32", "num_threads": 1, "kv_bytes": 16 << 20, "device": DEVICE}
         model = ModelSettings(
             id="tiny", tokenizer=target,
             verifiers=(self.address("verifier 1"), self.address("verifier 2")),

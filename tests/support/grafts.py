@@ -36,7 +36,9 @@ def save_graft(folder: Path, target: Path, **said: object) -> Path:
     parts["lm_head.weight"], parts["lm_head.weight" + SCALE] = rounded(some(len(HEAD), width))
     parts[f"{layer}.input_layernorm.weight"] = 1 + some(width)
     for module in CHANGED:
-        parts[f"{layer}.{module}.up"], parts[f"{layer}.{module}.down"] = some(width, 4), some(4, width)
+        for name, matrix in (("up", some(width, 4)), ("down", some(4, width))):
+            part = f"{layer}.{module}.{name}"
+            parts[part], parts[part + SCALE] = rounded(matrix)
     graft = folder / "graft"
     graft.mkdir()
     save_file(parts, graft / WEIGHTS)

@@ -17,6 +17,7 @@ from services.engine.engine_loop import EngineLoop
 from services.verifier.lifespan import verifier_lifespan
 from services.verifier.settings import VerifierSettings
 from support.databases import new_sqlite_url
+from support.driver import DEVICE
 from support.served import SERVER, served
 
 
@@ -113,7 +114,7 @@ async def start_system(
     verifier: dict[str, Any] | None = None,
 ) -> AsyncIterator[System]:
     """A system of one verifier and as many drafts as folders are given."""
-    engine = {"dtype": "float32", "num_threads": 1, "kv_bytes": 16 << 20, "device": "cpu", **(engine or {})}
+    engine = {"dtype": "float32", "num_threads": 1, "kv_bytes": 16 << 20, "device": DEVICE, **(engine or {})}
     async with AsyncExitStack() as stack:
         config, more = engine_config(target, engine)
         own = VerifierSettings(engine=config, model_id="tiny", server=SERVER, **more, **(verifier or {}))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from services.common.checkpoint import CheckpointError
-from services.common.graft import WEIGHTS, assembly_of, check_graft
+from services.common.graft import SCALE, WEIGHTS, assembly_of, check_graft
 from services.engine.graft_assembly import assemble
 from services.local.errors import LaunchError
 from services.local.model_files import draft_folder_of
@@ -39,6 +39,7 @@ def test_it_has_the_targets_embedding_and_its_own_layers(tmp_path: Path, target:
     got = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
     its = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).state_dict()
     own = load_file(tmp_path / "graft" / WEIGHTS)
+    own |= {name: own[name] * own[name + SCALE].unsqueeze(1) for name in own if name + SCALE in own}
     ours, theirs = "model.layers.0", "model.layers.1"
 
     def equal(name: str, expected: torch.Tensor) -> bool:
@@ -53,8 +54,7 @@ def test_it_has_the_targets_embedding_and_its_own_layers(tmp_path: Path, target:
     for module, scale in zip(CHANGED, (1.0, SCALES), strict=True):
         added = own[f"{ours}.{module}.up"] @ own[f"{ours}.{module}.down"]
         assert equal(f"{ours}.{module}.weight", scale * its[f"{theirs}.{module}.weight"] + added)
-    head = own["lm_head.weight"] * own["lm_head.weight.scale"].unsqueeze(1)
-    assert torch.equal(got["lm_head.weight"][HEAD], head.bfloat16().float())
+    assert torch.equal(got["lm_head.weight"][HEAD], own["lm_head.weight"].bfloat16().float())
 
 
 def test_it_drafts_its_tokens_alone(tmp_path: Path, target: Path) -> None:
@@ -95,7 +95,7 @@ def test_one_without_its_end_is_refused(tmp_path: Path, target: Path) -> None:
     [
         ({"hidden_size": 32}, r"is not for .*: it was made for another model"),
         ({"vocab_size": 300}, r"is not for .*: it was made for another model"),
-        ({"format": 2}, "is a draft of format 2; this version reads format 1"),
+        ({"format": 1}, "is a draft of format 1; this version reads format 2"),
     ],
 )
 def test_one_for_another_is_refused(tmp_path: Path, target: Path, said: dict[str, object], problem: str) -> None:

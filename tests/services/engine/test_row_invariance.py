@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from services.engine.config import Dtype, Instructions, Weights
+from services.engine.config import Device, Dtype, Instructions, Weights
 from services.engine.engine import Engine
 from services.engine.forward import Batch
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
-from support.driver import GREEDY, make_engine
+from support.driver import DEVICE, GREEDY, make_engine
 from support.tiny import save_tiny
 
 VOCAB = 512
@@ -75,15 +75,16 @@ def cut(length: int, longest: int, rng: random.Random) -> list[int]:
     return chunks
 
 
+ON_CPU: list[tuple[Dtype, dict[str, object]]] = [
+    *((Dtype.BFLOAT16, {"instructions": instructions}) for instructions in Instructions),
+    *((Dtype.BFLOAT16, {"weights": Weights.INT8, "instructions": instructions}) for instructions in Instructions),
+]
+
+
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize(
     ("dtype", "more"),
-    [
-        (Dtype.FLOAT32, {}),
-        (Dtype.FLOAT16, {}),
-        *((Dtype.BFLOAT16, {"instructions": instructions}) for instructions in Instructions),
-        *((Dtype.BFLOAT16, {"weights": Weights.INT8, "instructions": instructions}) for instructions in Instructions),
-    ],
+    [(Dtype.FLOAT32, {}), (Dtype.FLOAT16, {}), *(ON_CPU if DEVICE is Device.CPU else [(Dtype.BFLOAT16, {})])],
 )
 def test_equal_bits_alone_in_batches_and_in_any_chunking(
     model: str, dtype: Dtype, more: dict[str, object], num_threads: int
