@@ -17,9 +17,9 @@ class Threads(NamedTuple):
 def divide_threads(num_cores: int, *, with_draft: bool) -> Threads:
     """Divides cores between verifier and draft so that they do not fight for them.
 
-    The draft is small: one core is all it can use. On two cores the verifier keeps both and the two take turns: the
-    draft does not draft ahead, so that it is idle while the verifier verifies.
+    The draft is small: one core is all it needs. On two cores both have all and the two take turns: the draft does not
+    draft ahead, so that it is idle while the verifier verifies.
     """
     if not with_draft or num_cores <= 2:
-        return Threads(max(1, num_cores), 1)
+        return Threads(max(1, num_cores), max(1, min(num_cores, 2)))
     return Threads(num_cores - 1, 1)

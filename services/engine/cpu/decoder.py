@@ -38,6 +38,8 @@ from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, product_of
 
 _EVERYTHING = 1 << 40
+_BYTES_OF_ONE_THREAD = 4 << 20
+"""A model of so few weights is read as fast by one thread, which leaves the other cores to others."""
 
 
 class FusedDecoder:
@@ -72,7 +74,8 @@ class FusedDecoder:
         self._dim, self._inner, self._vocab = shape.key_dim, packed[3].in_features, packed[-1].out_features
         self._width = embedding.shape[1]
         self._row_bytes = int(self._products["row_bytes"].max())
-        self._threads = torch.get_num_threads()
+        num_bytes = sum(weight.blocks.nbytes for weight in packed)
+        self._threads = torch.get_num_threads() if num_bytes > _BYTES_OF_ONE_THREAD else 1
         self._rotary = copy.deepcopy(body.rotary_emb)  # The model is let go of; longer texts need more angles.
         self._cos, self._sin = self._angles(0, 1024)
         self._arguments = np.zeros((), ARGUMENTS)

@@ -203,8 +203,10 @@ def multiply(
                 rows, blocks, next_row = min(left, tiles * LANES), 2, LANES
             else:
                 tiles = 1
-                rows = 8 if left >= 8 and HAS_32_REGISTERS else 4 if left >= 4 else 2 if left >= 2 else 1
-                blocks = _blocks_of(vectors, rows)
+                # Three rows are computed as four, which takes less than two and one; so are seven as eight.
+                computed = 8 if left >= 7 and HAS_32_REGISTERS else 4 if left >= 3 else left
+                rows = min(left, computed)
+                blocks = _blocks_of(vectors, computed)
                 next_row = blocks * LANES
             for block in range(group * BLOCKS_AT_ONCE, (group + 1) * BLOCKS_AT_ONCE, blocks):
                 output = block * LANES
@@ -212,7 +214,7 @@ def multiply(
                     break
                 where = weights + block * units * 4 * LANES
                 if not in_tiles:
-                    _vectors(vectors, rows, where, units, here, stride, room)
+                    _vectors(vectors, computed, where, units, here, stride, room)
                     end = min(out_features, output + blocks * LANES)
                     _store(
                         room, rows, output, end, next_row, row_scales[row:], scales, offsets, bias, y[row : row + rows]
