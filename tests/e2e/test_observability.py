@@ -50,6 +50,8 @@ async def test_a_request_is_one_trace_through_all_services_with_few_spans(system
             ("paceline-draft", "/paceline.internal.v1.DraftService/Propose"),
             ("paceline-verifier", "/paceline.internal.v1.AdapterStoreService/FetchAdapter"),
             ("paceline-adapter-store", "/paceline.internal.v1.AdapterStoreService/FetchAdapter"),
+            ("paceline-verifier", "/paceline.internal.v1.PrefixCacheService/MatchBlocks"),
+            ("paceline-prefix-cache", "/paceline.internal.v1.PrefixCacheService/MatchBlocks"),
             **{"paceline.request_id": request_id},
         )
     assert len(trace) < 24
