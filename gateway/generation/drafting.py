@@ -25,6 +25,8 @@ _MAX_COMMITS_BEHIND = 64
 _MAX_CRASHES = 2
 _MAX_COMMITS_HELD = 64
 """A draft from which nothing was wanted for as long is let go: it holds memory that others may use."""
+_TURNS_UNTIL_WRITTEN = 3
+"""Of the event loop: who writes wakes, makes the write a task, and it begins."""
 DraftUse: TypeAlias = Use[DraftClient, model_pb2.ModelInfo]
 DraftAttempts: TypeAlias = Attempts[DraftClient, model_pb2.ModelInfo]
 
@@ -66,14 +68,19 @@ class Drafting:
             self._tasks.add(self._task)
             self._task.add_done_callback(self._tasks.discard)
 
-    def commit(self, commit: speculation_pb2.Commit) -> None:
-        """Tells the draft what the target decided, and has one opened when there is none and proposals are wanted."""
+    async def commit(self, commit: speculation_pb2.Commit) -> None:
+        """Tells the draft what the target decided, and has one opened when there is none and proposals are wanted.
+
+        The message is on its way then: the verifier waits for the draft, and for whoever reads the text it does not.
+        """
         if self._backlog is not None:
             self._backlog.add(commit)
             if self._backlog.num_due > _MAX_COMMITS_BEHIND:
                 self._give_up()
         if commit.num_wanted:
             self.want()
+            for _ in range(_TURNS_UNTIL_WRITTEN):
+                await asyncio.sleep(0)
         else:
             self._wanted.clear()
             if self._backlog is not None and self._backlog.num_held > _MAX_COMMITS_HELD:

@@ -64,7 +64,7 @@ class Relay:
                             self._transcript.add(commit)
                             if not commit.finish_reason:
                                 use.replica.wants_proposals = commit.num_wanted > 0
-                                drafting.commit(commit)
+                                await drafting.commit(commit)
                             yield commit
                             if commit.finish_reason:
                                 return
