@@ -17,6 +17,7 @@ from benchmarks import (
     batch,
     envoy,
     kernels,
+    moved,
     mtls,
     pauses,
     recovered,
@@ -109,6 +110,11 @@ def _batch(target: str, _draft: str) -> tuple[Path, bool]:
     return batch.write_batch(measures, PAGES), all(measure.holds for measure in measures)
 
 
+def _moved(target: str, draft: str) -> tuple[Path, bool]:
+    load = moved.run(target, draft)
+    return moved.write_moved(load, PAGES), load.holds
+
+
 def _pauses(target: str, draft: str) -> tuple[Path, bool]:
     found, fetched = pauses.run(target, draft, WORK_DIR)
     held = fetched.holds and all(each.holds for each in found)
@@ -144,6 +150,7 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "telemetry": _telemetry,
     "mtls": _mtls,
     "pauses": _pauses,
+    "moved": _moved,
     "envoy": _envoy,
     "recovered": _recovered,
     "simulation": _simulation,

@@ -16,7 +16,7 @@ from services.local.pair import Pair
 from services.local.system import SystemSettings
 
 NUM_CLIENTS = 8
-_ADAPTERS = ("two-spaces", "docstrings")
+ADAPTERS = ("two-spaces", "docstrings")
 _CLEAR_EVERY = 200
 _WORDS = ("import", "class", "def", "return", "self", "None", "for", "in", "if", "else", "print", "yield", "async")
 
@@ -39,9 +39,9 @@ async def memory_under_load(target: str, draft: str, minutes: float) -> list[Gro
     pair = Pair(model=target, draft=draft)
     settings = SystemSettings((pair,), log_level="WARNING", prefix_cache=True, adapter_store=True, overrides=_BOUNDS)
     async with running(settings) as launcher, Client(launcher.address()) as client:
-        for name in _ADAPTERS:
+        for name in ADAPTERS:
             await client.upload_adapter(Path(target).parent / "adapters" / name, name)
-        load = [asyncio.create_task(_load(client, number)) for number in range(NUM_CLIENTS)]
+        load = [asyncio.create_task(mixed_load(client, number)) for number in range(NUM_CLIENTS)]
         early = await _held_after(launcher, 60 * minutes / 3, load)
         late = await _held_after(launcher, 60 * minutes * 2 / 3, load)
         for task in load:
@@ -71,7 +71,7 @@ async def _held_after(launcher: Launcher, seconds: float, load: Sequence["asynci
     return held
 
 
-async def _load(client: Client, number: int) -> None:
+async def mixed_load(client: Client, number: int) -> None:
     """One client's requests, one after the other: texts and chats, long and short, some of them left or refused.
 
     Raises what goes wrong otherwise.
@@ -87,7 +87,7 @@ async def _load(client: Client, number: int) -> None:
                 case 0:
                     await _read(client.chat([{"role": "user", "content": text}], max_tokens=tokens))
                 case 1:
-                    await _read(client.generate(text, max_tokens=tokens, adapter=rng.choice(_ADAPTERS)))
+                    await _read(client.generate(text, max_tokens=tokens, adapter=rng.choice(ADAPTERS)))
                 case 2:
                     await _read(client.generate(text, max_tokens=400, ignore_eos=True), leave_after=rng.randrange(20))
                 case 3:

@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
+from typing import Any
 
 import psutil
 
@@ -93,8 +94,10 @@ class TwoVerifiers:
 
 
 @asynccontextmanager
-async def two_verifiers(pair: Pair, *, prefix_cache: bool) -> AsyncIterator[TwoVerifiers]:
-    """Two verifiers of a model and a gateway, with the pair's draft if it has one."""
+async def two_verifiers(
+    pair: Pair, *, prefix_cache: bool, adapter_store: bool = False, gateway: Mapping[str, Any] | None = None
+) -> AsyncIterator[TwoVerifiers]:
+    """Two verifiers of a model and a gateway of these settings, with the pair's draft if it has one."""
     ports = {FIRST: free_port(), "draft": free_port()}
     second = free_port()
     model = {
@@ -108,7 +111,8 @@ async def two_verifiers(pair: Pair, *, prefix_cache: bool) -> AsyncIterator[TwoV
         ports=ports,
         log_level="WARNING",
         prefix_cache=prefix_cache,
-        overrides={"gateway": {"models": [model], "audit_share": 0.0}},
+        adapter_store=adapter_store,
+        overrides={"gateway": {"models": [model], "audit_share": 0.0, **(gateway or {})}},
     )
     async with running(settings) as launcher, Client(launcher.address()) as client:
         first = next(process for process in launcher.system.processes if process.name == FIRST)
