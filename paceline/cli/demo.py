@@ -165,8 +165,8 @@ def report(answers: Sequence[Asked], sources: Sequence[Asked]) -> int:
     out.print()
     known = show_table(sources, "A draft that knows its target well")
     out.print(
-        f"\nWith its draft, which has seen little, the assistant is {assistant:.2f} times as fast as without; with a "
-        f"draft that knows its target, texts come {known:.2f} times as fast.",
+        f"\nWith its draft the assistant is {assistant:.2f} times as fast as without; with a draft that is small beside "
+        f"its target, and knows it well, texts come {known:.2f} times as fast.",
         highlight=False,
     )
     out.print("Next: `paceline up` here, and `paceline chat` in another terminal.", highlight=False)
