@@ -165,7 +165,7 @@ def report(answers: Sequence[Asked], sources: Sequence[Asked]) -> int:
     out.print()
     known = show_table(sources, "A draft that knows its target well")
     out.print(
-        f"\nWith its draft the assistant is {assistant:.2f} times as fast as without; with a draft that is small beside "
+        f"\nWith its draft the assistant is {assistant:.2f} times as fast as without; with one that is small beside "
         f"its target, and knows it well, texts come {known:.2f} times as fast.",
         highlight=False,
     )
