@@ -27,7 +27,8 @@ class TorchForward:
 
     def __init__(self, loaded: LoadedModel, kv_cache: KVCache, adapters: Lora | None = None) -> None:
         loaded.model.set_attn_implementation(_IMPLEMENTATION)
-        self.identity = identify("own", loaded)
+        self._is_fixed = loaded.device.type != "cpu"
+        self.identity = identify(f"own, {_GPU_ROWS} rows a pass," if self._is_fixed else "own", loaded)
         self.adapters = adapters
         self._model = loaded.model
         self._device = loaded.device
@@ -35,7 +36,6 @@ class TorchForward:
         self._paging = Paging(loaded.layers, loaded.attention)
         self._first_position = loaded.first_position
         self._picks_rows = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
-        self._is_fixed = loaded.device.type != "cpu"
         # On a CPU rows are padded so that every thread's share of an element-wise operation starts at a whole row.
         self._row_multiple = _GPU_ROWS if self._is_fixed else max(2, torch.get_num_threads())
         if self._is_fixed:  # cuDNN's attention chooses its kernel by how many blocks there are; the others do not.
@@ -47,11 +47,21 @@ class TorchForward:
     def run(self, batch: Batch) -> torch.Tensor:
         """See Forward."""
         passes = in_passes(batch, _GPU_ROWS) if self._is_fixed else [batch]
-        found = [logits for each in passes if len(logits := self._run(each))]
+        found: list[torch.Tensor] = []
+        before: Work | None = None
+        is_broken: torch.Tensor | None = None
+        for each in passes:
+            goes_on = before is not None and each.works[0].sequence is before.sequence
+            logits, is_broken = self._run(each, is_broken if goes_on else None)
+            before = each.works[-1]
+            found.extend([logits] if len(logits) else ())
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _run(self, batch: Batch) -> torch.Tensor:
-        """Logits [wanted, vocab] of a pass, of which nothing may be wanted."""
+    def _run(self, batch: Batch, was_broken: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [wanted, vocab] of a pass, of which nothing may be wanted, and whether its last text is broken.
+
+        `was_broken` says so of the first text, where the pass before ended in it.
+        """
         num_rows = -(-len(batch.token_ids) // self._row_multiple) * self._row_multiple
         padding = [0] * (num_rows - len(batch.token_ids))
         has_adapters = self.adapters is not None and self.adapters.select(batch.works, num_rows)
@@ -66,8 +76,13 @@ class TorchForward:
             **({"logits_to_keep": wanted} if picks_rows else {}),
         )
         logits: torch.Tensor = out.logits[0] if picks_rows else out.logits[0, wanted]
-        logits[plan.broken(wanted)] = torch.nan
-        return logits
+        num_present = len(batch.token_ids)
+        asked = torch.cat([wanted, wanted.new_tensor([num_present - 1])])
+        broken = plan.broken(asked)
+        if was_broken is not None:
+            broken |= was_broken & (asked < batch.works[0].num_tokens)
+        logits[broken[:-1]] = torch.nan
+        return logits, broken[-1]
 
 
 def in_passes(batch: Batch, num_rows: int) -> abc.Iterator[Batch]:

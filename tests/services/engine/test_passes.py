@@ -1,14 +1,18 @@
 """On a GPU a step is computed in passes of one size: every row once, in order, and the same as in one."""
 
 import random
+from typing import Any
 
 import pytest
+import torch
 
+from services.engine.engine import Engine
 from services.engine.forward import Batch
+from services.engine.sampler import NonFiniteLogitsError
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 from services.engine.torch_forward.forward import TorchForward, in_passes
-from support.driver import GREEDY, generate, make_engine
+from support.driver import GREEDY, add, generate, make_engine
 from support.tiny import save_tiny
 
 
@@ -40,17 +44,47 @@ def test_every_row_is_in_one_pass_with_what_belongs_to_it(counts: tuple[int, ...
     assert parts == whole
 
 
-def test_in_passes_a_model_says_the_same(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = save_tiny(tmp_path_factory.mktemp("gemma"), "gemma2")
-    rng = random.Random(1)
-    prompts = [[rng.randrange(3, 256) for _ in range(length)] for length in (3, 150, 9, 210, 17)]
-    expected = generate(make_engine(folder), prompts, 12)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("gemma"), "gemma2"))
+
+
+def in_passes_of_a_gpu(folder: str) -> tuple[Engine, list[Batch]]:
+    """An engine that computes as on a GPU, and the passes that it makes."""
     engine = make_engine(folder)
     forward = engine.runner.forward
     assert isinstance(forward, TorchForward)
     forward._is_fixed, forward._row_multiple = True, 128
-    seen = []
+    seen: list[Batch] = []
     run = forward._run
-    forward._run = lambda batch: (seen.append(batch), run(batch))[1]  # type: ignore[method-assign]
+
+    def noted(batch: Batch, was_broken: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(batch)
+        return run(batch, was_broken)
+
+    forward._run = noted  # type: ignore[method-assign]
+    return engine, seen
+
+
+def test_in_passes_a_model_says_the_same(folder: str) -> None:
+    rng = random.Random(1)
+    prompts = [[rng.randrange(3, 256) for _ in range(length)] for length in (3, 150, 9, 210, 17)]
+    expected = generate(make_engine(folder), prompts, 12)
+    engine, seen = in_passes_of_a_gpu(folder)
     assert generate(engine, prompts, 12) == expected
     assert max(len(batch.token_ids) for batch in seen) == 128
+
+
+@pytest.mark.parametrize(("length", "num_passes"), [(100, 1), (150, 2), (300, 3)])
+def test_a_text_that_broke_in_a_pass_before_is_broken(folder: str, length: int, num_passes: int) -> None:
+    engine, seen = in_passes_of_a_gpu(folder)
+    embeddings: Any = engine.runner.loaded.model.get_input_embeddings()
+    embeddings.weight.data[7] = torch.inf
+    texts = [[11] * 20, [11] * 5 + [7] + [11] * (length - 6), [11] * 30]
+    sequences = [add(engine, text) for text in texts]
+    results = engine.step()
+    assert [sequences.index(result.sequence) for result in results] == [0, 2]
+    (failure,) = engine.take_failures()
+    assert failure.sequence is sequences[1]
+    assert isinstance(failure.error, NonFiniteLogitsError)
+    assert sum(work.sequence is sequences[1] for batch in seen for work in batch.works) == num_passes
