@@ -21,8 +21,7 @@ from models.assistant.evaluation import (
     engines,
     positions_of,
 )
-from models.assistant.held_out import Question, held_out
-from models.assistant.held_out import prompts as all_prompts
+from models.assistant.held_out import Question, held_out, held_out_prompts
 from models.assistant.openings import KINDS
 from models.assistant.target import target_folder
 from paceline import Client
@@ -104,7 +103,7 @@ def run() -> Report:
 
 def _acceptance(questions: Sequence[Question], graft: Path) -> list[Acceptance]:
     target, draft = engines(graft)
-    prompts = all_prompts(AutoTokenizer.from_pretrained(target_folder()))[: len(questions)]
+    prompts = held_out_prompts(AutoTokenizer.from_pretrained(target_folder()))[: len(questions)]
     found = []
     for temperature in TEMPERATURES:
         agreed = agreements(draft, prompts, answers(target, prompts, temperature), temperature)

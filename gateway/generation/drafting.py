@@ -71,7 +71,8 @@ class Drafting:
     async def commit(self, commit: speculation_pb2.Commit) -> None:
         """Tells the draft what the target decided, and has one opened when there is none and proposals are wanted.
 
-        The message is on its way then: the verifier waits for the draft, and for whoever reads the text it does not.
+        The message is on its way then, unless the one before it still is: the verifier waits for the draft, and for
+        whoever reads the text it does not.
         """
         if self._backlog is not None:
             self._backlog.add(commit)

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 from transformers import AutoTokenizer
 
-from models.assistant.held_out import held_out
-from models.assistant.held_out import prompts as all_prompts
+from models.assistant.held_out import held_out, held_out_prompts
 from models.assistant.target import NAME, target_folder
 from services.common.sampling_params import SamplingParams
 from services.engine.config import Dtype, EngineConfig
@@ -123,7 +122,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     questions = held_out()[: arguments.num_questions]
-    prompts = all_prompts(AutoTokenizer.from_pretrained(target_folder()))[: len(questions)]
+    prompts = held_out_prompts(AutoTokenizer.from_pretrained(target_folder()))[: len(questions)]
     target, draft = engines(arguments.draft)
     logger.info("| | %s | tokens a round |", " | ".join(f"position {at + 1}" for at in range(PROPOSED)))
     for temperature in TEMPERATURES:

@@ -43,7 +43,7 @@ def held_out() -> list[Question]:
     return [Question(*each) for each in json.loads(FILE.read_text())]
 
 
-def prompts(tokenizer: Any) -> list[list[int]]:
+def held_out_prompts(tokenizer: Any) -> list[list[int]]:
     """Token ids of these conversations, ending where the answer begins."""
     return [
         tokenizer.apply_chat_template(question.messages, add_generation_prompt=True)["input_ids"]

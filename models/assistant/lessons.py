@@ -40,11 +40,14 @@ class Lessons:
     """Batches in an order that is a pure function of the seed."""
 
     def __init__(self, chats: Chats, batch_tokens: int, device: torch.device, end: int, seed: int) -> None:
+        """Raises ValueError where there is nothing to learn from."""
         self._batch_tokens, self._device, self._end, self._seed = batch_tokens, device, end, seed
         self._token_ids = torch.from_numpy(chats.token_ids.astype(np.int32)).to(device)
         self._is_answer = torch.from_numpy(chats.is_answer).to(device)
         self._starts = chats.offsets[:-1]
         self._lengths = np.diff(chats.offsets)
+        if not (self._lengths >= _MIN_TOKENS).any():
+            raise ValueError(f"no conversation has {_MIN_TOKENS} tokens: have more written")
 
     def epoch(self, number: int) -> list[NDArray[np.int64]]:
         """Numbers of the conversations of each batch of an epoch."""

@@ -7,16 +7,16 @@ import argparse
 import logging
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from models.assistant.chats import load_chats, split, without
+from models.assistant.chats import Chats, load_chats, split, without
 from models.assistant.draft import HEAD_TOKENS, LAYERS, RANK, Draft, commonest_tokens, matching_scales
-from models.assistant.held_out import prompts
+from models.assistant.held_out import held_out_prompts
 from models.assistant.lessons import Judged, Lesson, Lessons, agreement, distillation_loss, judged
 from models.assistant.target import device_here, load_target, target_folder
 
@@ -156,7 +156,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     device, folder = device_here(), arguments.target or target_folder()
     target, tokenizer = load_target(folder, device), AutoTokenizer.from_pretrained(folder)
-    learnt, held_out = split(without(load_chats(arguments.chats), prompts(tokenizer)))
+    learnt, held_out = split(without(load_chats(arguments.chats), held_out_prompts(tokenizer)))
     logger.info("%d conversations of %d tokens; %d held out", len(learnt), len(learnt.token_ids), len(held_out))
     head_ids = torch.from_numpy(commonest_tokens(learnt, arguments.head_tokens, int(target.config.vocab_size)))
     shapes = arguments.shape or [Shape(LAYERS, RANK)]
@@ -175,7 +175,7 @@ def main() -> None:
         logger.info("%s, %d tokens: held out: loss %.3f, agreement %.3f", trainer.shape, seen, *found)
 
 
-def _draft(target: LlamaForCausalLM, head_ids: Tensor, chats: Any, shape: Shape) -> Draft:
+def _draft(target: LlamaForCausalLM, head_ids: Tensor, chats: Chats, shape: Shape) -> Draft:
     """A draft of this shape that has learnt nothing."""
     starts = [int(a) for a, b in zip(chats.offsets, chats.offsets[1:], strict=False) if b - a >= MATCHED_TOKENS]
     whole = np.stack([chats.token_ids[start : start + MATCHED_TOKENS] for start in starts[:MATCHED_TEXTS]])

@@ -163,8 +163,8 @@ class _Maker:
 
     def _pair(self, pair: Pair, suffix: str, stores: Mapping[str, str]) -> dict[str, Any]:
         """Makes the processes of a model, and returns what the gateway is to know of it."""
-        num_cores = os.cpu_count() or 1
-        divided = divide_threads(max(1, num_cores // len(self._settings.models)), with_draft=pair.draft is not None)
+        num_cores = max(1, (os.cpu_count() or 1) // len(self._settings.models))
+        divided = divide_threads(num_cores, with_draft=pair.draft is not None)
         threads = Threads(pair.threads or divided.verifier, pair.draft_threads or divided.draft)
         environment = {"GOMP_SPINCOUNT": str(_SPIN_COUNT if pair.draft else _SPIN_COUNT_ALONE)}
         common = {"token_keys": self._token_keys, **stores}

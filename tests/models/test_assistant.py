@@ -106,6 +106,11 @@ def test_a_lesson_asks_for_answers_alone() -> None:
         assert lesson.wanted[row].nonzero().flatten().tolist() == (np.flatnonzero(text.is_answer) - 1).tolist()
 
 
+def test_nothing_to_learn_from_is_said() -> None:
+    with pytest.raises(ValueError, match="no conversation has 16 tokens: have more written"):
+        Lessons(some_chats(8, 9), 4096, CPU, END, 0)
+
+
 def test_the_target_is_asked_for_what_the_head_has(tmp_path: Path) -> None:
     target = load_target(Path(save_tiny(tmp_path)), CPU)
     lesson = Lessons(some_chats(40, 30), 4096, CPU, END, 0).lesson(np.array([0, 1]))

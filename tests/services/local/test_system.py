@@ -50,6 +50,20 @@ def test_two_models_share_a_gateway_a_cache_and_a_store(tmp_path: Path) -> None:
     assert str(tmp_path) in by_name["adapter-store"].settings.to_json()
 
 
+def test_a_draft_drafts_ahead_where_its_models_share_of_the_cores_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    pairs = [Pair(id=name, model=f"org/{name}", draft="org/small") for name in ("one", "two")]
+
+    def ahead(*models: Pair) -> list[bool]:
+        settings = [process.settings for process in made(tmp_path, *models).processes]
+        return [each.ahead for each in settings if isinstance(each, DraftSettings)]
+
+    assert ahead(pairs[0]) == [True]
+    assert ahead(*pairs) == [False, False]
+
+
 def test_ports_are_named_and_further_models_take_ten_more(tmp_path: Path) -> None:
     ports = {"gateway": 1, **named_ports((CODE, CHAT), 7102, 7101)}
     system = made(tmp_path, CODE, CHAT, ports=ports)
