@@ -5,6 +5,7 @@ from paceline.client import Client
 from paceline.errors import (
     AbortedError,
     AlreadyExistsError,
+    ClosedError,
     DeadlineExceededError,
     FailedPreconditionError,
     FieldViolation,
@@ -27,6 +28,7 @@ __all__ = [
     "AlreadyExistsError",
     "ChatOptions",
     "Client",
+    "ClosedError",
     "DeadlineExceededError",
     "FailedPreconditionError",
     "FieldViolation",

@@ -193,8 +193,17 @@ class InternalError(PacelineError):
     code = grpc.StatusCode.INTERNAL
 
 
+class ClosedError(PacelineError):
+    """The client was closed while something was asked with it."""
+
+    code = grpc.StatusCode.CANCELLED
+
+    def __init__(self) -> None:
+        super().__init__("the client was closed before this was over")
+
+
 _BY_CODE: dict[grpc.StatusCode, type[PacelineError]] = {
-    kind.code: kind for kind in PacelineError.__subclasses__() if kind is not QuotaExceededError
+    kind.code: kind for kind in PacelineError.__subclasses__() if kind not in (QuotaExceededError, ClosedError)
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from paceline.calls import raising
 from paceline.errors import from_call, has_details
 from paceline.several import SeveralChannel
 from paceline.v1 import inference_pb2
@@ -43,6 +44,9 @@ async def resumed_events(
                 if received.take(response):
                     yield response
             return
+        except asyncio.CancelledError:
+            with raising():
+                raise
         except grpc.aio.AioRpcError as error:
             if received.is_complete:
                 return
