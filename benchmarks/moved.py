@@ -45,7 +45,7 @@ async def _run(target: str, draft: str, minutes: float) -> Load:
         for name in ADAPTERS:
             await verifiers.client.upload_adapter(Path(target).parent / "adapters" / name, name)
         before = await _counts(port)
-        load = [asyncio.create_task(mixed_load(verifiers.client, number)) for number in range(NUM_CLIENTS)]
+        load = [asyncio.create_task(mixed_load(verifiers.address, number)) for number in range(NUM_CLIENTS)]
         done, _ = await asyncio.wait(load, timeout=60 * minutes, return_when=asyncio.FIRST_COMPLETED)
         counts = await _counts(port) - before
         for task in load:

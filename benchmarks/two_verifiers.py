@@ -30,6 +30,8 @@ class TwoVerifiers:
 
     def __init__(self, launcher: Launcher, client: Client, processes: Mapping[str, Process]) -> None:
         self.client = client
+        self.address = launcher.address()
+        """The gateway's."""
         self._children = launcher.children
         self._processes = processes
         self._reading: dict[str, asyncio.Task[int]] = {}

@@ -1,7 +1,7 @@
 """Each process of a fleet is killed, hung or told to stop in turn, at random moments, while streams run.
 
-No stream fails; no token, text or logprob differs from an undisturbed run; nothing is delivered twice. PACELINE_ROUNDS
-makes it longer, PACELINE_SEED another one.
+No stream fails; no token, text or logprob differs from an undisturbed run; nothing is delivered twice; blocks and
+memory return to where they were. PACELINE_ROUNDS makes it longer, PACELINE_SEED another one.
 """
 
 import asyncio
@@ -16,9 +16,11 @@ from support.fleet import NUM_TOKENS, REQUESTS, Fleet, fleet_of, keep_asking, st
 from support.lora import PEFT_WARNING, save_adapters
 from support.tls import make_certificates
 
-NUM_ROUNDS = int(os.environ.get("PACELINE_ROUNDS", "16"))
+NUM_ROUNDS = int(os.environ.get("PACELINE_ROUNDS", "50"))
 SEED = int(os.environ.get("PACELINE_SEED", "1"))
 GRACES = (0.3, 5.0)
+MORE_MEMORY = 1.25
+"""Of what a process of the same kind had before."""
 MORE_REQUESTS: list[dict[str, Any]] = [
     {"prompt": "x = [", "temperature": 1.0, "seed": 5, "stop": ["\n\n\n", "zz"], "logprobs": 1},
     {"prompt": "def f(" * 30, "temperature": 0.6, "seed": 6, "n": 2, "adapter": "a0"},
@@ -76,6 +78,7 @@ async def test_nothing_is_lost_whatever_dies(target_folder: str, draft_folder: s
         await client.upload_adapter(adapter, "a0", ignore_base_model=True)
         expected = [await streamed(client, **request) for request in requests]
         assert all(len(ids) == NUM_TOKENS for reply in expected[: len(REQUESTS)] for ids, _, _ in reply.values())
+        before = largest(fleet)
         is_over, havoc = asyncio.Event(), Havoc(fleet, random.Random(SEED))
         streams = [
             asyncio.create_task(keep_asking(client, request, reply, is_over))
@@ -91,4 +94,16 @@ async def test_nothing_is_lost_whatever_dies(target_folder: str, draft_folder: s
         finally:
             is_over.set()
             counts = await asyncio.gather(*streams)
-    assert all(counts)
+        assert all(counts)
+        await fleet.idle()
+        grown = {kind: size / before[kind] for kind, size in largest(fleet).items()}
+        assert max(grown.values()) <= MORE_MEMORY, grown
+
+
+def largest(fleet: Fleet) -> dict[str, int]:
+    """Bytes of the largest process of each kind."""
+    found: dict[str, int] = {}
+    for name in fleet.ports:
+        kind = name.split(maxsplit=1)[0]
+        found[kind] = max(found.get(kind, 0), fleet.memory(name))
+    return found

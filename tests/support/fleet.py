@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks.steady import is_busy
 from gateway.settings import GatewaySettings, ModelSettings
 from paceline import Client, Tls
 from services.adapter_store.settings import AdapterStoreSettings
@@ -141,6 +143,17 @@ class Fleet:
     def go_on(self, name: str) -> None:
         """Has it go on."""
         self._children[name].signal(signal.SIGCONT)
+
+    def memory(self, name: str) -> int:
+        """Resident bytes of a process."""
+        return int(psutil.Process(self._children[name].pid).memory_info().rss)
+
+    async def idle(self) -> None:
+        """Returns when no engine has a sequence or holds a block."""
+        async with asyncio.timeout(30):
+            for name in self.ports:
+                while name.startswith(("verifier", "draft")) and await is_busy(self.address(name), self.tls(name)):
+                    await asyncio.sleep(0.1)
 
     async def stop(self) -> None:
         for child in self._children.values():
