@@ -27,7 +27,7 @@ def hash_token(seed: int, position: int, token_id: int) -> int:
 
 def gumbel(states: torch.Tensor, vocab_size: int, token_ids: torch.Tensor | None = None) -> torch.Tensor:
     """Standard Gumbel noise in float64 for row states [rows] in int64: of all tokens [rows, vocab_size], or of these
-    [rows, tokens].
+    [tokens] or [rows, tokens].
     """
     offsets = _token_offsets(vocab_size, states.device) if token_ids is None else (token_ids + 1) * signed(GOLDEN)
     z = states.unsqueeze(1) + offsets

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from services.common.sampling_params import SamplingParams
-from services.engine.noise import gumbel, row_state, signed
+from services.engine.noisy_picks import Draw, noisy_picks, perturbed
 from services.engine.reduced_head import HeadTokens
 
 BROKEN = -1
@@ -57,7 +57,8 @@ class Picks(NamedTuple):
 
 
 def sample(logits: torch.Tensor, rows: abc.Sequence[Row], head: HeadTokens | None = None) -> Picks:
-    """Picks a token for each row of logits [rows, vocab] (any float dtype, any device). One transfer to the host.
+    """Picks a token for each row of logits [rows, vocab] (any float dtype, any device). One transfer to the host,
+    and one more where tokens are cut off.
 
     Where there is a `head`, logits are those of its tokens alone, [rows, columns]: all others are impossible.
     """
@@ -67,48 +68,24 @@ def sample(logits: torch.Tensor, rows: abc.Sequence[Row], head: HeadTokens | Non
     if any(not row.params.keeps_logits for row in rows):
         scores = _penalise(scores, rows)
     sampled = [index for index, row in enumerate(rows) if row.params.temperature > 0]
-    if len(sampled) == len(rows):
-        scores = _perturb(scores, rows, head)
-    elif sampled:
+    count = max(row.num_runners_up for row in rows)
+    if not sampled:
+        best, picks = scores.max(dim=-1)
+    else:
         at = torch.tensor(sampled, device=scores.device)
-        perturbed = scores.double()
-        perturbed[at] = _perturb(scores[at], [rows[index] for index in sampled], head)
-        scores = perturbed
-    best, picks = scores.max(dim=-1)
+        drawn = [(rows[index].params, rows[index].position) for index in sampled]
+        draw = Draw.of(scores if len(sampled) == len(rows) else scores[at], drawn, head)
+        if count:
+            scores = scores.double()
+            scores[at] = perturbed(draw)
+            best, picks = scores.max(dim=-1)
+        else:
+            best, picks = scores.max(dim=-1)
+            best = best.double()
+            best[at], picks[at] = noisy_picks(draw)
     token_ids = (picks if head is None else head.ids[picks]).masked_fill(best.isnan(), BROKEN).tolist()
     logprobs = _logprobs(logits, rows, picks) if any(row.params.logprobs is not None for row in rows) else []
-    count = max(row.num_runners_up for row in rows)
     return Picks(token_ids, logprobs, _runners_up(scores, best, picks, count, head) if count else [])
-
-
-def _perturb(scores: torch.Tensor, rows: abc.Sequence[Row], head: HeadTokens | None) -> torch.Tensor:
-    """Scores / temperature + noise in float64, cut-off tokens at -inf."""
-    device = scores.device
-    temperatures = torch.tensor([[row.params.temperature] for row in rows], dtype=torch.float64, device=device)
-    scaled = scores / temperatures
-    cut = [index for index, row in enumerate(rows) if row.params.truncates]
-    if cut:
-        at = torch.tensor(cut, device=device)
-        scaled[at] = truncate(scaled[at], [rows[index].params for index in cut])
-    states = torch.tensor([signed(row_state(row.params.seed, row.position)) for row in rows], device=device)
-    return scaled.add_(gumbel(states, scores.shape[-1], None if head is None else head.ids))
-
-
-def truncate(scaled: torch.Tensor, params: abc.Sequence[SamplingParams]) -> torch.Tensor:
-    """Scores [rows, vocab] with the tokens at -inf that top-k, top-p and min-p cut off."""
-    device, vocab_size = scaled.device, scaled.shape[-1]
-    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-    top_k = torch.tensor([[min(p.top_k or vocab_size, vocab_size)] for p in params], device=device)
-    top_p = torch.tensor([[p.top_p] for p in params], dtype=scaled.dtype, device=device)
-    min_p = torch.tensor([[p.min_p] for p in params], dtype=scaled.dtype, device=device)
-    # Ties with the k-th score stay, as in transformers.
-    ordered = ordered.masked_fill(ordered < ordered.gather(1, top_k - 1), -torch.inf)
-    probs = ordered.softmax(dim=-1)
-    before = probs.cumsum(dim=-1) - probs
-    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1), -torch.inf)
-    probs = ordered.softmax(dim=-1)
-    ordered = ordered.masked_fill(probs < min_p * probs[:, :1], -torch.inf)
-    return torch.empty_like(scaled).scatter_(1, order, ordered)
 
 
 def _penalise(scores: torch.Tensor, rows: abc.Sequence[Row]) -> torch.Tensor:

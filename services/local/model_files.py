@@ -37,6 +37,8 @@ class KnownModel(NamedTuple):
     what: str
     draft: str = ""
     """Folder of its draft among the models that ship; empty for none."""
+    adapters: str = ""
+    """Folder of its adapters' folders, in the same way."""
 
 
 KNOWN: Mapping[str, KnownModel] = {
@@ -46,6 +48,7 @@ KNOWN: Mapping[str, KnownModel] = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         what="SmolLM2-135M-Instruct, an assistant of 135 M parameters, Apache-2.0, 93 MB",
         draft="assistant/draft",
+        adapters="assistant/adapters",
     )
 }
 """By the names that users give. A folder of the same name is meant by ./NAME."""

@@ -141,9 +141,11 @@ def shipped_model(name: str) -> str:
     return str(folder)
 
 
-def shipped_adapters() -> list[Path]:
-    """Folders of the adapters that ship with the pair, in order of their names."""
-    return sorted(path.parent for path in (SHIPPED / "adapters").glob("*/adapter_config.json"))
+def shipped_adapters() -> dict[str, Path]:
+    """Folders of the adapters that ship, by name: those of the pair of Python source and of known models."""
+    folders = ("adapters", *(known.adapters for known in KNOWN.values() if known.adapters))
+    found = (path.parent for each in folders for path in (SHIPPED / each).glob("*/adapter_config.json"))
+    return {folder.name: folder for folder in sorted(found)}
 
 
 def _read(path: Path, number: int, table: Any, defaults: dict[str, Any]) -> Pair:

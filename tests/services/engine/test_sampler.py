@@ -17,11 +17,21 @@ from transformers.generation.logits_process import (
 
 from services.common.sampling_params import InvalidSamplingError, SamplingParams
 from services.engine.noise import gumbel, row_state, signed
-from services.engine.sampler import BROKEN, Row, sample, truncate
+from services.engine.sampler import BROKEN, Row, sample
+from services.engine.truncation import CANDIDATES, likeliest, truncated
 
 
 def row(params: SamplingParams, position: int = 4, history: tuple[int, ...] = (1, 2, 3, 3), prompt: int = 2) -> Row:
     return Row(params, position, history, prompt)
+
+
+def truncate(scores: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
+    """Scores / temperature [rows, vocab], cut-off tokens at -inf."""
+    found = torch.full(scores.shape, -torch.inf, dtype=torch.float64)
+    temperatures = torch.tensor([[each.temperature] for each in params], dtype=torch.float64)
+    for at, kept in truncated(scores, temperatures, params):
+        found[at] = found[at].scatter(1, kept.columns, kept.scaled)
+    return found
 
 
 @given(
@@ -45,10 +55,42 @@ def test_truncation_keeps_what_transformers_keeps(
         warpers.append(MinPLogitsWarper(min_p))
     expected = warpers(None, logits)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    got = truncate(logits / temperature, [params, params])
+    got = truncate(logits, [params, params])
     assert torch.equal(got.isneginf(), expected.isneginf())
     kept = ~expected.isneginf()
     assert torch.allclose(got[kept], expected[kept])
+
+
+@given(
+    top_k=st.sampled_from([0, 0, 1, 20, 256, 300, 5000]),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.3]),
+    min_p=st.sampled_from([0.0, 0.0, 0.05, 0.9]),
+    spread=st.sampled_from([0.05, 1.0, 3.0, 6.0]),
+    is_coarse=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=150, deadline=None)
+def test_looking_at_the_likeliest_finds_what_looking_at_all_finds(
+    top_k: int, top_p: float, min_p: float, spread: float, is_coarse: bool, seed: int
+) -> None:
+    """Also where many scores are equal, as those of a model in bfloat16 are."""
+    scores = torch.randn(3, 6000, generator=torch.Generator().manual_seed(seed)) * spread
+    scores = scores.bfloat16().float() if is_coarse else scores
+    params = [SamplingParams(temperature=0.8, top_k=top_k, top_p=top_p, min_p=min_p)] * 3
+    temperatures = torch.full((3, 1), 0.8, dtype=torch.float64)
+    whole = likeliest(scores, temperatures, params, 6000)
+    assert whole.are_all.all()
+    expected = torch.full(scores.shape, -torch.inf, dtype=torch.float64).scatter(1, whole.columns, whole.scaled)
+    assert torch.equal(truncate(scores, params), expected)
+    for row in range(3):
+        assert torch.equal(truncate(scores[row : row + 1], params[:1]), expected[row : row + 1])
+
+
+def test_few_tokens_are_looked_at_where_few_are_kept() -> None:
+    scores = torch.randn(2, 6000, generator=torch.Generator().manual_seed(0)) * 3
+    params = [SamplingParams(top_p=0.5), SamplingParams(top_p=0.99)]
+    looked = [(at.tolist(), kept.columns.shape[1]) for at, kept in truncated(scores, torch.ones(2, 1).double(), params)]
+    assert looked == [([0, 1], CANDIDATES[0]), ([1], CANDIDATES[1])]
 
 
 def test_repetition_penalty_is_that_of_transformers() -> None:
@@ -112,8 +154,7 @@ def test_logit_bias_is_added() -> None:
 )
 def test_the_distribution_is_the_targets(params: SamplingParams) -> None:
     logits = torch.tensor([1.0, 0.2, -0.5, 2.0, 0.0, -1.0])
-    scaled = (logits / params.temperature).double().unsqueeze(0)
-    probabilities = truncate(scaled, [params]).softmax(-1)[0]
+    probabilities = truncate(logits.unsqueeze(0), [params]).softmax(-1)[0]
     num = 20_000
     rows = [row(SamplingParams(**_fields(params), seed=seed), position=1 + seed % 7) for seed in range(num)]
     picks = torch.tensor(sample(logits.expand(num, -1), rows).token_ids)
@@ -137,6 +178,29 @@ def test_equals_argmax_of_logits_over_temperature_plus_noise() -> None:
     states = torch.tensor([signed(row_state(r.params.seed, r.position)) for r in rows])
     expected = (logits.double() / 0.8 + gumbel(states, 1000)).argmax(-1).tolist()
     assert sample(logits, rows).token_ids == expected
+
+
+@given(
+    vocab=st.sampled_from([5, 300, 5000, 40_000]),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 4.0, 30.0]),
+    temperature=st.sampled_from([0.01, 0.7, 1.0, 30.0]),
+    seed=st.integers(0, 2**64 - 1),
+    barred=st.booleans(),
+)
+@settings(max_examples=80, deadline=None)
+def test_few_tokens_are_looked_at_and_the_pick_is_that_of_all(
+    vocab: int, spread: float, temperature: float, seed: int, barred: bool
+) -> None:
+    scores = torch.randn(3, vocab, generator=torch.Generator().manual_seed(seed % 1000)) * spread
+    if barred:
+        scores[:, ::2] = -torch.inf
+    rows = [row(SamplingParams(temperature=temperature, seed=seed), position) for position in (1, 2, 3)]
+    states = torch.tensor([signed(row_state(seed, position)) for position in (1, 2, 3)])
+    expected = (scores / torch.tensor(temperature, dtype=torch.float64) + gumbel(states, vocab)).argmax(-1).tolist()
+    assert sample(scores, rows).token_ids == expected
+    assert sample(scores.T.contiguous().T, rows).token_ids == expected  # However they lie in memory.
+    one = [sample(scores[at : at + 1], [rows[at]]).token_ids[0] for at in range(3)]
+    assert one == expected
 
 
 def test_a_pick_does_not_depend_on_the_rows_beside_it() -> None:
