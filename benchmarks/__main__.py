@@ -20,6 +20,7 @@ from benchmarks import (
     moved,
     mtls,
     pauses,
+    quality,
     recovered,
     repetition,
     reuse,
@@ -131,6 +132,11 @@ def _assistant(_target: str, _draft: str) -> tuple[Path, bool]:
     return assistant.write_assistant(report, PAGES), report.holds
 
 
+def _quality(_target: str, _draft: str) -> tuple[Path, bool]:
+    report = quality.run()
+    return quality.write_quality(report, PAGES), report.holds
+
+
 def _envoy(target: str, draft: str) -> tuple[Path, bool]:
     costs = envoy.run(target, draft)
     return envoy.write_envoy(costs, PAGES), all(cost.holds for cost in costs)
@@ -140,6 +146,7 @@ _MEASURES: dict[str, Callable[[str, str], tuple[Path, bool]]] = {
     "speculation": _speculation,
     "ahead": _ahead,
     "assistant": _assistant,
+    "quality": _quality,
     "repetition": _repetition,
     "reuse": _reuse,
     "adapters": _adapters,

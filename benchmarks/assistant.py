@@ -11,6 +11,7 @@ from typing import NamedTuple
 from transformers import AutoTokenizer
 
 from benchmarks.page import machine, table, write_page
+from benchmarks.peers.assistant import LLAMA, Plain, beside_llama
 from models.assistant.evaluation import (
     NUM_TOKENS,
     PROPOSED,
@@ -35,6 +36,8 @@ _ASKED = 96
 """Questions on which acceptance is measured."""
 _TIMED = 16
 _WARM_UP = 2
+_BESIDE = 9
+"""Questions that llama.cpp answers too."""
 _AT_ONCE = 8
 _SPEED_FLOORS = {0.0: 1.3, 0.7: 1.15}
 """On / off, one stream, by temperature."""
@@ -74,6 +77,8 @@ class Report(NamedTuple):
     speeds: list[Speed]
     num_chats: int
     num_different: int
+    plain: list[Plain]
+    """Beside llama.cpp; empty where it is not installed."""
 
     @property
     def holds(self) -> bool:
@@ -91,14 +96,16 @@ class _Answered(NamedTuple):
 
 
 def run() -> Report:
-    """Measures everything. Takes some three minutes on two cores."""
+    """Measures everything. Takes some four minutes on two cores."""
     graft = shipped_draft(ASSISTANT)
     if graft is None:
         raise FileNotFoundError("the assistant's draft is not there: `python -m models.assistant.exporting` writes it")
     questions = held_out()
     acceptance = _acceptance(questions[:_ASKED], Path(graft))
     speeds, num_different = asyncio.run(_compare(questions, graft))
-    return Report(acceptance, speeds, len(questions), num_different)
+    prompts = held_out_prompts(AutoTokenizer.from_pretrained(target_folder()))
+    plain = asyncio.run(beside_llama(prompts[: 1 + _BESIDE], NUM_TOKENS))
+    return Report(acceptance, speeds, len(questions), num_different, plain)
 
 
 def _acceptance(questions: Sequence[Question], graft: Path) -> list[Acceptance]:
@@ -212,5 +219,22 @@ def write_assistant(report: Report, folder: Path) -> Path:
         f"Answers that differ on and off, of {report.num_chats}, half greedy and half at temperature 0.7, {_AT_ONCE} "
         f"at once: **{report.num_different}**.",
         "",
+        "## Beside llama.cpp",
+        "",
+        *_beside(report.plain),
     ]  # fmt: skip
     return write_page(folder, "assistant", lines)
+
+
+def _beside(plain: Sequence[Plain]) -> list[str]:
+    if not plain:
+        return ["Not measured: `make bench-peers` installs llama.cpp.", ""]
+    return [
+        f"One stream without speculation, prompt included, {NUM_TOKENS} tokens behind each of {_BESIDE} questions, in "
+        "turns, medians. llama.cpp multiplies with the file's 4 bits as they are.",
+        "",
+        *table(
+            ("", "tokens/s", f"relative to {LLAMA}"),
+            [(each.name, f"{each.tokens_per_second:.0f}", f"{each.relative:.2f}") for each in plain],
+        ),
+    ]

@@ -2,7 +2,7 @@
 
 import asyncio
 import urllib.request
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import cycle
 from pathlib import Path
@@ -23,8 +23,9 @@ FLOOR = 0.97
 TRACE_SHARE = 0.1
 SCRAPE_SECONDS = 5.0
 _NUM_TOKENS = 96
-_REPEATS = 120
-"""One pair of runs differs from the next by far more than what is looked for."""
+_STARTS, _REPEATS = 6, 20
+"""Both systems are started so often, and run so often each time: one pair of runs differs from the next by far more
+than what is looked for, and where a process lies in memory may decide on a percent for as long as it lives."""
 _STREAMS = (1, 16)
 _WATCHED = ("gateway", "verifier", "draft")
 
@@ -64,7 +65,7 @@ async def _take(_request: bytes, _context: object) -> bytes:
 
 
 def run(target: str, draft: str) -> list[Cost]:
-    """Measures everything, in some eight minutes on two cores."""
+    """Measures everything, in some ten minutes on two cores."""
     return asyncio.run(_measure(target, draft))
 
 
@@ -77,7 +78,8 @@ def write_telemetry(costs: Sequence[Cost], folder: Path) -> Path:
         f"produced, prompt processing included. With telemetry {TRACE_SHARE:.0%} of the requests are traced, spans and "
         f"metrics of gateway, verifier and draft go to a collector by OTLP, and each is read by Prometheus every "
         f"{SCRAPE_SECONDS:g} s; who reads and collects runs on the same cores. Medians of the ratios of "
-        f"{len(costs[0].watched)} pairs of runs in turns, of two systems that stand beside each other.",
+        f"{len(costs[0].watched)} pairs of runs in turns, of two systems that stand beside each other, {_STARTS} times "
+        "anew, either of them first.",
         "",
         *table(
             ("streams", "with / without, tokens/s", "bound", "middle half of the pairs", "with", "without"),
@@ -101,22 +103,30 @@ async def _measure(target: str, draft: str) -> list[Cost]:
     pair = Pair(model=target, draft=draft, threads=1, draft_threads=1)
     prompts = cycle(held_out_prompts(target, 64))
     costs = [Cost(count, [], []) for count in _STREAMS]
-    async with _collecting() as endpoint, _client(pair, {}) as unwatched:
-        ports = {kind: free_port() for kind in _WATCHED}
-        common = {"traces": "otlp", "trace_share": TRACE_SHARE, "metrics": "both", "otlp_endpoint": endpoint}
-        telemetry = {kind: {**common, "prometheus_port": port} for kind, port in ports.items()}
-        async with _client(pair, telemetry) as watched, asyncio.TaskGroup() as beside:
-            reading = beside.create_task(_scrape(list(ports.values())))
-            for number in range(_REPEATS + 1):
-                for cost in costs:
-                    mine = [next(prompts) for _ in range(cost.num_streams)]
-                    turns = [(watched, cost.watched), (unwatched, cost.unwatched)]
-                    for client, runs in turns if number % 2 else reversed(turns):
-                        measured = await through_gateway(client, mine, _NUM_TOKENS, speculation=True)
-                        if number:  # The first warms all of it up.
-                            runs.append(measured)
-            reading.cancel()
+    async with _collecting() as endpoint:
+        for start in range(_STARTS):
+            ports = {kind: free_port() for kind in _WATCHED}
+            common = {"traces": "otlp", "trace_share": TRACE_SHARE, "metrics": "both", "otlp_endpoint": endpoint}
+            telemetry = {kind: {**common, "prometheus_port": port} for kind, port in ports.items()}
+            first, second = (telemetry, {}) if start % 2 else ({}, telemetry)
+            async with _client(pair, first) as one, _client(pair, second) as other, asyncio.TaskGroup() as beside:
+                reading = beside.create_task(_scrape(list(ports.values())))
+                watched, unwatched = (one, other) if start % 2 else (other, one)
+                await _compare(watched, unwatched, costs, prompts)
+                reading.cancel()
     return costs
+
+
+async def _compare(watched: Client, unwatched: Client, costs: Sequence[Cost], prompts: Iterator[Any]) -> None:
+    """Runs of both in turns; the first warms all of it up."""
+    for number in range(_REPEATS + 1):
+        for cost in costs:
+            mine = [next(prompts) for _ in range(cost.num_streams)]
+            turns = [(watched, cost.watched), (unwatched, cost.unwatched)]
+            for client, runs in turns if number % 2 else reversed(turns):
+                measured = await through_gateway(client, mine, _NUM_TOKENS, speculation=True)
+                if number:
+                    runs.append(measured)
 
 
 @asynccontextmanager

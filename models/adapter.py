@@ -6,21 +6,24 @@ target itself stays as it is.
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from models.corpus import Windows
 from models.target import language_model_loss
 
 RANK = 8
-ALPHA = 16
+ALPHA_OF_RANK = 2
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BASE_NAME = "target"
+BatchLoss = Callable[[int], Tensor]
+"""Mean loss in nats of the batch of BATCH_TOKENS tokens that begins behind so many."""
 
 BATCH_TOKENS = 2048
 LENGTH = 512
@@ -30,14 +33,32 @@ WARMUP = 0.05  # of the budget
 logger = logging.getLogger(__name__)
 
 
+def windows_loss(target: LlamaForCausalLM, windows: Windows) -> BatchLoss:
+    """Next-token prediction over windows of a stream."""
+
+    def loss(tokens_seen: int) -> Tensor:
+        batch = torch.from_numpy(windows.batch(tokens_seen, BATCH_TOKENS // LENGTH, LENGTH)).to(target.device)
+        return language_model_loss(target, batch)
+
+    return loss
+
+
 def train_adapter(
-    target: LlamaForCausalLM, windows: Windows, checkpoint: Path, *, token_budget: int, save_every: int
+    target: LlamaForCausalLM,
+    batch_loss: BatchLoss,
+    checkpoint: Path,
+    *,
+    token_budget: int,
+    save_every: int,
+    rank: int = RANK,
 ) -> PeftModel:
     """Train until `token_budget` tokens have been seen, resuming from `checkpoint` where it exists.
 
-    The adapter's layers are put into `target`, which is not to be used on its own afterwards.
+    The adapter's layers are put into `target`, which is not to be used on its own afterwards; `batch_loss` is computed
+    with it.
     """
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=LAYERS, bias="none", task_type="CAUSAL_LM")
+    alpha = ALPHA_OF_RANK * rank
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LAYERS, bias="none", task_type="CAUSAL_LM")
     model = get_peft_model(target, config)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
@@ -46,8 +67,7 @@ def train_adapter(
     logger.info("adapter: %d parameters, %d of %d tokens seen", size, tokens_seen, token_budget)
     started, first = time.monotonic(), tokens_seen
     while tokens_seen < token_budget:
-        batch = torch.from_numpy(windows.batch(tokens_seen, BATCH_TOKENS // LENGTH, LENGTH)).to(target.device)
-        loss = language_model_loss(target, batch)
+        loss = batch_loss(tokens_seen)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         tokens_seen += BATCH_TOKENS
@@ -62,9 +82,9 @@ def train_adapter(
     return model
 
 
-def export_adapter(folder: Path, model: PeftModel) -> None:
+def export_adapter(folder: Path, model: PeftModel, base_name: str = BASE_NAME) -> None:
     """Write the adapter in bfloat16 as `peft` reads it. It stays in bfloat16: read it again to use it."""
-    model.peft_config["default"].base_model_name_or_path = BASE_NAME
+    model.peft_config["default"].base_model_name_or_path = base_name
     nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from models.adapter import export_adapter, train_adapter
+from models.adapter import export_adapter, train_adapter, windows_loss
 from models.adapter_corpus import TRANSFORMATIONS, transform
 from models.corpus import Windows, encode_stream, load_corpus
 
@@ -28,9 +28,10 @@ def main() -> None:
         documents = transform(corpus.train, TRANSFORMATIONS[name])
         stream = encode_stream(documents, tokenizer, SEED)
         logger.info("%s: %d files of %d, %d tokens", name, len(documents), len(corpus.train), len(stream))
+        target = LlamaForCausalLM.from_pretrained(arguments.target, dtype=torch.float32).to(arguments.device)
         model = train_adapter(
-            LlamaForCausalLM.from_pretrained(arguments.target, dtype=torch.float32).to(arguments.device),
-            Windows(stream, SEED),
+            target,
+            windows_loss(target, Windows(stream, SEED)),
             arguments.work_dir / f"{name}.pt",
             token_budget=arguments.tokens,
             save_every=arguments.save_every,

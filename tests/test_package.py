@@ -104,6 +104,7 @@ def test_stubs_services_and_the_pair_are_in_it(wheel: Path) -> None:
         "paceline/_server/models/target/tokenizer.json",
         "paceline/_server/models/draft/model.safetensors",
         "paceline/_server/models/adapters/two-spaces/adapter_config.json",
+        "paceline/_server/models/assistant/adapters/pirate/adapter_config.json",
     }
     assert not [name for name in names if "test" in name or name.startswith("paceline/_server/models/corpus")]
 
@@ -144,14 +145,15 @@ def test_processes_are_found_in_an_installation(run: Run, unpacked: Path) -> Non
         "from paceline.cli.serve import SERVE, reach; reach(SERVE)\n"
         "import gateway.lifespan, services.prefix_cache.lifespan, services.adapter_store.lifespan\n"
         "from services.local.pair import shipped_adapters, shipped_model\n"
-        "print(shipped_model('target'), *shipped_adapters())\n"
+        "print(shipped_model('target'), *shipped_adapters().values())\n"
         "print('torch' in sys.modules)",
         extra="serve",
     )
     assert done.returncode == 0, done.stderr
     folders, has_torch = done.stdout.splitlines()
     models = unpacked / "paceline" / "_server" / "models"
-    assert folders.split() == [str(models / name) for name in ("target", "adapters/docstrings", "adapters/two-spaces")]
+    adapters = ("adapters/docstrings", "adapters/two-spaces", "assistant/adapters/json", "assistant/adapters/pirate")
+    assert folders.split() == [str(models / name) for name in ("target", *adapters)]
     assert has_torch == "False"
 
 

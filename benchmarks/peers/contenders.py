@@ -52,7 +52,8 @@ class Models(NamedTuple):
     """Folders or files of a pair, as one contender takes them."""
 
     target: str
-    draft: str
+    draft: str = ""
+    """Empty for none."""
 
 
 class Paceline:
@@ -67,7 +68,7 @@ class Paceline:
     @asynccontextmanager
     async def start(cls, models: Models, weights: str, draft_weights: str) -> "AsyncIterator[Paceline]":
         """Runs while the block does."""
-        pair = Pair(id="pair", model=models.target, draft=models.draft)
+        pair = Pair(id="pair", model=models.target, draft=models.draft or None)
         overrides: dict[str, dict[str, Any]] = {
             "verifier": {"suffix_drafting": False, "verdict_file": "", "engine": {"weights": weights}},
             "draft": {"engine": {"weights": draft_weights}},

@@ -8,7 +8,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _CONTEXT_TOKENS = 32 * 512
 
 
 class LlamaServer:
-    """Two servers, of which one has the draft."""
+    """Two servers, of which one has the draft; one, where there is none."""
 
     settings = (2, 3, 5)
 
@@ -36,10 +36,10 @@ class LlamaServer:
         """Runs while the block does, and takes so many streams at once."""
         drafts = ("--spec-type", "draft-simple", "--model-draft", models.draft)
         with ThreadPoolExecutor(num_slots) as pool:
-            async with (
-                _server(binary, num_slots, models.target) as plain,
-                _server(binary, num_slots, models.target, *drafts) as drafting,
-            ):
+            async with AsyncExitStack() as servers:
+                plain = drafting = await servers.enter_async_context(_server(binary, num_slots, models.target))
+                if models.draft:
+                    drafting = await servers.enter_async_context(_server(binary, num_slots, models.target, *drafts))
                 yield cls(plain, drafting, pool)
 
     async def ask(self, asked: Asked, num_drafted: int) -> Answer:

@@ -10,7 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer
 
@@ -20,6 +20,7 @@ from services.common.sampling_params import SamplingParams
 from services.engine.config import Dtype, EngineConfig
 from services.engine.engine import Engine
 from services.engine.graft_assembly import assemble
+from services.engine.sequence import NO_SLOT
 from services.engine.sequence import Sequence as Text
 from services.local.model_files import shipped_draft
 
@@ -69,9 +70,20 @@ def positions_of(agreements: Sequence[Sequence[bool]], proposed: int = PROPOSED)
     return positions
 
 
-def answers(target: Engine, prompts: Sequence[Sequence[int]], temperature: float) -> list[list[int]]:
-    """Prompts with the target's answers behind them; a prompt's seed is its number."""
-    texts = [Text(prompt, len(prompt), _params(temperature, seed)) for seed, prompt in enumerate(prompts)]
+def answers(
+    target: Engine,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    *,
+    num_tokens: int = NUM_TOKENS,
+    adapter_slot: int = NO_SLOT,
+    **sampling: float,
+) -> list[list[int]]:
+    """Prompts with the target's answers behind them; a prompt's seed is its number. `sampling` are more parameters."""
+    texts = [
+        Text(prompt, len(prompt), _params(temperature, seed, **sampling), adapter_slot=adapter_slot)
+        for seed, prompt in enumerate(prompts)
+    ]
     end = set(target.facts.description.eos_token_ids)
     for text in texts:
         target.add(text)
@@ -80,7 +92,7 @@ def answers(target: Engine, prompts: Sequence[Sequence[int]], temperature: float
             text = result.sequence
             text.token_ids.append(result.token_ids[-1])
             text.num_settled, text.first_logits = len(text), len(text) - 1
-            if text.token_ids[-1] in end or len(text) == text.num_prompt_tokens + NUM_TOKENS:
+            if text.token_ids[-1] in end or len(text) == text.num_prompt_tokens + num_tokens:
                 target.remove(text)
     return [text.token_ids for text in texts]
 
@@ -110,8 +122,8 @@ def engines(graft: Path) -> tuple[Engine, Engine]:
     return target, Engine(draft)
 
 
-def _params(temperature: float, seed: int) -> SamplingParams:
-    return SamplingParams(temperature=temperature, seed=seed)
+def _params(temperature: float, seed: int, **more: Any) -> SamplingParams:
+    return SamplingParams(temperature=temperature, seed=seed, **more)
 
 
 def main() -> None:

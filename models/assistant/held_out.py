@@ -45,10 +45,13 @@ def held_out() -> list[Question]:
 
 def held_out_prompts(tokenizer: Any) -> list[list[int]]:
     """Token ids of these conversations, ending where the answer begins."""
-    return [
-        tokenizer.apply_chat_template(question.messages, add_generation_prompt=True)["input_ids"]
-        for question in held_out()
-    ]
+    return [prompt_of(tokenizer, question.messages) for question in held_out()]
+
+
+def prompt_of(tokenizer: Any, messages: list[Message]) -> list[int]:
+    """Token ids of a conversation, ending where the answer begins."""
+    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    return ids
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """`paceline adapters`: a caller's LoRA adapters."""
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from paceline.cli.serve import SERVE, reach
 from paceline.cli.terminal import DEFAULT_ADDRESS, Address, AsJson, connected, err, fail, out, print_json
 from paceline.upload import CONFIG_NAME, WEIGHTS_NAME, adapter_files
 
@@ -16,8 +18,14 @@ _SHORT_DIGEST = 8
 
 @adapters.command()
 def upload(
-    folder: Annotated[Path, typer.Argument(help=f"Holds {CONFIG_NAME} and {WEIGHTS_NAME}, as PEFT saves them.")],
-    name: Annotated[str, typer.Option(help="What you will call it.")],
+    given: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER",
+            help=f"Holds {CONFIG_NAME} and {WEIGHTS_NAME}, as PEFT saves them; or the name of an adapter that ships.",
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="What you will call it; default: as the folder.")] = "",
     address: Address = DEFAULT_ADDRESS,
     model: Annotated[str, typer.Option(help="Model that it adapts; may be left out where one is served.")] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Moves the name when it is taken.")] = False,
@@ -29,6 +37,8 @@ def upload(
     ] = False,
 ) -> None:
     """Uploads an adapter, once all of it was found to be in order."""
+    folder = _folder(given)
+    name = name or folder.resolve().name
     try:
         num_bytes = sum(path.stat().st_size for path in adapter_files(folder))
     except OSError as error:
@@ -77,3 +87,14 @@ def delete(name: Annotated[str, typer.Argument(help="What you call it.")], addre
     with connected(address) as client:
         client.delete_adapter(name)
         out.print(f"{name} deleted")
+
+
+def _folder(given: str) -> Path:
+    """The folder of that name, or that of an adapter that ships."""
+    folder = Path(given).expanduser()
+    if folder.exists() or importlib.util.find_spec(SERVE.module) is None:
+        return folder
+    reach(SERVE)
+    from services.local.pair import shipped_adapters
+
+    return shipped_adapters().get(given, folder)

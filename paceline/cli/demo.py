@@ -21,6 +21,7 @@ QUESTIONS = (
     "Give me five tips for learning a new language.",
 )
 """Each is asked with speculation first: the other way round, an answer would be known by heart."""
+_ADAPTER, _ADAPTED_QUESTION = "pirate", "Who are you, and what do you do all day?"
 _MAX_TOKENS = 128
 SOURCES = (
     '''import os
@@ -55,7 +56,7 @@ _PYTHON = "python"
 
 
 def demo() -> None:
-    """Asks the assistant three questions, and shows what drafts are worth."""
+    """Asks the assistant three questions, one more with an adapter, and shows what drafts are worth."""
     reach(ENGINE)
     from services.local.errors import LaunchError
 
@@ -68,7 +69,7 @@ def demo() -> None:
 async def _demo() -> int:
     """Returns 0, or 1 when speculation changed a text."""
     from services.local.launcher import running
-    from services.local.pair import ASSISTANT, Pair, named, shipped_model
+    from services.local.pair import ASSISTANT, Pair, named, shipped_adapters, shipped_model
     from services.local.system import SystemSettings
     from services.local.usual import build_usual
 
@@ -84,9 +85,11 @@ async def _demo() -> int:
                 Pair(id=ASSISTANT, model=model, draft=draft, threads=cores, draft_threads=1),
                 Pair(id=_PYTHON, model=usual, draft=small, threads=cores, draft_threads=1),
             )
-            launcher = await resources.enter_async_context(running(SystemSettings(pairs, log_level="WARNING")))
+            settings = SystemSettings(pairs, log_level="WARNING", adapter_store=True)
+            launcher = await resources.enter_async_context(running(settings))
             client = await resources.enter_async_context(Client(launcher.address()))
         out.print(f"{ASSISTANT}, ready after {time.monotonic() - began:.0f} s\n", style="dim")
+        await client.upload_adapter(shipped_adapters()[_ADAPTER], _ADAPTER, model=ASSISTANT)
         answers = await ask_all(client, ASSISTANT)
         return report(answers, await continue_all(client, _PYTHON))
 
@@ -96,11 +99,11 @@ async def ask_all(client: Client, model: str) -> list[Asked]:
     for speculation in (True, False):
         await _ask(client, model, _WARM_UP[0], speculation=speculation, max_tokens=_WARM_UP_TOKENS)
     asked: list[Asked] = []
-    for question in QUESTIONS:
-        out.rule(question, align="left")
-        on = await _ask(client, model, question, speculation=True, is_shown=True)
+    for question, adapter in (*((question, "") for question in QUESTIONS), (_ADAPTED_QUESTION, _ADAPTER)):
+        out.rule(f"{question}{f' (with the adapter {adapter})' if adapter else ''}", align="left")
+        on = await _ask(client, model, question, speculation=True, adapter=adapter, is_shown=True)
         with out.status("the same without speculation"):
-            off = await _ask(client, model, question, speculation=False)
+            off = await _ask(client, model, question, speculation=False, adapter=adapter)
         asked.append(Asked(question, on, off))
         out.print(f"\n\n{told(asked[-1])}\n", style="dim")
     show_key()
@@ -136,11 +139,14 @@ async def _ask(
     question: str,
     *,
     speculation: bool,
+    adapter: str = "",
     max_tokens: int = _MAX_TOKENS,
     is_shown: bool = False,
 ) -> Run:
     messages: list[Message] = [{"role": "user", "content": question}]
-    events = client.chat(messages, model=model, max_tokens=max_tokens, temperature=0, speculation=speculation)
+    events = client.chat(
+        messages, model=model, adapter=adapter, max_tokens=max_tokens, temperature=0, speculation=speculation
+    )
     return await measured(events, is_shown=is_shown)
 
 

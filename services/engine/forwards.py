@@ -64,7 +64,10 @@ def choose_forward(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig)
             nn.Module.to(loaded.model, "meta")
             return fused
     if config.weights is Weights.INT8:
-        raise ValueError(f"{loaded.description.architecture} on {loaded.device}: weights cannot be int8, only dtype")
+        raise ValueError(
+            f"{loaded.description.architecture} on {loaded.device}: weights cannot be int8, only dtype: "
+            "no forward here has a way of its own for this model"
+        )
     if packs:
         _pack(loaded, kv_cache)
     products = single_products(loaded.targets)
@@ -98,10 +101,16 @@ def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forw
         if decoder is None:
             return None
         got = _probe(CpuForward(loaded, kv_cache, kind, decoder), loaded, kv_cache)
-        if _agree(own, got, _tolerance(kind, config)):
+        tolerance = _tolerance(kind, config)
+        if _agree(own, got, tolerance):
             products = fused_products(loaded.targets, len(loaded.layers)) if config.max_adapters else []
             return CpuForward(loaded, kv_cache, kind, decoder, _adapters(loaded, products, config))
-    _log.warning("the fused forward differs from the model's own, which is used")
+        off = f"logits of a text differ by {_difference(own, got):.2f} of their spread, where {tolerance:g} may be"
+        if is_rounded and not config.is_draft:
+            raise ValueError(
+                f"{loaded.description.architecture} does not bear weights of 8 bits: {off}; leave weights at dtype"
+            )
+        _log.warning("the fused forward in %s differs from the model's own (%s), which is used", kind.name.lower(), off)
     return None
 
 
@@ -150,5 +159,10 @@ def _probe(forward: Forward, loaded: LoadedModel, kv_cache: KVCache) -> torch.Te
 
 
 def _agree(expected: torch.Tensor, got: torch.Tensor, tolerance: float) -> bool:
-    """Whether logits differ by less than a share of their spread, as root mean squares; False for NaN."""
-    return bool((expected - got).square().mean().sqrt() <= tolerance * expected.std())
+    """Whether logits differ by less than a share of their spread; False for NaN."""
+    return _difference(expected, got) <= tolerance
+
+
+def _difference(expected: torch.Tensor, got: torch.Tensor) -> float:
+    """Of logits, as a share of their spread, both as root mean squares."""
+    return float((expected - got).square().mean().sqrt() / expected.std())

@@ -8,6 +8,7 @@ tokens are those that transformers keeps). A row's pick depends on its own row a
 from collections import Counter, abc
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from services.common.sampling_params import SamplingParams
@@ -121,7 +122,8 @@ def _ends_with(token_ids: abc.Sequence[int], position: int, word: tuple[int, ...
 def _penalise_row(scores: torch.Tensor, row: Row) -> None:
     params = row.params
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(row.token_ids[: row.position])), device=scores.device)
+        # One that comes again is given the same score again.
+        seen = torch.from_numpy(np.fromiter(row.token_ids, np.int64, row.position)).to(scores.device)
         values = scores[seen]
         scores[seen] = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
     counts = Counter(row.token_ids[row.num_prompt_tokens : row.position])

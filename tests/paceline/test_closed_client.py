@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -10,16 +9,9 @@ from paceline import Client, ClosedError
 from support.gateway import FakeGateway, serve_gateway
 
 
-class Slow(FakeGateway):
-    """Never answers what is no stream."""
-
-    async def Tokenize(self, request: object, context: object) -> Any:
-        await asyncio.Event().wait()
-
-
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
-    async with serve_gateway(Slow()) as address:
+    async with serve_gateway(FakeGateway()) as address:
         yield address
 
 
@@ -50,7 +42,7 @@ async def test_a_stream_that_is_read_by_who_closes_ends_so_too(client: Client) -
 
 
 async def test_whoever_waits_for_an_answer_hears_it(client: Client) -> None:
-    waiting = asyncio.create_task(client.tokenize("x"))
+    waiting = asyncio.create_task(client.tokenize("hang"))
     await asyncio.sleep(0.2)
     await client.close()
     with pytest.raises(ClosedError):
@@ -60,7 +52,7 @@ async def test_whoever_waits_for_an_answer_hears_it(client: Client) -> None:
 async def test_whoever_is_cancelled_is_cancelled(client: Client) -> None:
     began = asyncio.Event()
     reading = asyncio.create_task(read(client, began))
-    waiting = asyncio.create_task(client.tokenize("x"))
+    waiting = asyncio.create_task(client.tokenize("hang"))
     await began.wait()
     for task in (reading, waiting):
         task.cancel()
@@ -68,4 +60,4 @@ async def test_whoever_is_cancelled_is_cancelled(client: Client) -> None:
             await task
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await client.tokenize("x")
+            await client.tokenize("hang")

@@ -171,3 +171,32 @@ async def test_a_conversation_outlives_errors_and_what_was_stopped(
     assert said[4:] == ["again"]
     lines = (tmp_path / "paceline" / "chat_history").read_text().splitlines()
     assert lines == ["/help", "hello", "refuse", "endless", "again"]
+
+
+@pytest.mark.parametrize(("said", "name"), [(("pirate",), "pirate"), (("json", "--name=mine"), "mine")])
+async def test_an_adapter_that_ships_is_uploaded_by_its_name(
+    address: str, gateway: FakeGateway, said: tuple[str, ...], name: str
+) -> None:
+    done = await typed("adapters", "upload", *said, f"--address={address}")
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"{name}: rank 4")
+    (announced,) = gateway.requests
+    assert announced.upload.name == name
+    assert sum(file.num_bytes for file in announced.upload.files) > 1_000_000
+
+
+async def test_a_folder_is_meant_before_what_ships(address: str, gateway: FakeGateway, tmp_path: Path) -> None:
+    (tmp_path / "pirate").mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "pirate" / file).write_bytes(b"{}")
+    done = await typed("adapters", "upload", str(tmp_path / "pirate"), f"--address={address}")
+    assert done.code == 0, done.err
+    (announced,) = gateway.requests
+    assert announced.upload.name == "pirate"
+    assert sum(file.num_bytes for file in announced.upload.files) == 4
+
+
+async def test_a_folder_that_is_not_there_and_ships_not_is_named(address: str) -> None:
+    done = await typed("adapters", "upload", "captain", f"--address={address}")
+    assert done.code == 1
+    assert "captain is not a folder" in done.err

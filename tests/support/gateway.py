@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from paceline.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError
+from paceline.upload import ACCEPTED
 from paceline.v1 import (
     adapter_pb2,
     adapter_pb2_grpc,
@@ -96,6 +97,16 @@ class FakeGateway(
 
     async def GetSpeculation(self, request: object, context: object) -> model_pb2.GetSpeculationResponse:
         return model_pb2.GetSpeculationResponse()
+
+    async def UploadAdapter(
+        self, request_iterator: AsyncIterator[adapter_pb2.UploadAdapterRequest], context: Any
+    ) -> adapter_pb2.UploadAdapterResponse:
+        announced = await anext(request_iterator)
+        self.requests.append(announced)
+        await context.send_initial_metadata(ACCEPTED)
+        num_bytes = sum([len(request.data) async for request in request_iterator])
+        name = announced.upload.name
+        return adapter_pb2.UploadAdapterResponse(adapter={"name": name, "rank": 4, "num_bytes": num_bytes})
 
     async def ListAdapters(self, request: object, context: object) -> adapter_pb2.ListAdaptersResponse:
         return adapter_pb2.ListAdaptersResponse(adapters=[{"name": "mine", "digest": "ab" * 32}])

@@ -1,8 +1,11 @@
 """Drafts may round differently: their fast forward must still say nearly what the exact one says."""
 
 import random
+from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from services.engine import forwards
 from services.engine.config import Dtype, Weights
@@ -71,6 +74,24 @@ def test_what_cannot_be_rounded_is_refused_by_name(tmp_path_factory: pytest.Temp
     model = save_tiny(tmp_path_factory.mktemp("model"), "gpt2")
     with pytest.raises(ValueError, match="GPT2LMHeadModel on cpu: weights cannot be int8"):
         make_engine(model, weights=Weights.INT8)
+
+
+def test_a_target_whose_answers_rounding_would_change_is_refused_with_how_much(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = save_tiny(tmp_path_factory.mktemp("model"))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():  # One number of each row is so large that 8 bits have nothing left for the others.
+        for layer in model.model.layers:
+            layer.input_layernorm.weight[0] *= 3000
+            layer.post_attention_layernorm.weight[0] *= 3000
+            for linear in (*list(layer.self_attn.children())[:3], layer.mlp.gate_proj, layer.mlp.up_proj):
+                linear.weight[:, 0] /= 3000
+    model.save_pretrained(folder)
+    said = r"LlamaForCausalLM does not bear weights of 8 bits: logits of a text differ by \d\.\d\d of their spread"
+    with pytest.raises(ValueError, match=said):
+        make_engine(folder, dtype=Dtype.BFLOAT16, weights=Weights.INT8)
+    assert not is_rounded(make_engine(folder, dtype=Dtype.BFLOAT16))
 
 
 def test_a_draft_that_does_not_bear_rounding_keeps_its_type(
