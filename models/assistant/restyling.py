@@ -23,7 +23,7 @@ from services.engine.config import Dtype, EngineConfig
 from services.engine.engine import Engine
 
 SEED = 2_026_11
-QUESTIONS = 1800
+QUESTIONS = 1200
 _MAX_QUESTION_TOKENS, _MAX_ANSWER_TOKENS = 48, 96
 _MIN_P = 0.05
 """Less likely than the likeliest by so much is never said."""

@@ -123,7 +123,8 @@ def _penalise_row(scores: torch.Tensor, row: Row) -> None:
     params = row.params
     if params.repetition_penalty != 1:
         # One that comes again is given the same score again.
-        seen = torch.from_numpy(np.fromiter(row.token_ids, np.int64, row.position)).to(scores.device)
+        count = min(row.position, len(row.token_ids))
+        seen = torch.from_numpy(np.fromiter(row.token_ids, np.int64, count)).to(scores.device)
         values = scores[seen]
         scores[seen] = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
     counts = Counter(row.token_ids[row.num_prompt_tokens : row.position])

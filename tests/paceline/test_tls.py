@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paceline import Client, SyncClient, Tls, TlsError, UnavailableError
+from paceline import Client, ClosedError, SyncClient, Tls, TlsError, UnavailableError
 from paceline.connecting import (
     EXPIRED,
     OTHER_NAME,
@@ -247,6 +247,6 @@ async def test_a_closed_client_leaves_no_old_connection(folder: CertificateFolde
         Authority.load(folder).renew(Identity.CLIENT, 1)
         await client.tokenize("abc")
         await client.close()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(ClosedError):
             await anext(stream)
         assert not [task for task in asyncio.all_tasks() if "Channel" in repr(task.get_coro())]
