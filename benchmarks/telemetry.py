@@ -26,7 +26,8 @@ _NUM_TOKENS = 96
 _STARTS, _REPEATS = 6, 20
 """Both systems are started so often, and run so often each time: one pair of runs differs from the next by far more
 than what is looked for, and where a process lies in memory may decide on a percent for as long as it lives."""
-_STREAMS = (1, 16)
+_STREAMS = {1: 6, 16: 1}
+"""Streams at once, and how often each time: a run of one is over in a fifth of a second."""
 _WATCHED = ("gateway", "verifier", "draft")
 
 
@@ -78,7 +79,7 @@ def write_telemetry(costs: Sequence[Cost], folder: Path) -> Path:
         f"produced, prompt processing included. With telemetry {TRACE_SHARE:.0%} of the requests are traced, spans and "
         f"metrics of gateway, verifier and draft go to a collector by OTLP, and each is read by Prometheus every "
         f"{SCRAPE_SECONDS:g} s; who reads and collects runs on the same cores. Medians of the ratios of "
-        f"{len(costs[0].watched)} pairs of runs in turns, of two systems that stand beside each other, {_STARTS} times "
+        f"{' and '.join(str(len(cost.watched)) for cost in costs)} pairs of runs in turns, of two systems that stand beside each other, {_STARTS} times "
         "anew, either of them first.",
         "",
         *table(
@@ -120,7 +121,7 @@ async def _measure(target: str, draft: str) -> list[Cost]:
 async def _compare(watched: Client, unwatched: Client, costs: Sequence[Cost], prompts: Iterator[Any]) -> None:
     """Runs of both in turns; the first warms all of it up."""
     for number in range(_REPEATS + 1):
-        for cost in costs:
+        for cost in (cost for cost in costs for _ in range(_STREAMS[cost.num_streams])):
             mine = [next(prompts) for _ in range(cost.num_streams)]
             turns = [(watched, cost.watched), (unwatched, cost.unwatched)]
             for client, runs in turns if number % 2 else reversed(turns):
