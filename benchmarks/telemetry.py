@@ -79,8 +79,8 @@ def write_telemetry(costs: Sequence[Cost], folder: Path) -> Path:
         f"produced, prompt processing included. With telemetry {TRACE_SHARE:.0%} of the requests are traced, spans and "
         f"metrics of gateway, verifier and draft go to a collector by OTLP, and each is read by Prometheus every "
         f"{SCRAPE_SECONDS:g} s; who reads and collects runs on the same cores. Medians of the ratios of "
-        f"{' and '.join(str(len(cost.watched)) for cost in costs)} pairs of runs in turns, of two systems that stand beside each other, {_STARTS} times "
-        "anew, either of them first.",
+        f"{' and '.join(str(len(cost.watched)) for cost in costs)} pairs of runs in turns, of two "
+        f"systems that stand beside each other, {_STARTS} times anew, either of them first.",
         "",
         *table(
             ("streams", "with / without, tokens/s", "bound", "middle half of the pairs", "with", "without"),
@@ -121,7 +121,7 @@ async def _measure(target: str, draft: str) -> list[Cost]:
 async def _compare(watched: Client, unwatched: Client, costs: Sequence[Cost], prompts: Iterator[Any]) -> None:
     """Runs of both in turns; the first warms all of it up."""
     for number in range(_REPEATS + 1):
-        for cost in (cost for cost in costs for _ in range(_STREAMS[cost.num_streams])):
+        for cost in [one for one in costs for _ in range(_STREAMS[one.num_streams])]:
             mine = [next(prompts) for _ in range(cost.num_streams)]
             turns = [(watched, cost.watched), (unwatched, cost.unwatched)]
             for client, runs in turns if number % 2 else reversed(turns):
