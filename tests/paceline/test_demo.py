@@ -63,6 +63,15 @@ def test_the_report_says_what_the_draft_was_worth_and_whether_words_are_the_same
     assert "texts come 2.50 times as fast" in shown
 
 
+def test_the_report_is_of_the_assistant_alone_where_nothing_else_was_asked(out: Console) -> None:
+    asked = [Asked("first?", Run([1], 30.0, 6, 3), Run([1], 20.0, 0, 0))]
+    with out.capture() as captured:
+        assert report(asked, ()) == 0
+    shown = re.sub(r"\x1b\[[\d;]*m", "", captured.get())
+    assert "the assistant is 1.50 times as fast as without.\n" in shown
+    assert "knows its target well" not in shown
+
+
 def test_a_line_says_what_came_of_a_question() -> None:
     same = Asked("?", Run([1, 2], 30.0, 6, 3), Run([1, 2], 20.0, 0, 0))
     assert told(same) == "30 tokens/s, without speculation 20: 1.50 times as fast, the same words"
