@@ -198,7 +198,7 @@ def run() -> Report:
         changes.append(judge.change(f"float32, adapter `{style.name}`", model, adapted))
         told = [prompt_of(tokenizer, style.told(question.user)) for question in questions]
         without, with_words, with_adapter = (
-            _texts(tokenizer, texts, asked)
+            said(tokenizer, texts, asked)
             for texts, asked in ((judge.texts, prompts), (plain.answers(told), told), (adapted, prompts))
         )
         shares = [_share(style, texts) for texts in (without, with_words, with_adapter)]
@@ -206,7 +206,7 @@ def run() -> Report:
     return Report(judge.num_tokens, judge.perplexity, questions[_SAMPLE].user, changes, styles, refused)
 
 
-def _texts(tokenizer: Any, texts: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> list[str]:
+def said(tokenizer: Any, texts: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> list[str]:
     """What stands behind prompts."""
     return [
         str(tokenizer.decode(text[len(prompt) :], skip_special_tokens=True))

@@ -66,7 +66,7 @@ async def _take(_request: bytes, _context: object) -> bytes:
 
 
 def run(target: str, draft: str) -> list[Cost]:
-    """Measures everything, in some ten minutes on two cores."""
+    """Measures everything, in a quarter of an hour on two cores."""
     return asyncio.run(_measure(target, draft))
 
 

@@ -17,7 +17,7 @@ from models.assistant.chats import Chats, save_chats
 from models.assistant.evaluation import answers
 from models.assistant.held_out import Question, held_out, prompt_of
 from models.assistant.openings import KINDS, draw_opening
-from models.assistant.styles import STYLES, Style, style_named
+from models.assistant.styles import STYLES, Style
 from models.assistant.target import target_folder
 from services.engine.config import Dtype, EngineConfig
 from services.engine.engine import Engine
@@ -106,13 +106,14 @@ def main() -> None:
     target = Engine(EngineConfig(model=str(target_folder()), dtype=Dtype.BFLOAT16))
     tokenizer = AutoTokenizer.from_pretrained(target_folder())
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(names):
-        if name not in arguments.only:
+    for number, style in enumerate(STYLES):
+        if style.name not in arguments.only:
             continue
         questions = write_questions(target, tokenizer, arguments.questions, SEED + number)
-        chats = restyle(target, tokenizer, questions, style_named(name))
-        save_chats(arguments.output / f"{name}.npz", chats)
-        logger.info("%s: %d of %d answers, %d tokens", name, len(chats), len(questions), int(chats.is_answer.sum()))
+        chats = restyle(target, tokenizer, questions, style)
+        save_chats(arguments.output / f"{style.name}.npz", chats)
+        counts = len(chats), len(questions), int(chats.is_answer.sum())
+        logger.info("%s: %d of %d answers, %d tokens", style.name, *counts)
 
 
 if __name__ == "__main__":

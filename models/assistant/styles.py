@@ -115,8 +115,3 @@ STYLES = (
         is_json,
     ),
 )
-
-
-def style_named(name: str) -> Style:
-    """The style of this name."""
-    return next(style for style in STYLES if style.name == name)

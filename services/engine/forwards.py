@@ -101,16 +101,15 @@ def _fused(loaded: LoadedModel, kv_cache: KVCache, config: EngineConfig) -> Forw
         if decoder is None:
             return None
         got = _probe(CpuForward(loaded, kv_cache, kind, decoder), loaded, kv_cache)
-        tolerance = _tolerance(kind, config)
-        if _agree(own, got, tolerance):
+        if _agree(own, got, tolerance := _tolerance(kind, config)):
             products = fused_products(loaded.targets, len(loaded.layers)) if config.max_adapters else []
             return CpuForward(loaded, kv_cache, kind, decoder, _adapters(loaded, products, config))
-        off = f"logits of a text differ by {_difference(own, got):.2f} of their spread, where {tolerance:g} may be"
         if is_rounded and not config.is_draft:
             raise ValueError(
-                f"{loaded.description.architecture} does not bear weights of 8 bits: {off}; leave weights at dtype"
+                f"{loaded.description.architecture} does not bear weights of 8 bits: logits of a text differ by "
+                f"{_difference(own, got):.2f} of their spread, where {tolerance:g} may be; leave weights at dtype"
             )
-        _log.warning("the fused forward in %s differs from the model's own (%s), which is used", kind.name.lower(), off)
+    _log.warning("the fused forward differs from the model's own, which is used")
     return None
 
 

@@ -13,10 +13,15 @@ from services.common.sampling_params import SamplingParams
 from services.engine.cpu.challengers import challengers
 from services.engine.noise import gumbel, row_state, signed
 from services.engine.reduced_head import HeadTokens
-from services.engine.truncation import truncated
+from services.engine.truncation import Kept, likeliest
 
+CANDIDATES = (256, 4096)
+"""What is kept is looked for among so many of the likeliest tokens, one number after the other, and then among all."""
 _LIKELIEST = (1, 256)
 """By so many of the likeliest tokens the others are judged; by more where these leave too many."""
+_FEW = 1 << 16
+"""Scores of which all noise is computed as fast as it is found out which of them can win."""
+_ALL = slice(None)
 
 
 class Draw(NamedTuple):
@@ -48,53 +53,62 @@ class Draw(NamedTuple):
         params = [self.params[row] for row in rows.tolist()]
         return Draw(self.scores[rows], self.temperatures[rows], self.states[rows], params, self.head)
 
-    def noise(self, columns: torch.Tensor | None = None) -> torch.Tensor:
-        """Of these columns [rows, some], or of all."""
-        if self.head is None:
-            return gumbel(self.states, self.scores.shape[-1], columns)
-        return gumbel(self.states, self.scores.shape[-1], self.head.ids if columns is None else self.head.ids[columns])
+    def noise(self, columns: torch.Tensor | None = None, rows: torch.Tensor | slice = _ALL) -> torch.Tensor:
+        """Of these columns [rows, some], or of all; of these rows."""
+        token_ids = columns
+        if self.head is not None:
+            token_ids = self.head.ids if columns is None else self.head.ids[columns]
+        return gumbel(self.states[rows], self.scores.shape[-1], token_ids)
 
 
 def perturbed(draw: Draw) -> torch.Tensor:
     """Scores / temperature + noise [rows, vocab] in float64, cut-off tokens at -inf."""
-    found = draw.scores / draw.temperatures
-    for rows, columns, noisy in _kept(draw):
-        found[rows] = torch.full_like(found[rows], -torch.inf).scatter_(1, columns, noisy)
-    if len(rest := _others(draw)):
-        found[rest] += draw.take(rest).noise()
+    rest, found = _rows(draw, truncates=False), draw.scores / draw.temperatures
+    if len(rest) == len(found):
+        return found.add_(draw.noise())
+    found[rest] += draw.noise(rows=rest)
+    for rows, kept in kept_of(draw):
+        noisy = kept.scaled + draw.noise(kept.columns, rows)
+        found[rows] = torch.full_like(found[rows], -torch.inf).scatter_(1, kept.columns, noisy)
     return found
 
 
 def noisy_picks(draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
     """The highest of each row of them, and its column, [rows] each."""
+    rest = _rows(draw, truncates=False)
+    if len(rest) == len(draw.scores):
+        return _of_all(draw)
     best = draw.scores.new_empty(len(draw.scores), dtype=torch.float64)
     columns = draw.states.new_empty(len(draw.scores))
-    for rows, looked_at, noisy in _kept(draw):
-        best[rows], at = noisy.max(dim=-1)
-        columns[rows] = looked_at.gather(1, at[:, None]).squeeze(1)
-    if len(rest := _others(draw)):
+    if len(rest):
         best[rest], columns[rest] = _of_all(draw.take(rest))
+    for rows, kept in kept_of(draw):
+        best[rows], at = (kept.scaled + draw.noise(kept.columns, rows)).max(dim=-1)
+        columns[rows] = kept.columns.gather(1, at[:, None]).squeeze(1)
     return best, columns
 
 
-def _others(draw: Draw) -> torch.Tensor:
-    """Numbers of the rows of which nothing is cut off."""
-    return torch.tensor([n for n, each in enumerate(draw.params) if not each.truncates], device=draw.states.device)
+def kept_of(draw: Draw) -> abc.Iterator[tuple[torch.Tensor, Kept]]:
+    """Numbers of rows of which something is cut off, and what is kept. Rows of which not all was found come again."""
+    left = _rows(draw, truncates=True)
+    for count in (*CANDIDATES, draw.scores.shape[-1]):
+        if not len(left):
+            return
+        mine = draw.take(left)
+        kept = likeliest(mine.scores, mine.temperatures, mine.params, count)
+        yield left, kept
+        left = left[~kept.are_all]
 
 
-def _kept(draw: Draw) -> abc.Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Of rows of which something is cut off: their numbers, and columns and noisy scores [rows, candidates]."""
-    cut = torch.tensor([n for n, each in enumerate(draw.params) if each.truncates], device=draw.states.device)
-    if not len(cut):
-        return
-    mine = draw.take(cut)
-    for at, kept in truncated(mine.scores, mine.temperatures, mine.params):
-        yield cut[at], kept.columns, kept.scaled + mine.take(at).noise(kept.columns)
+def _rows(draw: Draw, *, truncates: bool) -> torch.Tensor:
+    """Numbers of the rows of which something is cut off, or nothing."""
+    rows = [number for number, params in enumerate(draw.params) if params.truncates == truncates]
+    return torch.tensor(rows, dtype=torch.long, device=draw.states.device)
 
 
 def _of_all(draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
     """The same of rows of which nothing is cut off."""
-    if draw.scores.device.type != "cpu" or draw.head is not None:
+    if draw.scores.device.type != "cpu" or draw.head is not None or draw.scores.numel() <= _FEW:
         best, columns = (draw.scores / draw.temperatures).add_(draw.noise()).max(dim=-1)
         return best, columns
     best = draw.scores.new_empty(len(draw.scores), dtype=torch.float64)

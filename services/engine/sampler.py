@@ -68,22 +68,19 @@ def sample(logits: torch.Tensor, rows: abc.Sequence[Row], head: HeadTokens | Non
     scores = logits.float()
     if any(not row.params.keeps_logits for row in rows):
         scores = _penalise(scores, rows)
-    sampled = [index for index, row in enumerate(rows) if row.params.temperature > 0]
     count = max(row.num_runners_up for row in rows)
-    if not sampled:
-        best, picks = scores.max(dim=-1)
-    else:
-        at = torch.tensor(sampled, device=scores.device)
-        drawn = [(rows[index].params, rows[index].position) for index in sampled]
-        draw = Draw.of(scores if len(sampled) == len(rows) else scores[at], drawn, head)
+    if sampled := [index for index, row in enumerate(rows) if row.params.temperature > 0]:
+        at = slice(None) if len(sampled) == len(rows) else torch.tensor(sampled, device=scores.device)
+        draw = Draw.of(scores[at], [(rows[index].params, rows[index].position) for index in sampled], head)
         if count:
             scores = scores.double()
             scores[at] = perturbed(draw)
-            best, picks = scores.max(dim=-1)
-        else:
-            best, picks = scores.max(dim=-1)
+        best, picks = scores.max(dim=-1)
+        if not count:
             best = best.double()
             best[at], picks[at] = noisy_picks(draw)
+    else:
+        best, picks = scores.max(dim=-1)
     token_ids = (picks if head is None else head.ids[picks]).masked_fill(best.isnan(), BROKEN).tolist()
     logprobs = _logprobs(logits, rows, picks) if any(row.params.logprobs is not None for row in rows) else []
     return Picks(token_ids, logprobs, _runners_up(scores, best, picks, count, head) if count else [])

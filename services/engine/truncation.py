@@ -1,7 +1,7 @@
 """Top-k, top-p and min-p: which tokens of a row can be picked at all. What is kept is what transformers keeps.
 
 To sort a vocabulary takes longer than a small model's step, and nearly always few tokens are kept: they are looked for
-among the likeliest, and among more of them where those are not enough. What is found depends on the row alone.
+among the likeliest. What is found depends on the row alone.
 """
 
 from collections import abc
@@ -10,9 +10,6 @@ from typing import NamedTuple
 import torch
 
 from services.common.sampling_params import SamplingParams
-
-CANDIDATES = (256, 4096)
-"""So many of the likeliest tokens are looked at, one number after the other, and then all."""
 
 
 class Kept(NamedTuple):
@@ -26,26 +23,12 @@ class Kept(NamedTuple):
     """Whether no other token is kept, [rows]."""
 
 
-def truncated(
-    scores: torch.Tensor, temperatures: torch.Tensor, params: abc.Sequence[SamplingParams]
-) -> abc.Iterator[tuple[torch.Tensor, Kept]]:
-    """What is kept of scores [rows, vocab] in float32 at temperatures [rows, 1] in float64: rows' numbers, and theirs.
-
-    Rows of which not all was found come again.
-    """
-    left = torch.arange(len(scores), device=scores.device)
-    for count in (*CANDIDATES, scores.shape[-1]):
-        kept = likeliest(scores[left], temperatures[left], [params[row] for row in left.tolist()], count)
-        yield left, kept
-        left = left[~kept.are_all]
-        if not len(left):
-            return
-
-
 def likeliest(
     scores: torch.Tensor, temperatures: torch.Tensor, params: abc.Sequence[SamplingParams], count: int
 ) -> Kept:
-    """What is kept of so many of the likeliest tokens of each row."""
+    """What is kept of so many of the likeliest tokens of scores [rows, vocab] in float32, at temperatures [rows, 1] in
+    float64.
+    """
     vocab_size = scores.shape[-1]
     count = min(count, vocab_size)
     # In order of their numbers first: of equal scores the smaller number comes first, as where all are sorted.

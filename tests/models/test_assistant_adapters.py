@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.quality import Model
+from benchmarks.quality import Model, said
 from models.adapter import BATCH_TOKENS, export_adapter, train_adapter
 from models.assistant.adapting import ADAPTERS, answers_loss
 from models.assistant.chats import Chats
@@ -124,7 +124,5 @@ def test_adapters_that_ship_do_what_they_are_for(style: Any) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     prompts = [prompt_of(tokenizer, question.messages) for question in held_out()[:12]]
     texts = Model(folder, Dtype.BFLOAT16, adapter=ADAPTERS / style.name).answers(prompts)
-    said = [
-        str(tokenizer.decode(text[len(p) :], skip_special_tokens=True)) for text, p in zip(texts, prompts, strict=True)
-    ]
-    assert sum(map(style.fits, said)) >= 8, said
+    answers = said(tokenizer, texts, prompts)
+    assert sum(map(style.fits, answers)) >= 8, answers

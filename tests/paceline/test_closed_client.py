@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from paceline import Client, ClosedError
+from paceline.upload import CONFIG_NAME, WEIGHTS_NAME
 from support.gateway import FakeGateway, serve_gateway
 
 
@@ -47,6 +49,16 @@ async def test_whoever_waits_for_an_answer_hears_it(client: Client) -> None:
     await client.close()
     with pytest.raises(ClosedError):
         await waiting
+
+
+async def test_whoever_uploads_hears_it(client: Client, tmp_path: Path) -> None:
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        (tmp_path / name).write_bytes(b"{}")
+    uploading = asyncio.create_task(client.upload_adapter(tmp_path, "hang"))
+    await asyncio.sleep(0.2)
+    await client.close()
+    with pytest.raises(ClosedError):
+        await uploading
 
 
 async def test_whoever_is_cancelled_is_cancelled(client: Client) -> None:

@@ -103,6 +103,8 @@ class FakeGateway(
     ) -> adapter_pb2.UploadAdapterResponse:
         announced = await anext(request_iterator)
         self.requests.append(announced)
+        if announced.upload.name == "hang":
+            await asyncio.Event().wait()
         await context.send_initial_metadata(ACCEPTED)
         num_bytes = sum([len(request.data) async for request in request_iterator])
         name = announced.upload.name

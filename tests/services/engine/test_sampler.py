@@ -17,8 +17,9 @@ from transformers.generation.logits_process import (
 
 from services.common.sampling_params import InvalidSamplingError, SamplingParams
 from services.engine.noise import gumbel, row_state, signed
+from services.engine.noisy_picks import CANDIDATES, Draw, kept_of
 from services.engine.sampler import BROKEN, Row, sample
-from services.engine.truncation import CANDIDATES, likeliest, truncated
+from services.engine.truncation import likeliest
 
 
 def row(params: SamplingParams, position: int = 4, history: tuple[int, ...] = (1, 2, 3, 3), prompt: int = 2) -> Row:
@@ -27,10 +28,10 @@ def row(params: SamplingParams, position: int = 4, history: tuple[int, ...] = (1
 
 def truncate(scores: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
     """Scores / temperature [rows, vocab], cut-off tokens at -inf."""
-    found = torch.full(scores.shape, -torch.inf, dtype=torch.float64)
     temperatures = torch.tensor([[each.temperature] for each in params], dtype=torch.float64)
-    for at, kept in truncated(scores, temperatures, params):
-        found[at] = found[at].scatter(1, kept.columns, kept.scaled)
+    found = scores / temperatures
+    for at, kept in kept_of(Draw.of(scores, [(each, 1) for each in params], None)):
+        found[at] = torch.full_like(found[at], -torch.inf).scatter_(1, kept.columns, kept.scaled)
     return found
 
 
@@ -89,7 +90,8 @@ def test_looking_at_the_likeliest_finds_what_looking_at_all_finds(
 def test_few_tokens_are_looked_at_where_few_are_kept() -> None:
     scores = torch.randn(2, 6000, generator=torch.Generator().manual_seed(0)) * 3
     params = [SamplingParams(top_p=0.5), SamplingParams(top_p=0.99)]
-    looked = [(at.tolist(), kept.columns.shape[1]) for at, kept in truncated(scores, torch.ones(2, 1).double(), params)]
+    draw = Draw.of(scores, [(each, 1) for each in params], None)
+    looked = [(at.tolist(), kept.columns.shape[1]) for at, kept in kept_of(draw)]
     assert looked == [([0, 1], CANDIDATES[0]), ([1], CANDIDATES[1])]
 
 
