@@ -146,12 +146,11 @@ async def _read(events: AsyncGenerator[Any, None], leave_after: int | None = Non
 
 
 async def _lose(client: Client, text: str, after: int) -> None:
-    """Closes a client's connection behind so many events of a stream."""
+    """Closes a client's connection behind so many events of a stream, or at its end."""
     count = 0
-    try:
-        async for _ in client.generate(text, max_tokens=400, ignore_eos=True):
-            count += 1
-            if count > after:
-                await client.close()
-    except ClosedError:
-        return
+    async with client:
+        with suppress(ClosedError):
+            async for _ in client.generate(text, max_tokens=400, ignore_eos=True):
+                count += 1
+                if count > after:
+                    await client.close()
