@@ -43,6 +43,11 @@ class DraftRole:
         self._vocab_size = engine.facts.description.vocab_size
         self._context = engine.facts.max_context_tokens
 
+    @property
+    def is_awaited(self) -> bool:
+        """A verifier waits for proposals."""
+        return True
+
     def open(self, draft: DraftSequence) -> None:
         """Takes a sequence in. Limits have been checked."""
         draft.opened.num_runners_up = NUM_RUNNERS_UP

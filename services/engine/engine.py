@@ -3,6 +3,7 @@
 import time
 from collections import abc
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from services.common.sampling_params import SamplingParams
@@ -15,6 +16,7 @@ from services.engine.kv_cache import Buffer
 from services.engine.loading import Phase, Progress, Report, unreported
 from services.engine.model import ModelDescription
 from services.engine.model_runner import ModelRunner, Result
+from services.engine.outbox import NO_BELL
 from services.engine.readings import Reading, Readings
 from services.engine.sampler import BROKEN, NonFiniteLogitsError
 from services.engine.scheduler import Scheduler, Work
@@ -83,8 +85,10 @@ class Engine:
         """Lets a sequence go and frees its blocks."""
         self.scheduler.remove(sequence)
 
-    def step(self) -> list[Result]:
+    def step(self, bell: int = NO_BELL) -> list[Result]:
         """Computes one flat batch of tokens. Empty when nothing is runnable or no row was wanted.
+
+        `bell` is rung once computing has begun, see Outbox.
 
         What cannot be computed is among `failures` afterwards. Raises BrokenEngineError when that says something of the
         engine, or what it holds no longer agrees.
@@ -96,7 +100,7 @@ class Engine:
             return []
         started = time.perf_counter()
         try:
-            results, failures = run_by_halves(self.runner.run, works)
+            results, failures = run_by_halves(partial(self.runner.run, bell=bell), works)
         except InterruptedStepError:
             self.num_steps += 1
             return []

@@ -157,6 +157,7 @@ class EngineLoop(Generic[R]):
         await asyncio.wait([self.stopped])
         # A thread that still frees tensors when the interpreter ends would take the process with it.
         await asyncio.to_thread(self._thread.join)
+        self._outbox.close()
 
     def _main(self) -> None:
         call = self._loop.call_soon_threadsafe
@@ -179,6 +180,7 @@ class EngineLoop(Generic[R]):
             self._outbox.flush()
             call(_settle, self.stopped, None, error)
         else:
+            self._outbox.flush()
             call(_settle, self.stopped, None, None)
 
     def _run(self, role: R) -> None:
@@ -188,14 +190,14 @@ class EngineLoop(Generic[R]):
         while self._take_commands(role, stuck=stuck):
             num_steps = engine.num_steps
             self.step_began = time.monotonic()
-            results = engine.step()
+            results = engine.step(self._outbox.bell)
             self.step_began = None
             stuck = engine.num_steps == num_steps
             for sequence, error in engine.take_failures():
                 _log.error("a sequence of %d tokens cannot be computed", len(sequence), exc_info=error)
                 role.end(sequence, error)
             role.advance(results)
-            self._flush(role)
+            self._hand_over(role)
             if (now := time.monotonic()) > read_at + _READING_SECONDS:
                 read_at = now
                 self._read(role)
@@ -219,6 +221,7 @@ class EngineLoop(Generic[R]):
                 return True
             if wait is None:
                 self._read(role)
+            self._outbox.flush()
             try:
                 command = self._inbox.get(timeout=wait)
             except queue.Empty:
@@ -235,17 +238,20 @@ class EngineLoop(Generic[R]):
             while (command := self._inbox.get_nowait()) is not None:
                 command(role)
         except queue.Empty:
-            self._flush(role)
+            self._hand_over(role)
             return True
         return False
 
-    def _flush(self, role: R) -> None:
-        """Hands over all events, and the blocks that were computed."""
+    def _hand_over(self, role: R) -> None:
+        """Hands over all events, and the blocks that were computed: at once or, where nobody waits for them, when the
+        next step has begun or there is none.
+        """
         registered = role.engine.scheduler.registered
         if registered and self._on_registered is not None:
             self._outbox.put(self._on_registered, list(registered))
             registered.clear()
-        self._outbox.flush()
+        if role.is_awaited:
+            self._outbox.flush()
 
     def _read(self, role: R) -> None:
         """Replaces the readings. What is told of steps must not end them: where that fails, older ones stay."""

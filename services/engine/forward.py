@@ -11,6 +11,7 @@ import torch
 
 from services.engine.lora import Lora
 from services.engine.model import LoadedModel
+from services.engine.outbox import NO_BELL
 from services.engine.scheduler import Work
 
 
@@ -26,6 +27,8 @@ class Batch(NamedTuple):
     """Wanted are the numbers of the rows whose logits are asked for: one at least."""
     can_wait: bool = False
     """Whether the step may be given up for what cannot wait."""
+    bell: int = NO_BELL
+    """A bell to ring when the step has begun to compute: see Outbox."""
 
 
 class Forward(Protocol):

@@ -11,6 +11,7 @@ from services.engine.forwards import choose_forward
 from services.engine.kv_cache import KVCache
 from services.engine.loading import Phase, Progress, Report
 from services.engine.model import load_model
+from services.engine.outbox import NO_BELL
 from services.engine.sampler import BROKEN, Picks, Row, RowLogprobs, RunnerUp, sample
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
@@ -46,8 +47,11 @@ class ModelRunner:
         self.forward = choose_forward(self.loaded, self.kv_cache, config)
 
     @torch.inference_mode()
-    def run(self, works: abc.Sequence[Work]) -> list[Result]:
-        """Computes the scheduled tokens and picks a token after each wanted one. Raises InterruptedStepError."""
+    def run(self, works: abc.Sequence[Work], bell: int = NO_BELL) -> list[Result]:
+        """Computes the scheduled tokens and picks a token after each wanted one. Raises InterruptedStepError.
+
+        `bell` is rung once computing has begun.
+        """
         token_ids: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
@@ -66,7 +70,7 @@ class ModelRunner:
             token_ids.extend(sequence.token_ids[start:end])
             positions.extend(range(start, end))
         can_wait = all(work.sequence.is_background for work in works)
-        logits = self.forward.run(Batch(works, token_ids, positions, wanted, can_wait))
+        logits = self.forward.run(Batch(works, token_ids, positions, wanted, can_wait, bell))
         split = _split(results, works, sample(logits, rows, self.loaded.head))
         return [result for result in split if result.first > result.sequence.first_logits or BROKEN in result.token_ids]
 

@@ -13,6 +13,10 @@ class Role(Protocol):
 
     engine: Engine
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for what the role emits; else it is delivered once the next step has begun."""
+
     def prepare(self, now: float) -> None:
         """Decides, before every step, what is to be in it. `now` is the time of the monotonic clock, in seconds."""
 

@@ -32,6 +32,9 @@ _SPIN_COUNT = 20_000
 """Rounds, some 50 ns each, that an idle OpenMP thread spins before it sleeps: through the gaps of a step and between
 two steps that follow each other, not through the wait for a proposal, whose draft wants the core."""
 _SPIN_COUNT_ALONE = 100_000
+GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
+"""gRPC polls for messages in the thread that wants them, if it is told so before it is imported. By itself it passes
+each on between threads of an event engine, which takes twice as long (docs/decisions/messages.md)."""
 _PORTS_A_MODEL = 10
 _FIRST_METRICS_PORT = 9464
 """Prometheus reads the first process there, and each that follows one port further."""
@@ -204,7 +207,7 @@ class _Maker:
             made = _KINDS[kind](**_merged(values, settings.overrides.get(kind, {})))
         except ValidationError as error:
             raise LaunchError(f"settings of the {name}: {in_words(error)}") from None
-        self._made.append(Process(name, kind, made, environment or {}))
+        self._made.append(Process(name, kind, made, {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS, **(environment or {})}))
         return self._made[-1]
 
     def _telemetry(self) -> dict[str, Any]:

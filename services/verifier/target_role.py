@@ -46,6 +46,11 @@ class TargetRole:
         self._eos = engine.facts.description.eos_token_ids
         self._vocab_size = engine.facts.description.vocab_size
 
+    @property
+    def is_awaited(self) -> bool:
+        """A draft waits for commits where it is to propose what follows."""
+        return self.planner.way is Way.DRAFT
+
     def open(self, target: TargetSequence) -> None:
         """Takes a sequence in. Limits have been checked."""
         sequence = target.sequence

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from services.local.system import GRPC_EXPERIMENTS
 from support.deployed import METRICS_PORTS, PORTS
 
 HADOLINT = Path(sys.executable).parent / "hadolint"
@@ -21,6 +22,10 @@ def stages(repository: Path) -> dict[str, tuple[str, str]]:
     found = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
     heads = [re.match(r"(\S+) AS (\S+)\n", stage) for stage in found]
     return {head[2]: (head[1], stage) for head, stage in zip(heads, found, strict=True) if head}
+
+
+def test_messages_take_the_same_way_as_on_one_machine(stages: dict[str, tuple[str, str]]) -> None:
+    assert f" GRPC_EXPERIMENTS={GRPC_EXPERIMENTS} " in stages["process"][1]
 
 
 async def test_the_linter_finds_nothing(repository: Path) -> None:

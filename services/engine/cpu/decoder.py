@@ -23,6 +23,7 @@ from services.engine.cpu.kernels import Floats
 from services.engine.cpu.kinds import Kind, tile_configuration
 from services.engine.cpu.layers import (
     ARGUMENTS,
+    CLAIM_BYTES,
     LAYER,
     PHASES,
     PRODUCT,
@@ -36,6 +37,7 @@ from services.engine.cpu.product import MOST_ROWS, ROOM_BYTES
 from services.engine.errors import InterruptedStepError
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora, Product, product_of
+from services.engine.outbox import NO_BELL
 
 _EVERYTHING = 1 << 40
 _SMALL_BYTES, _FEW_ROWS = 4 << 20, 32
@@ -67,7 +69,9 @@ class FusedDecoder:
         self.hurry = np.zeros(1, np.int64)
         """Set by any thread: a step that can wait is given up at its next phase."""
         self._calm = np.zeros(1, np.int64)
+        self._threads = torch.get_num_threads()
         self._given_up = np.zeros(PHASES * len(layers) + 2, np.int64)
+        self._claimed = aligned((len(self._given_up) * self._threads, CLAIM_BYTES), np.uint8)
         self._kept = packed, norms, embedding, kv_cache  # The tables hold addresses only.
         shape = layers[0].kv_shape
         self._num_layers = len(layers)
@@ -76,7 +80,6 @@ class FusedDecoder:
         self._dim, self._inner, self._vocab = shape.key_dim, packed[3].in_features, packed[-1].out_features
         self._width = embedding.shape[1]
         self._row_bytes = int(self._products["row_bytes"].max())
-        self._threads = torch.get_num_threads()
         self._is_small = sum(weight.blocks.nbytes for weight in packed) <= _SMALL_BYTES
         self._rotary = copy.deepcopy(body.rotary_emb)  # The model is let go of; longer texts need more angles.
         self._cos, self._sin = self._angles(0, 1024)
@@ -91,11 +94,18 @@ class FusedDecoder:
         self._capacity, self._rooms = 0, dict[str, NDArray[Any]]()
 
     def forward(
-        self, plan: RowPlan, token_ids: list[int], wanted: list[int], lora: Lora | None, *, can_wait: bool = False
+        self,
+        plan: RowPlan,
+        token_ids: list[int],
+        wanted: list[int],
+        lora: Lora | None,
+        bell: int = NO_BELL,
+        *,
+        can_wait: bool = False,
     ) -> torch.Tensor:
         """Logits [wanted, vocab] for rows of tokens, valid until the next call; KV goes where the plan says.
 
-        `lora` adds what the adapters of rows add; None when no row has any. Raises InterruptedStepError.
+        `lora` adds what adapters of rows add; None when no row has any. `bell` is rung. Raises InterruptedStepError.
         """
         rows = len(token_ids)
         self._make_room(rows)
@@ -106,6 +116,7 @@ class FusedDecoder:
             blocks=plan.tables.shape[1], angles=len(cos), cos=cos, sin=sin, token_ids=tokens,
             positions=plan.positions, slots=plan.slots, owners=plan.owners, tables=plan.tables, wanted=wanted_rows,
             hurry=self.hurry if can_wait else self._calm, given_up=self._given_up,
+            claimed=self._claimed, bell=bell,
         )  # fmt: skip
         end = PHASES * self._num_layers + 2
         if lora is None:
@@ -116,9 +127,10 @@ class FusedDecoder:
 
     def _run(self, first: int, last: int) -> None:
         self._arguments["first"], self._arguments["last"] = first, last
-        self._given_up[:] = 0
+        self._given_up[:] = self._claimed[:] = 0
         threads = 1 if self._is_small and self._arguments["rows"] <= _FEW_ROWS else self._threads
         parallel.run(run_phases, self._arguments.ctypes.data, threads)
+        self._arguments["bell"] = NO_BELL
         if self._given_up.any():
             raise InterruptedStepError
 

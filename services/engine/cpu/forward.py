@@ -32,4 +32,4 @@ class CpuForward:
         if adapters is not None and not adapters.select(batch.works, rows):
             adapters = None
         plan = RowPlan(batch.works, rows, self._kv_cache)
-        return self._decoder.forward(plan, batch.token_ids, batch.wanted, adapters, can_wait=batch.can_wait)
+        return self._decoder.forward(plan, batch.token_ids, batch.wanted, adapters, batch.bell, can_wait=batch.can_wait)

@@ -42,12 +42,17 @@ for _name, _alone in _counts.items():
     _function = getattr(_openmp, _name) if _openmp else _alone
     binding.add_symbol(f"paceline_{_name}", ctypes.cast(_function, ctypes.c_void_p).value)
 
+binding.add_symbol("paceline_write", ctypes.cast(ctypes.CDLL(None).write, ctypes.c_void_p).value)
+
 thread_number: Any = types.ExternalFunction("paceline_omp_get_thread_num", types.int32())
 """A kernel calls this for the number of its thread among the region's."""
 number_of_threads: Any = types.ExternalFunction("paceline_omp_get_num_threads", types.int32())
 """A kernel calls this for how many threads the region has."""
 barrier: Any = types.ExternalFunction("paceline_GOMP_barrier", types.void())
 """A kernel calls this to wait until all threads of the region have called it."""
+
+write: Any = types.ExternalFunction("paceline_write", types.intp(types.intp, types.voidptr, types.uintp))
+"""A kernel calls this to write so many bytes at an address to a file descriptor (POSIX, write)."""
 
 
 @intrinsic
@@ -58,6 +63,19 @@ def pointer(_typing: Any, _address: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.intp), generate
+
+
+@intrinsic
+def _claim(_typing: Any, _address: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        counter = builder.inttoptr(arguments[0], arguments[0].type.as_pointer())
+        return builder.atomic_rmw("add", counter, arguments[0].type(1), "monotonic")
+
+    return types.intp(types.intp), generate
+
+
+claim: Any = _claim
+"""A kernel calls this to add one to the integer at an address and have what it was: no two threads get the same."""
 
 
 def kernel(**options: Any) -> abc.Callable[[abc.Callable[[Any], None]], Any]:

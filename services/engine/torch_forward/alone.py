@@ -19,6 +19,7 @@ from services.engine.forward import Batch, identify
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora
 from services.engine.model import LoadedModel
+from services.engine.outbox import ring
 from services.engine.scheduler import Work
 
 
@@ -40,6 +41,7 @@ class AloneForward:
 
     def run(self, batch: Batch) -> torch.Tensor:
         """See Forward."""
+        ring(batch.bell)
         wanted = frozenset(batch.wanted)
         found: list[torch.Tensor] = []
         row = 0

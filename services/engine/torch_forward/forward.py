@@ -10,6 +10,7 @@ from services.engine.forward import Batch, identify
 from services.engine.kv_cache import KVCache
 from services.engine.lora import Lora
 from services.engine.model import LoadedModel
+from services.engine.outbox import ring
 from services.engine.scheduler import Work
 from services.engine.torch_forward.attention import AttentionPlan
 from services.engine.torch_forward.paging import Paging, paged_attention
@@ -46,6 +47,7 @@ class TorchForward:
 
     def run(self, batch: Batch) -> torch.Tensor:
         """See Forward."""
+        ring(batch.bell)
         passes = in_passes(batch, _GPU_ROWS) if self._is_fixed else [batch]
         found: list[torch.Tensor] = []
         before: Work | None = None

@@ -30,7 +30,7 @@ class Echo:
         self.engine = engine
         self.outbox = outbox
         self.num_picks = 0
-        self.breaks = False
+        self.breaks = self.is_awaited = False
         self._open: dict[Sequence, tuple[abc.Callable[[int | BaseException], None], int]] = {}
 
     def open(self, sequence: Sequence, emit: abc.Callable[[int | BaseException], None], end: int) -> None:
@@ -137,10 +137,10 @@ async def test_a_sequence_that_cannot_be_computed_ends_and_the_others_go_on(
     runner = await loop.ask(lambda role: role.engine.runner)
     run = runner.run
 
-    def broken(works: abc.Sequence[Work]) -> list[Result]:
+    def broken(works: abc.Sequence[Work], bell: int) -> list[Result]:
         if any(work.sequence.token_ids[0] == 99 for work in works):
             raise IndexError("on purpose")
-        return run(works)
+        return run(works, bell)
 
     monkeypatch.setattr(runner, "run", broken)
     told: asyncio.Queue[int | BaseException] = asyncio.Queue()

@@ -33,11 +33,11 @@ def break_on(engine: Engine, error: abc.Callable[[], Exception], monkeypatch: py
     """Has every step fail that holds the poison; returns where the sizes of steps are noted."""
     run, sizes = engine.runner.run, list[int]()
 
-    def broken(works: abc.Sequence[Work]) -> list[Result]:
+    def broken(works: abc.Sequence[Work], bell: int) -> list[Result]:
         sizes.append(len(works))
         if any(POISON in work.sequence.token_ids for work in works):
             raise error()
-        return run(works)
+        return run(works, bell)
 
     monkeypatch.setattr(engine.runner, "run", broken)
     return sizes
@@ -82,11 +82,11 @@ def test_memory_that_runs_out_once_costs_a_repetition_and_twice_the_engine(
 ) -> None:
     run, sizes = engine.runner.run, list[int]()
 
-    def small(works: abc.Sequence[Work]) -> list[Result]:
+    def small(works: abc.Sequence[Work], bell: int) -> list[Result]:
         sizes.append(len(works))
         if len(works) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(works)
+        return run(works, bell)
 
     monkeypatch.setattr(engine.runner, "run", small)
     most = 5
