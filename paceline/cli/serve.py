@@ -17,6 +17,10 @@ from paceline.cli.terminal import fail
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LAST_SECONDS = 15.0
+_SPIN_COUNT = 2_000
+"""Rounds, some 50 ns each, that a thread of a step spins for the others before it sleeps. It seldom waits as long,
+unless something else runs on their cores: then it is the others that spinning would keep from their work.
+"""
 
 
 class Process(StrEnum):
@@ -49,6 +53,7 @@ def serve(
     reach(ENGINE if process in (Process.VERIFIER, Process.DRAFT) else SERVE)
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
+    os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))  # Read when the engine is imported, by its threads.
     sys.argv = [f"paceline serve {process}", *context.args]
     module = process if process is Process.GATEWAY else f"services.{process.replace('-', '_')}"
     runpy.run_module(module, run_name="__main__")

@@ -120,7 +120,7 @@ class EngineLoop(Generic[R]):
                 if on_error is None:
                     _log.exception("a command failed")
                 else:
-                    self._loop.call_soon_threadsafe(on_error, error)
+                    self._outbox.put(on_error, error)  # Behind what was emitted before.
 
         self._inbox.put(guarded)
 

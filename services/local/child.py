@@ -13,6 +13,9 @@ from pathlib import Path
 import paceline
 from services.local.system import Process
 
+GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
+"""gRPC polls for messages in the thread that wants them, if it is told so before it is imported. By itself it passes
+each on between threads of an event engine, which takes twice as long (docs/decisions/messages.md)."""
 _PACKAGE = Path(paceline.__file__).resolve().parent
 _READ_BYTES = 1 << 16
 _MAX_LINE_BYTES = 1 << 20
@@ -36,7 +39,7 @@ class Child:
     @classmethod
     async def spawn(cls, process: Process) -> "Child":
         """Starts a process and tells it its settings."""
-        environment = {**process.environment, **os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS, **os.environ, "PYTHONUNBUFFERED": "1"}
         paths = [str(_PACKAGE.parent), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         theirs, ours = os.pipe()

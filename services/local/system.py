@@ -28,13 +28,6 @@ _CALLERS = (Identity.GATEWAY, Identity.VERIFIER, Identity.DRAFT)
 """Processes that call services."""
 _CACHE_NICENESS = 10
 """Moving blocks gives way to the steps of the models on the same cores."""
-_SPIN_COUNT = 20_000
-"""Rounds, some 50 ns each, that an idle OpenMP thread spins before it sleeps: through the gaps of a step and between
-two steps that follow each other, not through the wait for a proposal, whose draft wants the core."""
-_SPIN_COUNT_ALONE = 100_000
-GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
-"""gRPC polls for messages in the thread that wants them, if it is told so before it is imported. By itself it passes
-each on between threads of an event engine, which takes twice as long (docs/decisions/messages.md)."""
 _PORTS_A_MODEL = 10
 _FIRST_METRICS_PORT = 9464
 """Prometheus reads the first process there, and each that follows one port further."""
@@ -88,7 +81,6 @@ class Process(NamedTuple):
     kind: str
     """What `paceline serve` calls it."""
     settings: ProcessSettings
-    environment: Mapping[str, str] = {}
 
     @property
     def port(self) -> int:
@@ -169,20 +161,18 @@ class _Maker:
         num_cores = max(1, (os.cpu_count() or 1) // len(self._settings.models))
         divided = divide_threads(num_cores, with_draft=pair.draft is not None)
         threads = Threads(pair.threads or divided.verifier, pair.draft_threads or divided.draft)
-        environment = {"GOMP_SPINCOUNT": str(_SPIN_COUNT if pair.draft else _SPIN_COUNT_ALONE)}
         common = {"token_keys": self._token_keys, **stores}
         verifier = self._make(
             f"verifier{suffix}",
             "verifier",
             {"engine": pair.engine(pair.model, threads.verifier), "model_id": pair.public_id, **common},
-            environment,
         )
         drafts = list(self._settings.draft_addresses)
         if pair.draft is not None:
             own: dict[str, Any] = {"engine": pair.engine(pair.draft, threads.draft), **common}
             if pair.device != "cuda" and threads.share(num_cores):
                 own["ahead"] = False
-            draft = self._make(f"draft{suffix}", "draft", own, environment)
+            draft = self._make(f"draft{suffix}", "draft", own)
             drafts = drafts or [draft.address]
         return {
             "id": pair.public_id,
@@ -192,9 +182,7 @@ class _Maker:
             "generation_config": pair.generation_config,
         }
 
-    def _make(
-        self, name: str, kind: str, own: Mapping[str, Any], environment: Mapping[str, str] | None = None
-    ) -> Process:
+    def _make(self, name: str, kind: str, own: Mapping[str, Any]) -> Process:
         settings = self._settings
         values = {
             "server": {"host": settings.host, "port": settings.ports.get(name) or self._free_port()},
@@ -207,7 +195,7 @@ class _Maker:
             made = _KINDS[kind](**_merged(values, settings.overrides.get(kind, {})))
         except ValidationError as error:
             raise LaunchError(f"settings of the {name}: {in_words(error)}") from None
-        self._made.append(Process(name, kind, made, {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS, **(environment or {})}))
+        self._made.append(Process(name, kind, made))
         return self._made[-1]
 
     def _telemetry(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.local.system import GRPC_EXPERIMENTS
+from services.local.child import GRPC_EXPERIMENTS
 from support.deployed import METRICS_PORTS, PORTS
 
 HADOLINT = Path(sys.executable).parent / "hadolint"

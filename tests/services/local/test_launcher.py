@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.local import launcher as launchers
-from services.local.child import Child
+from services.local.child import GRPC_EXPERIMENTS, Child
 from services.local.errors import LaunchError
 from services.local.launcher import Launcher, Listener
 from services.local.pair import Pair
@@ -134,3 +135,11 @@ async def test_lines_of_any_length_are_passed_on() -> None:
     assert lines[0] == "x" * 300_000
     assert "".join(lines[1:-1]) == "y" * 3_000_000
     assert lines[-1] == "the end"
+
+
+def test_grpc_knows_the_way_that_processes_have_it_take() -> None:
+    begun = subprocess.run(
+        [sys.executable, "-c", "import grpc; grpc.insecure_channel('127.0.0.1:1').close()"],
+        env={**os.environ, "GRPC_EXPERIMENTS": GRPC_EXPERIMENTS}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "xperiment" not in begun.stderr

@@ -1,9 +1,6 @@
 """What a user says becomes processes with typed settings; they know each other, and no secret is on a command line."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -104,13 +101,3 @@ def test_a_setting_that_cannot_be_is_named_in_a_sentence(tmp_path: Path, monkeyp
         LaunchError, match=r"^settings of the draft: environment variable PACELINE_DRAFT_MODLE names no"
     ):
         made(tmp_path, CODE)
-
-
-def test_grpc_knows_the_way_that_processes_have_it_take(tmp_path: Path) -> None:
-    process = made(tmp_path, CHAT).processes[0]
-    begun = subprocess.run(
-        [sys.executable, "-c", "import grpc; grpc.insecure_channel('127.0.0.1:1').close()"],
-        env={**os.environ, **process.environment}, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    assert "GRPC_EXPERIMENTS" in process.environment
-    assert "xperiment" not in begun.stderr
