@@ -53,7 +53,8 @@ def serve(
     reach(ENGINE if process in (Process.VERIFIER, Process.DRAFT) else SERVE)
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
-    os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))  # Read when the engine is imported, by its threads.
+    if "OMP_WAIT_POLICY" not in os.environ:  # Both are read when the engine is imported, and the count counts for more.
+        os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))
     sys.argv = [f"paceline serve {process}", *context.args]
     module = process if process is Process.GATEWAY else f"services.{process.replace('-', '_')}"
     runpy.run_module(module, run_name="__main__")

@@ -193,7 +193,10 @@ class EngineLoop(Generic[R]):
             results = engine.step(self._outbox.bell)
             self.step_began = None
             stuck = engine.num_steps == num_steps
-            for sequence, error in engine.take_failures():
+            failures = engine.take_failures()
+            if not (stuck or failures):  # Else it may have ended before it rang.
+                self._outbox.told()
+            for sequence, error in failures:
                 _log.error("a sequence of %d tokens cannot be computed", len(sequence), exc_info=error)
                 role.end(sequence, error)
             role.advance(results)
@@ -233,9 +236,13 @@ class EngineLoop(Generic[R]):
             stuck = False
 
     def _drain(self, role: R) -> bool:
-        """Runs the commands that are there, and hands over what they emitted. False when told to stop."""
+        """Runs the commands that are there, and hands over what they emitted. False when told to stop.
+
+        What was emitted before does not wait for them.
+        """
         try:
             while (command := self._inbox.get_nowait()) is not None:
+                self._outbox.flush()
                 command(role)
         except queue.Empty:
             self._hand_over(role)

@@ -2,7 +2,8 @@
 
 Telling the event loop costs the engine's thread more than it seems: the loop's thread wakes at once, takes Python's
 lock and works on what has come, while the engine waits for the lock before it can begin its next step. So what nobody
-waits for is held until that step computes: its kernel holds no lock, and rings a bell that the event loop listens to.
+waits for is held until that step computes: its kernel holds no lock, and rings a bell that the event loop listens to. A
+forward that is Python itself rings before it computes, which is no better than being told, and no worse.
 """
 
 import asyncio
@@ -24,6 +25,8 @@ class Outbox(Generic[E]):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._events: deque[tuple[abc.Callable[[E], None], E]] = deque()
+        self._untold = False
+        """Whether there are events that the event loop has not been told of. It is the engine's thread's."""
         self._ear, self._bell = os.pipe()
         os.set_blocking(self._ear, False)
         os.set_blocking(self._bell, False)  # Where there are rings that nobody has read, one more says nothing new.
@@ -32,25 +35,31 @@ class Outbox(Generic[E]):
     @property
     def bell(self) -> int:
         """The file descriptor to write to when held events may be delivered; NO_BELL when there are none."""
-        return self._bell if self._events else NO_BELL
+        return self._bell if self._untold else NO_BELL
+
+    def told(self) -> None:
+        """Takes note that the bell was rung."""
+        self._untold = False
 
     def put(self, deliver: abc.Callable[[E], None], event: E) -> None:
         """Has `deliver(event)` called on the event loop, once the bell was rung or the outbox flushed."""
         self._events.append((deliver, event))
+        self._untold = True
 
     def flush(self) -> None:
         """Has everything delivered that is held."""
-        if self._events:
+        if self._untold:
+            self._untold = False
             self._loop.call_soon_threadsafe(self._deliver)
 
     def close(self) -> None:
         """Ends listening, behind what is held. It belongs to the event loop; the engine's thread has ended."""
-        self._deliver()
         if self._bell != NO_BELL:
             self._loop.remove_reader(self._ear)
             os.close(self._ear)
             os.close(self._bell)
             self._bell = NO_BELL
+        self._deliver()
 
     def _hear(self) -> None:
         os.read(self._ear, _RINGS)

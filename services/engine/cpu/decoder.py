@@ -71,7 +71,7 @@ class FusedDecoder:
         self._calm = np.zeros(1, np.int64)
         self._threads = torch.get_num_threads()
         self._given_up = np.zeros(PHASES * len(layers) + 2, np.int64)
-        self._claimed = aligned((len(self._given_up) * self._threads, CLAIM_BYTES), np.uint8)
+        self._claimed = aligned((len(packed), self._threads, CLAIM_BYTES), np.uint8)
         self._kept = packed, norms, embedding, kv_cache  # The tables hold addresses only.
         shape = layers[0].kv_shape
         self._num_layers = len(layers)
@@ -116,8 +116,9 @@ class FusedDecoder:
             blocks=plan.tables.shape[1], angles=len(cos), cos=cos, sin=sin, token_ids=tokens,
             positions=plan.positions, slots=plan.slots, owners=plan.owners, tables=plan.tables, wanted=wanted_rows,
             hurry=self.hurry if can_wait else self._calm, given_up=self._given_up,
-            claimed=self._claimed, bell=bell,
+            claimed=self._claimed, shares=self._threads, bell=bell,
         )  # fmt: skip
+        self._claimed[:] = 0
         end = PHASES * self._num_layers + 2
         if lora is None:
             self._run(0, end)
@@ -127,7 +128,7 @@ class FusedDecoder:
 
     def _run(self, first: int, last: int) -> None:
         self._arguments["first"], self._arguments["last"] = first, last
-        self._given_up[:] = self._claimed[:] = 0
+        self._given_up[:] = 0
         threads = 1 if self._is_small and self._arguments["rows"] <= _FEW_ROWS else self._threads
         parallel.run(run_phases, self._arguments.ctypes.data, threads)
         self._arguments["bell"] = NO_BELL

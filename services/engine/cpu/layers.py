@@ -25,11 +25,13 @@ PRODUCT_PHASES = (1, 5, 7, 9)
 """The layer's products: queries, keys and values; attention's output; gate and up; down."""
 PRODUCTS = len(PRODUCT_PHASES)
 CLAIM_BYTES = 64
-"""How many parts of a phase's product are claimed is counted in a cache line of its own."""
+"""How many parts of a share of a product are claimed is counted in a cache line of its own."""
 _PARTS = 8
-"""A product has so many parts for each thread: the larger they are, the longer the last one is waited for; each is
-read as one stretch of memory.
+"""A share has so many parts: the larger they are, the longer the last one is waited for; each is read as one stretch of
+memory.
 """
+_CLAIMED_FROM = 4
+"""A thread claims of its own share and of so many less one: asking all of many threads takes longer than it saves."""
 _NORM, _QUERY_KEY_VALUE, _ROTATE, _ATTEND, _TAKE_ATTENDED, _OUT, _MLP_NORM, _GATE_UP, _ACTIVATE, _DOWN = range(PHASES)
 _pointer: Any = parallel.pointer
 
@@ -47,7 +49,7 @@ PRODUCT = np.dtype(
 """Of a packed weight: addresses, 0 where there is none, units of a row and its bytes as `to_units` writes it."""
 ARGUMENTS = np.dtype(
     [(name, np.int64) for name in ("kind", "first", "last", "layers", "rows", "wanted_rows", "width", "inner", "vocab")]
-    + [(name, np.int64) for name in ("heads", "kv_heads", "dim", "rotated", "angles", "slots_in_all", "bell")]
+    + [(name, np.int64) for name in ("heads", "kv_heads", "dim", "rotated", "angles", "slots_in_all", "bell", "shares")]
     + [(name, np.int64) for name in ("sequences", "blocks", "block_size", "half_embedding", "in_tiles")]
     + [(name, np.intp) for name in ("layer_table", "product_table", "final_norm", "embedding", "tiles")]
     + [(name, np.intp) for name in ("token_ids", "positions", "slots", "owners", "tables", "wanted", "cos", "sin")]
@@ -91,10 +93,10 @@ def _vector(address: int, width: int) -> Floats:
 
 
 @njit(nogil=True)
-def _product(a: Any, phase: int, index: int, y: Floats, thread: int, threads: int) -> None:
-    """A product of the rows that lie in units: threads claim parts of its outputs until there are none.
+def _product(a: Any, index: int, y: Floats, thread: int, threads: int) -> None:
+    """A product of the rows that lie in units: a thread claims parts of its own share of the outputs, then of others'.
 
-    With a fixed share each, all would wait for the one whose core somebody else takes for a moment.
+    With nothing but its own, all would wait for the one whose core somebody else takes for a moment.
     """
     product = carray(_pointer(a.product_table), (PRODUCTS * a.layers + 1,), PRODUCT)[index]
     groups = (product.outputs + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
@@ -102,11 +104,11 @@ def _product(a: Any, phase: int, index: int, y: Floats, thread: int, threads: in
     offsets = carray(_pointer(product.offsets), (filled if product.offsets else 0,), np.int32)
     rows_scales, scales = _vector(a.row_scales, y.shape[0]), _vector(product.scales, filled)
     bias = _vector(product.bias, product.outputs)
-    for other in range(threads):
+    for other in range(min(threads, _CLAIMED_FROM)):
         whose = (thread + other) % threads
         first, last = groups * whose // threads, groups * (whose + 1) // threads
         parts = min(last - first, _PARTS) if threads > 1 else 1
-        claimed = a.claimed + (phase * threads + whose) * CLAIM_BYTES
+        claimed = a.claimed + (index * a.shares + whose) * CLAIM_BYTES
         part = parallel.claim(claimed)
         while part < parts:
             multiply(
@@ -181,7 +183,7 @@ def _run_phase(a: Any, phase: int, thread: int, threads: int) -> None:  # noqa: 
             for row in range(a.wanted_rows * thread // threads, a.wanted_rows * (thread + 1) // threads):
                 _norm(a, index, row, wanted[row], a.final_norm, True)
         else:
-            _product(a, phase, index, _floats(a.logits, a.wanted_rows, a.vocab), thread, threads)
+            _product(a, index, _floats(a.logits, a.wanted_rows, a.vocab), thread, threads)
         return
     layer = carray(_pointer(a.layer_table), (a.layers,), LAYER)[number]
     if part == _NORM:
@@ -190,7 +192,7 @@ def _run_phase(a: Any, phase: int, thread: int, threads: int) -> None:  # noqa: 
         for row in range(first, last):
             _norm(a, index, row, row, layer.input_norm, number > 0)
     elif part == _QUERY_KEY_VALUE:
-        _product(a, phase, index, _floats(a.joint, a.rows, (a.heads + 2 * a.kv_heads) * a.dim), thread, threads)
+        _product(a, index, _floats(a.joint, a.rows, (a.heads + 2 * a.kv_heads) * a.dim), thread, threads)
     elif part == _ROTATE:
         _rotate(a, layer, first, last)
     elif part == _ATTEND:
@@ -199,19 +201,19 @@ def _run_phase(a: Any, phase: int, thread: int, threads: int) -> None:  # noqa: 
         for row in range(first, last):
             _take(a, index + 1, row, _floats(a.attended, a.rows, a.heads * a.dim)[row])
     elif part == _OUT:
-        _product(a, phase, index + 1, _floats(a.delta, a.rows, a.width), thread, threads)
+        _product(a, index + 1, _floats(a.delta, a.rows, a.width), thread, threads)
     elif part == _MLP_NORM:
         for row in range(first, last):
             _norm(a, index + 2, row, row, layer.mlp_norm, True)
     elif part == _GATE_UP:
-        _product(a, phase, index + 2, _floats(a.gates, a.rows, 2 * a.inner), thread, threads)
+        _product(a, index + 2, _floats(a.gates, a.rows, 2 * a.inner), thread, threads)
     elif part == _ACTIVATE:
         gates, active = _floats(a.gates, a.rows, 2 * a.inner), _floats(a.active, a.rows, a.inner)
         for row in range(first, last):
             activate(gates[row], active[row])
             _take(a, index + 3, row, active[row])
     else:
-        _product(a, phase, index + 3, _floats(a.delta, a.rows, a.width), thread, threads)
+        _product(a, index + 3, _floats(a.delta, a.rows, a.width), thread, threads)
 
 
 @parallel.kernel()

@@ -13,7 +13,7 @@ from services.engine.engine import Engine
 from services.engine.engine_loop import EngineLoop
 from services.engine.loading import Phase, Progress
 from services.engine.model_runner import Result
-from services.engine.outbox import Outbox
+from services.engine.outbox import NO_BELL, Outbox
 from services.engine.readings import Reading, Readings
 from services.engine.roots import Roots
 from services.engine.scheduler import Registered, Work
@@ -128,6 +128,39 @@ async def test_a_command_that_loses_blocks_ends_the_engine(loop: EngineLoop[Echo
     loop.submit(lose)
     with pytest.raises(RuntimeError, match="blocks"):
         await asyncio.wait_for(asyncio.shield(loop.stopped), 20)
+
+
+@pytest.mark.parametrize("is_awaited", [True, False])
+async def test_what_nobody_waits_for_is_delivered_once_the_next_step_computes(
+    loop: EngineLoop[Echo], monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool
+) -> None:
+    runner = await loop.ask(lambda role: role.engine.runner)
+    run, begun, go = runner.run, asyncio.Event(), threading.Event()
+    asyncio_loop = asyncio.get_running_loop()
+    steps: list[int] = []
+
+    def held(works: abc.Sequence[Work], bell: int) -> list[Result]:
+        steps.append(bell)
+        if len(steps) == 2:
+            asyncio_loop.call_soon_threadsafe(begun.set)
+            go.wait(20)
+        return run(works, bell)
+
+    monkeypatch.setattr(runner, "run", held)
+    monkeypatch.setattr(loop._outbox, "flush", loop._outbox.flush if is_awaited else lambda: None)
+    told: asyncio.Queue[int | BaseException] = asyncio.Queue()
+
+    def begin(role: Echo) -> None:
+        role.is_awaited = is_awaited
+        role.open(Sequence(PROMPT, len(PROMPT), GREEDY), told.put_nowait, len(PROMPT) + 6)
+
+    loop.submit(begin)
+    await asyncio.wait_for(begun.wait(), 20)
+    assert told.empty() is not is_awaited
+    assert (steps[1] == NO_BELL) is is_awaited
+    go.set()
+    for _ in range(5):  # The last one is told when there is no further step, by a flush.
+        assert isinstance(await asyncio.wait_for(told.get(), 20), int)
 
 
 async def test_a_sequence_that_cannot_be_computed_ends_and_the_others_go_on(

@@ -36,6 +36,7 @@ async def test_what_is_held_comes_in_order_when_the_bell_is_rung(outbox: Outbox[
     await asyncio.to_thread(ring, outbox.bell)
     name = threading.current_thread().name
     assert [await heard.get() for _ in range(3)] == [(0, name), (1, name), (2, name)]
+    outbox.told()
     assert outbox.bell == NO_BELL
 
 

@@ -81,7 +81,7 @@ ON_CPU: list[tuple[Dtype, dict[str, object]]] = [
 ]
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("num_threads", [1, 2, 6])
 @pytest.mark.parametrize(
     ("dtype", "more"),
     [(Dtype.FLOAT32, {}), (Dtype.FLOAT16, {}), *(ON_CPU if DEVICE is Device.CPU else [(Dtype.BFLOAT16, {})])],

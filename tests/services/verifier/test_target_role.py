@@ -11,6 +11,7 @@ from services.common.digest import EMPTY_DIGEST, extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.engine import Engine
 from services.verifier.accept import Finish
+from services.verifier.load import Way
 from services.verifier.target_role import TargetRole
 from support.driver import make_engine
 from support.speculating import Collected, open_target, run
@@ -45,6 +46,15 @@ def test_a_perfect_proposal_commits_a_block_and_a_bonus(engine: Engine, answer: 
     assert [t for c in commits for t in c.token_ids] == answer
     assert commits[-1].finish is not None
     engine.check_integrity()
+
+
+def test_commits_are_waited_for_where_a_draft_proposes_what_follows(engine: Engine) -> None:
+    role = TargetRole(engine, Collected())  # type: ignore[arg-type]
+    awaited = []
+    for way in Way:
+        role.planner.way = way
+        awaited += [way] if role.is_awaited else []
+    assert awaited == [Way.DRAFT]
 
 
 def test_anchors_of_commits_chain(engine: Engine, answer: list[int]) -> None:

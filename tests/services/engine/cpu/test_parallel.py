@@ -5,7 +5,12 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numba.np.numpy_support import carray
+
+from services.engine.cpu import parallel
 from services.engine.cpu.lora_kernel import add_shares
 from services.engine.cpu.parallel import state_of
 
@@ -22,6 +27,32 @@ def test_another_state_of_any_source_is_another_name_of_what_is_kept(tmp_path: P
 def test_kernels_are_kept_by_the_state_of_their_folder() -> None:
     folder = Path(__file__).parents[4] / "services" / "engine" / "cpu"
     assert add_shares.made.__qualname__.endswith(state_of(folder))
+
+
+_ARGUMENTS = np.dtype([("counter", np.intp), ("taken", np.intp), ("most", np.int64)])
+
+
+@parallel.kernel()
+def _claim_all(address: Any) -> None:
+    """Every thread notes itself at each number that it claims; the first begins when the others have all there is."""
+    a = carray(address, (1,), _ARGUMENTS)[0]
+    taken = carray(parallel.pointer(a.taken), (a.most,), np.int64)
+    if parallel.thread_number() == 0:
+        parallel.barrier()
+    number = parallel.claim(a.counter)
+    while number < a.most:
+        taken[number] += 1 + parallel.thread_number()
+        number = parallel.claim(a.counter)
+    if parallel.thread_number() != 0:
+        parallel.barrier()
+
+
+def test_threads_claim_each_number_once_and_do_not_wait_for_one_that_is_late() -> None:
+    counter, taken, arguments = np.zeros(1, np.int64), np.zeros(5000, np.int64), np.zeros((), _ARGUMENTS)
+    arguments["counter"], arguments["taken"] = counter.ctypes.data, taken.ctypes.data
+    arguments["most"] = len(taken)
+    parallel.run(_claim_all, arguments.ctypes.data, 3)
+    assert set(taken) <= {2, 3}
 
 
 async def test_threads_of_a_served_engine_spin_for_a_moment_only(target_folder: str) -> None:
