@@ -142,22 +142,23 @@ class SyncClient:
             future.cancel()
 
     def _iterate(self, events: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        reading = asyncio.Lock()
         try:
             while True:
                 try:
-                    event = self._run(_next(events))
+                    event = self._run(_next(events, reading))
                 except StopAsyncIteration:
                     return
                 yield event
         finally:
             if threading.current_thread() is self._thread:
                 # The garbage collector came by here; waiting for the loop on its own thread would never end.
-                closing = self._loop.create_task(_close(events))
+                closing = self._loop.create_task(_close(events, reading))
                 self._closings.add(closing)
                 closing.add_done_callback(self._closings.discard)
             else:
                 with contextlib.suppress(_ClosedError):  # Closing the client ends its streams.
-                    self._run(_close(events))
+                    self._run(_close(events, reading))
 
 
 async def _connect(address: str | Sequence[str], metadata: Metadata, key: str | None, tls: Tls | None) -> Client:
@@ -174,9 +175,12 @@ async def _finish(client: Client) -> None:
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 
-async def _next(events: AsyncGenerator[T, None]) -> T:
-    return await anext(events)
+async def _next(events: AsyncGenerator[T, None], reading: asyncio.Lock) -> T:
+    async with reading:
+        return await anext(events)
 
 
-async def _close(events: AsyncGenerator[Any, None]) -> None:
-    await events.aclose()
+async def _close(events: AsyncGenerator[Any, None], reading: asyncio.Lock) -> None:
+    """Closes a stream once a reading of it that was interrupted has ended: that takes a moment."""
+    async with reading:
+        await events.aclose()

@@ -2,8 +2,9 @@
 
 import asyncio
 import inspect
+import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -160,3 +161,30 @@ async def test_a_stream_that_is_collected_on_the_clients_own_thread_ends(address
 
     assert await asyncio.wait_for(blocking(address, use), 20)
     await gateway.idle.wait()
+
+
+def test_a_stream_that_is_interrupted_while_it_is_read_is_closed_once_its_reading_has_ended() -> None:
+    waits, ended = threading.Event(), threading.Event()
+
+    async def events() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+            waits.set()
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)  # As a call takes a moment to be cancelled.
+            ended.set()
+
+    def press() -> None:
+        waits.wait(20)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with SyncClient("127.0.0.1:1") as client:
+        stream = client._iterate(events())
+        assert next(stream) == 1
+        pressing = threading.Thread(target=press)
+        pressing.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        assert ended.is_set()
+        pressing.join()

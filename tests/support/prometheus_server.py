@@ -7,6 +7,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ def binary(name: str) -> str:
     return path
 
 
+class NotReadyError(Exception):
+    """It listens, and has not read its own files yet."""
+
+
 class PrometheusServer:
     """Answers queries."""
 
@@ -42,7 +47,7 @@ class PrometheusServer:
         """How many processes answered when they were read last."""
         try:
             return len(await self.query("up == 1"))
-        except OSError:
+        except (OSError, NotReadyError):
             return 0
 
     async def _get(self, path: str, **fields: str) -> Any:
@@ -50,6 +55,8 @@ class PrometheusServer:
         try:
             return json.loads(await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read()))
         except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.SERVICE_UNAVAILABLE:
+                raise NotReadyError from error
             raise AssertionError(f"{fields}: {error.read().decode()}") from error
 
 

@@ -1,6 +1,7 @@
 """Whoever starts a process with an engine can follow how far its model is loaded."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,10 @@ from paceline.internal.v1.model_server_pb2 import WatchLoadingResponse as Loadin
 from services.common.channel import open_channel
 from services.common.interceptors import ErrorInterceptor
 from services.common.server import Served
+from services.engine import model_runner
 from services.engine.config import EngineConfig
+from services.engine.loading import Report
+from services.engine.model import LoadedModel, load_model
 from services.model_server.client import ModelServerClient
 from services.verifier.lifespan import verifier_lifespan
 from services.verifier.settings import VerifierSettings
@@ -34,15 +38,29 @@ async def starting(model: str) -> AsyncIterator[tuple[ModelServerClient, Served]
             await server.stop(0)
 
 
-async def followed(client: ModelServerClient) -> list[tuple[int, float]]:
+async def followed(client: ModelServerClient, told: threading.Semaphore) -> list[tuple[int, float]]:
     """All that a watcher is told."""
-    return [(progress.phase, progress.fraction) async for progress in client.watch_loading()]
+    seen = []
+    async for progress in client.watch_loading():
+        seen.append((progress.phase, progress.fraction))
+        told.release()
+    return seen
 
 
-async def test_loading_is_followed_from_the_start_until_the_model_is_ready(target_folder: str) -> None:
+async def test_loading_is_followed_from_the_start_until_the_model_is_ready(
+    target_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Semaphore(0)
+
+    def load_when_watched(config: EngineConfig, report: Report) -> LoadedModel:
+        for _ in range(2):
+            told.acquire(timeout=30)
+        return load_model(config, report)
+
+    monkeypatch.setattr(model_runner, "load_model", load_when_watched)
     async with starting(target_folder) as (client, served):
         async with asyncio.timeout(60):
-            watched = await asyncio.gather(followed(client), followed(client))
+            watched = await asyncio.gather(followed(client, told), followed(client, told))
         for seen in watched:
             assert seen == sorted(seen)
             assert seen[0] == (Loading.PHASE_WEIGHTS, 0.0)
