@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pty
+import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -130,6 +131,7 @@ def _take_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Whoever runs tests in the background has it ignored.
 
 
 async def test_a_conversation_outlives_errors_and_what_was_stopped(

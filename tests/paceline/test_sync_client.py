@@ -179,12 +179,16 @@ def test_a_stream_that_is_interrupted_while_it_is_read_is_closed_once_its_readin
         waits.wait(20)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    with SyncClient("127.0.0.1:1") as client:
-        stream = client._iterate(events())
-        assert next(stream) == 1
-        pressing = threading.Thread(target=press)
-        pressing.start()
-        with pytest.raises(KeyboardInterrupt):
-            next(stream)
-        assert ended.is_set()
-        pressing.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with SyncClient("127.0.0.1:1") as client:
+            stream = client._iterate(events())
+            assert next(stream) == 1
+            pressing = threading.Thread(target=press)
+            pressing.start()
+            with pytest.raises(KeyboardInterrupt):
+                next(stream)
+            assert ended.is_set()
+            pressing.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
