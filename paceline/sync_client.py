@@ -11,7 +11,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
 from paceline.calls import Metadata
 from paceline.client import Client
@@ -19,6 +19,7 @@ from paceline.tls import Tls
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_Readings: TypeAlias = set[asyncio.Task[Any]]
 
 
 def _blocking(
@@ -142,23 +143,23 @@ class SyncClient:
             future.cancel()
 
     def _iterate(self, events: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        reading = asyncio.Lock()
+        readings: _Readings = set()
         try:
             while True:
                 try:
-                    event = self._run(_next(events, reading))
+                    event = self._run(_next(events, readings))
                 except StopAsyncIteration:
                     return
                 yield event
         finally:
             if threading.current_thread() is self._thread:
                 # The garbage collector came by here; waiting for the loop on its own thread would never end.
-                closing = self._loop.create_task(_close(events, reading))
+                closing = self._loop.create_task(_close(events, readings))
                 self._closings.add(closing)
                 closing.add_done_callback(self._closings.discard)
             else:
                 with contextlib.suppress(_ClosedError):  # Closing the client ends its streams.
-                    self._run(_close(events, reading))
+                    self._run(_close(events, readings))
 
 
 async def _connect(address: str | Sequence[str], metadata: Metadata, key: str | None, tls: Tls | None) -> Client:
@@ -175,12 +176,18 @@ async def _finish(client: Client) -> None:
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 
-async def _next(events: AsyncGenerator[T, None], reading: asyncio.Lock) -> T:
-    async with reading:
-        return await anext(events)
+async def _next(events: AsyncGenerator[T, None], readings: _Readings) -> T:
+    """The next event. Whoever reads it is among the readings meanwhile."""
+    if reading := asyncio.current_task():
+        readings.add(reading)
+        reading.add_done_callback(readings.discard)
+    return await anext(events)
 
 
-async def _close(events: AsyncGenerator[Any, None], reading: asyncio.Lock) -> None:
-    """Closes a stream once a reading of it that was interrupted has ended: that takes a moment."""
-    async with reading:
-        await events.aclose()
+async def _close(events: AsyncGenerator[Any, None], readings: _Readings) -> None:
+    """Closes a stream, which cannot be done while it is read: a reading that was interrupted ends first."""
+    for reading in readings:
+        if not reading.cancelling():  # Once is enough: what ends must not be kept from ending its call.
+            reading.cancel()
+    await asyncio.gather(*readings, return_exceptions=True)
+    await events.aclose()

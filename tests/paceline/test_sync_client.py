@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from paceline import Client, InvalidArgumentError, NotFoundError, SyncClient
+from paceline.sync_client import _close, _next
 from support.gateway import FakeGateway, serve_gateway
 
 
@@ -192,3 +193,23 @@ def test_a_stream_that_is_interrupted_while_it_is_read_is_closed_once_its_readin
             pressing.join()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+async def test_a_reading_that_nobody_has_cancelled_ends_before_its_stream_is_closed() -> None:
+    waits, ended = asyncio.Event(), asyncio.Event()
+
+    async def events() -> AsyncGenerator[int, None]:
+        try:
+            waits.set()
+            await asyncio.sleep(60)
+            yield 1
+        finally:
+            ended.set()
+
+    stream, readings = events(), set[asyncio.Task[Any]]()
+    reading = asyncio.create_task(_next(stream, readings))
+    await waits.wait()
+    await _close(stream, readings)
+    assert reading.cancelled()
+    assert ended.is_set()
+    assert not readings

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -92,8 +92,8 @@ def save_gptj(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("save", [save_tiny, lambda folder: save_tiny(folder, hidden_act="gelu"), save_gptj])
-def test_every_forward_rings(tmp_path: Path, save: object) -> None:
-    engine = make_engine(save(tmp_path))  # type: ignore[operator]
+def test_every_forward_rings(tmp_path: Path, save: Callable[[Path], str]) -> None:
+    engine = make_engine(save(tmp_path))
     ear, bell = os.pipe()
     os.set_blocking(ear, False)
     add(engine, [1, 2, 3])

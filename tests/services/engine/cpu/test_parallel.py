@@ -56,7 +56,8 @@ def test_threads_claim_each_number_once_and_do_not_wait_for_one_that_is_late() -
 
 
 async def test_threads_of_a_served_engine_spin_for_a_moment_only(target_folder: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    set_by_users = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
+    environment = {name: value for name, value in os.environ.items() if name not in set_by_users}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "paceline", "serve", "verifier", "--engine.model", target_folder, "--server.port", "0"),
         stdout=asyncio.subprocess.PIPE,
