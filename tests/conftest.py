@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from opentelemetry import metrics
 
 from gateway.lifespan import gateway_lifespan
 from paceline import Client, Tls
@@ -28,6 +29,8 @@ os.environ["PACELINE_VERIFIER_VERDICT_FILE"] = ""
 os.environ["PACELINE_GATEWAY_AUDIT_SHARE"] = "0"
 # Tests of what speculation does need it, pay or not; whether it pays is measured where a test says so.
 os.environ["PACELINE_VERIFIER_SPECULATION"] = "always"
+# Until it is told where to, OpenTelemetry keeps what is to be measured for good: each test's engine, with its model.
+metrics.set_meter_provider(metrics.NoOpMeterProvider())
 
 
 @pytest.fixture(scope="session", autouse=True)
