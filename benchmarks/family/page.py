@@ -45,23 +45,28 @@ class Floor(NamedTuple):
 def run_family(folder: Path, work_dir: Path, *, is_quick: bool, seed: int) -> tuple[Path, bool]:
     """Measures the pairs, writes a page with a plot, and says whether all floors were reached.
 
-    All of it takes some 80 minutes on two cores, the quick part, of four pairs, some 8.
+    All of it takes some 80 minutes on two cores, the quick part, of four pairs, some 8. The page is written anew after
+    each pair, so that a run that is ended early leaves what it measured.
     """
     plan = QUICK if is_quick else WHOLE
-    shapes = [find_shape(name) for name in _QUICK_PAIRS] if is_quick else [*FIXED, *draw(seed, _NUM_DRAWN)]
-    rows = [_measure(shape, work_dir, plan, seed + place) for place, shape in enumerate(shapes)]
-    if not is_quick:
-        shipped = measure_pair(shipped_model("target"), shipped_model("draft"), plan, _SHIPPED_AGREEMENT, seed)
-        rows.append(Row("shipped", 10.6, _SHIPPED_AGREEMENT, shipped))
-    floors = floors_of(rows)
-    mismatches = sum(cell.settled.num_differing for row in rows for cell in row.measured.cells)
+    shapes = [find_shape(name) for name in _QUICK_PAIRS] if is_quick else [*FIXED, *draw(seed, _NUM_DRAWN), None]
     name = "family-quick" if is_quick else "family"
-    page = write_page(folder, name, _page(rows, floors, mismatches, plan, is_quick=is_quick, seed=seed))
-    _plot(rows, folder / f"{name}.png")
+    rows: list[Row] = []
+    for place, shape in enumerate(shapes):
+        rows.append(_measure(shape, work_dir, plan, seed + place))
+        floors = floors_of(rows)
+        mismatches = sum(cell.settled.num_differing for row in rows for cell in row.measured.cells)
+        extent = f"{len(rows)} of {len(shapes)} pairs"
+        page = write_page(folder, name, _page(rows, floors, mismatches, plan, extent, is_quick=is_quick, seed=seed))
+        _plot(rows, folder / f"{name}.png")
     return page, not mismatches and all(floor.value >= floor.floor for floor in floors)
 
 
-def _measure(shape: Shape, work_dir: Path, plan: Plan, seed: int) -> Row:
+def _measure(shape: Shape | None, work_dir: Path, plan: Plan, seed: int) -> Row:
+    """Of a pair of the family; of the one that ships where none is named."""
+    if shape is None:
+        shipped = measure_pair(shipped_model("target"), shipped_model("draft"), plan, _SHIPPED_AGREEMENT, seed)
+        return Row("shipped", 10.6, _SHIPPED_AGREEMENT, shipped)
     built = build_pair(shape, work_dir / "family" / shape.name)
     measured = measure_pair(built.target, built.draft, plan, built.agreement, seed)
     return Row(shape.name, shape.ratio, shape.acceptance, measured)
@@ -92,14 +97,14 @@ def floors_of(rows: Sequence[Row]) -> list[Floor]:
 
 
 def _page(
-    rows: Sequence[Row], floors: Sequence[Floor], mismatches: int, plan: Plan, *, is_quick: bool, seed: int
+    rows: Sequence[Row], floors: Sequence[Floor], mismatches: int, plan: Plan, extent: str, *, is_quick: bool, seed: int
 ) -> list[str]:
     drawn = "" if is_quick else f" Four pairs were drawn by seed {seed}."
     return [
         "# A family of pairs" + (", a quick part of it" if is_quick else ""),
         "",
-        f"Written by `make bench`: {machine()}. Everything on this page comes from one run.{drawn} Prompts of 64 "
-        "random tokens, each asked once with speculation and once without, up to 128 tokens produced (fewer where a "
+        f"Written by `make bench`: {machine()}. All on this page comes from one run, {extent}.{drawn} Prompts of "
+        "64 random tokens, each asked once with speculation and once without, up to 128 tokens produced (fewer where a "
         f"run would take longer than two seconds), prompt processing included; medians over {plan.pairs} pairs of "
         "runs in turns (on / off, off / on), after one that stands as *cold*: the system had not met that number of "
         "streams. Both ways are the same system. Proposals come from the draft alone; those from the text itself have "

@@ -62,6 +62,22 @@ def test_the_page_shows_measured_limit_and_ratio_and_fails_where_a_floor_is_miss
     assert (tmp_path / "family-quick.png").stat().st_size > 1000
 
 
+def test_a_run_that_is_ended_leaves_the_pairs_that_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [row("4-50", 4.0, cell(1.5, 1), cell(1.2, 8)), row("6-78", 6.1, cell(1.8, 1), cell(1.1, 8))]
+
+    def measure(*_: object) -> Row:
+        if not left:
+            raise KeyboardInterrupt
+        return left.pop(0)
+
+    monkeypatch.setattr(page, "_measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        run_family(tmp_path, tmp_path, is_quick=True, seed=1)
+    text = (tmp_path / "family-quick.md").read_text()
+    assert "one run, 2 of 4 pairs." in text
+    assert "| 6-78 |" in text
+
+
 def test_steps_are_measured_with_as_many_rows_as_are_verified(target_folder: str) -> None:
     config = EngineConfig(
         model=target_folder, device=Device.CPU, num_threads=1, kv_bytes=1 << 24, max_context_tokens=256

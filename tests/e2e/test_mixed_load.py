@@ -11,7 +11,7 @@ import pytest
 from benchmarks.steady import memory_under_load
 from services.local.pair import shipped_model
 
-MINUTES = float(os.environ.get("PACELINE_MINUTES", "3"))
+MINUTES = float(os.environ.get("PACELINE_MINUTES", "1.5"))
 MOST_GROWTH = 1.1
 pytestmark = pytest.mark.timeout(120 + 90 * MINUTES)
 

@@ -1,7 +1,8 @@
-"""Every service is stopped and started again, one after the other, under load: nothing is lost, and no token differs.
+"""Every service is stopped and started again under load: nothing is lost, and no token differs.
 
-Real processes with real signals, two of each service that has an engine or answers clients, all over mutual TLS. One of
-the two has so little grace that streams move, the other so much that they finish. PACELINE_ROLLS makes it longer.
+Real processes with real signals, two of each, all over mutual TLS; one of the two of all services at once, as a release
+does it. One of the two has so little grace that streams move, the other so much that they finish. PACELINE_ROLLS makes
+it longer.
 """
 
 import asyncio
@@ -47,9 +48,15 @@ async def test_a_rolling_restart_loses_nothing_and_changes_no_token(
 
 async def _roll(fleet: Fleet, streams: Sequence["asyncio.Task[int]"], roll: int) -> None:
     """Restarts everything once; who had little grace comes back with more, and the other way round."""
-    for number, name in enumerate(fleet.ports):
+
+    async def again(name: str, grace_seconds: float) -> None:
         await fleet.drain(name)
-        await fleet.start(name, grace_of(number + roll))
+        await fleet.start(name, grace_seconds)
+
+    for number in range(2):
+        async with asyncio.TaskGroup() as together:
+            for name in list(fleet.ports)[number::2]:
+                together.create_task(again(name, grace_of(number + roll)))
         for stream in streams:
             if stream.done():
                 await stream
