@@ -16,6 +16,7 @@ from attacks.attack import Attack
 from attacks.identities import TENANT_HEADER
 from attacks.ordinary import adapter_upload
 from attacks.siege import STALL_SECONDS, Findings, Siege, besieged
+from paceline.sent import response_to_stream
 from paceline.v1 import adapter_pb2, adapter_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 NUM_ATTACKS = 1_500
@@ -68,12 +69,14 @@ async def test_uploads_that_dribble_end_and_keep_nobody_from_uploading(siege: Si
     async def dribble(stub: adapter_pb2_grpc.AdapterServiceStub, name: str) -> None:
         call: Any = stub.UploadAdapter(metadata=((TENANT_HEADER, "mallory"),))
         announcement, *_ = adapter_upload(name)
-        ended = asyncio.create_task(call.code())
+        ended = asyncio.create_task(response_to_stream(call))
         with suppress(grpc.RpcError, asyncio.InvalidStateError):
             await call.write(announcement)
             while not (await asyncio.wait([ended], timeout=STALL_SECONDS / 2))[0]:
                 await call.write(adapter_pb2.UploadAdapterRequest(data=b"x"))
-        codes.append(await ended)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ended
+        codes.append(caught.value.code())
 
     async def attack(_: Findings) -> None:
         async with grpc.aio.insecure_channel(siege.addresses["gateway"]) as channel:
