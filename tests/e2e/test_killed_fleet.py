@@ -16,7 +16,7 @@ from support.fleet import NUM_TOKENS, REQUESTS, Fleet, fleet_of, keep_asking, st
 from support.lora import PEFT_WARNING, save_adapters
 from support.tls import make_certificates
 
-NUM_ROUNDS = int(os.environ.get("PACELINE_ROUNDS", "20"))
+NUM_ROUNDS = int(os.environ.get("PACELINE_ROUNDS", "10"))
 SEED = int(os.environ.get("PACELINE_SEED", "1"))
 GRACES = (0.3, 5.0)
 MORE_MEMORY = 1.25
