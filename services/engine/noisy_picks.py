@@ -8,6 +8,7 @@ from collections import abc
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from services.common.sampling_params import SamplingParams
 from services.engine.cpu.challengers import challengers
@@ -19,6 +20,8 @@ CANDIDATES = (256, 4096)
 """What is kept is looked for among so many of the likeliest tokens, one number after the other, and then among all."""
 _LIKELIEST = (1, 256)
 """By so many of the likeliest tokens the others are judged; by more where these leave too many."""
+_MORE = 8
+"""Where several tokens are looked for: by so many of the likeliest for each behind the first."""
 _FEW = 1 << 16
 """Scores of which all noise is computed as fast as it is found out which of them can win."""
 _ALL = slice(None)
@@ -61,31 +64,20 @@ class Draw(NamedTuple):
         return gumbel(self.states[rows], self.scores.shape[-1], token_ids)
 
 
-def perturbed(draw: Draw) -> torch.Tensor:
-    """Scores / temperature + noise [rows, vocab] in float64, cut-off tokens at -inf."""
-    rest, found = _rows(draw, truncates=False), draw.scores / draw.temperatures
-    if len(rest) == len(found):
-        return found.add_(draw.noise())
-    found[rest] += draw.noise(rows=rest)
-    for rows, kept in kept_of(draw):
-        noisy = kept.scaled + draw.noise(kept.columns, rows)
-        found[rows] = torch.full_like(found[rows], -torch.inf).scatter_(1, kept.columns, noisy)
-    return found
-
-
-def noisy_picks(draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-    """The highest of each row of them, and its column, [rows] each."""
+def noisy_top(draw: Draw, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest of each row, highest first, in float64, and their columns, [rows, count] each. What is cut
+    off, or is not there, is -inf.
+    """
     rest = _rows(draw, truncates=False)
     if len(rest) == len(draw.scores):
-        return _of_all(draw)
-    best = draw.scores.new_empty(len(draw.scores), dtype=torch.float64)
-    columns = draw.states.new_empty(len(draw.scores))
+        return _of_all(draw, count)
+    values = draw.scores.new_empty((len(draw.scores), count), dtype=torch.float64)
+    columns = draw.states.new_empty(values.shape)
     if len(rest):
-        best[rest], columns[rest] = _of_all(draw.take(rest))
+        values[rest], columns[rest] = _of_all(draw.take(rest), count)
     for rows, kept in kept_of(draw):
-        best[rows], at = (kept.scaled + draw.noise(kept.columns, rows)).max(dim=-1)
-        columns[rows] = kept.columns.gather(1, at[:, None]).squeeze(1)
-    return best, columns
+        values[rows], columns[rows] = _highest(kept.scaled + draw.noise(kept.columns, rows), count, kept.columns)
+    return values, columns
 
 
 def kept_of(draw: Draw) -> abc.Iterator[tuple[torch.Tensor, Kept]]:
@@ -106,31 +98,44 @@ def _rows(draw: Draw, *, truncates: bool) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.long, device=draw.states.device)
 
 
-def _of_all(draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_all(draw: Draw, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The same of rows of which nothing is cut off."""
     if draw.scores.device.type != "cpu" or draw.head is not None or draw.scores.numel() <= _FEW:
-        best, columns = (draw.scores / draw.temperatures).add_(draw.noise()).max(dim=-1)
-        return best, columns
-    best = draw.scores.new_empty(len(draw.scores), dtype=torch.float64)
-    columns = draw.states.new_empty(len(draw.scores))
+        return _highest((draw.scores / draw.temperatures).add_(draw.noise()), count)
+    values = draw.scores.new_empty((len(draw.scores), count), dtype=torch.float64)
+    columns = draw.states.new_empty(values.shape)
     left = torch.arange(len(draw.scores))
-    for count in _LIKELIEST:
+    for some in _LIKELIEST:
         mine = draw.take(left)
-        if count == 1:
-            likeliest = mine.scores.max(dim=-1, keepdim=True).indices
-        else:
-            likeliest = mine.scores.topk(min(count, mine.scores.shape[-1]), dim=-1).indices
-        bounds = _noisy(mine, likeliest).max(dim=-1).values
+        _, likeliest = _highest(mine.scores, min(max(some, _MORE * (count - 1)), mine.scores.shape[-1]))
+        first = likeliest[:, :1]
+        bounds = _highest(_noisy(mine, likeliest), count)[0][:, -1]
         named, are_all = challengers(mine.scores, mine.temperatures, mine.states, bounds, likeliest[:, 0])
-        best[left], at = _noisy(mine, named).max(dim=-1)
-        columns[left] = named.gather(1, at[:, None]).squeeze(1)
-        left = left[~are_all]
+        # What is left over is filled up with the first.
+        noisy = torch.cat((_noisy(mine, first), _noisy(mine, named).masked_fill(named == first, -torch.inf)), 1)
+        values[left], columns[left] = _highest(noisy, count, torch.cat((first, named), 1))
+        left = left[~(are_all & (bounds != -torch.inf))]
         if not len(left):
-            return best, columns
+            return values, columns
     mine = draw.take(left)
-    best[left], columns[left] = (mine.scores / mine.temperatures).add_(mine.noise()).max(dim=-1)
-    return best, columns
+    values[left], columns[left] = _highest((mine.scores / mine.temperatures).add_(mine.noise()), count)
+    return values, columns
 
 
 def _noisy(draw: Draw, columns: torch.Tensor) -> torch.Tensor:
     return draw.scores.gather(1, columns) / draw.temperatures + draw.noise(columns)
+
+
+def _highest(
+    values: torch.Tensor, count: int, columns: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest of each row [rows, some], highest first, and where they are, or what `columns` says there."""
+    if count == 1:
+        found, at = values.max(dim=-1, keepdim=True)
+    else:
+        found, at = values.topk(min(count, values.shape[-1]), dim=-1)
+    if columns is not None:
+        at = columns.gather(1, at)
+    if missing := count - found.shape[-1]:
+        found, at = pad(found, (0, missing), value=-torch.inf), pad(at, (0, missing))
+    return found, at

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from services.common.sampling_params import SamplingParams
-from services.engine.noisy_picks import Draw, noisy_picks, perturbed
+from services.engine.noisy_picks import Draw, noisy_top
 from services.engine.reduced_head import HeadTokens
 
 BROKEN = -1
@@ -68,22 +68,37 @@ def sample(logits: torch.Tensor, rows: abc.Sequence[Row], head: HeadTokens | Non
     scores = logits.float()
     if any(not row.params.keeps_logits for row in rows):
         scores = _penalise(scores, rows)
-    count = max(row.num_runners_up for row in rows)
-    if sampled := [index for index, row in enumerate(rows) if row.params.temperature > 0]:
-        at = slice(None) if len(sampled) == len(rows) else torch.tensor(sampled, device=scores.device)
-        draw = Draw.of(scores[at], [(rows[index].params, rows[index].position) for index in sampled], head)
-        if count:
-            scores = scores.double()
-            scores[at] = perturbed(draw)
-        best, picks = scores.max(dim=-1)
-        if not count:
-            best = best.double()
-            best[at], picks[at] = noisy_picks(draw)
-    else:
-        best, picks = scores.max(dim=-1)
-    token_ids = (picks if head is None else head.ids[picks]).masked_fill(best.isnan(), BROKEN).tolist()
-    logprobs = _logprobs(logits, rows, picks) if any(row.params.logprobs is not None for row in rows) else []
-    return Picks(token_ids, logprobs, _runners_up(scores, best, picks, count, head) if count else [])
+    values, columns = _top(scores, rows, 1 + max(row.num_runners_up for row in rows), head)
+    token_ids = columns if head is None else head.ids[columns]
+    picks = token_ids[:, 0].masked_fill(values[:, 0].isnan(), BROKEN).tolist()
+    logprobs = _logprobs(logits, rows, columns[:, 0]) if any(row.params.logprobs is not None for row in rows) else []
+    return Picks(picks, logprobs, _runners_up(token_ids, values))
+
+
+def _top(
+    scores: torch.Tensor, rows: abc.Sequence[Row], count: int, head: HeadTokens | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest of each row, noise included, highest first, in float64, and their columns, [rows, count]."""
+    count = min(count, scores.shape[-1])
+    sampled = [index for index, row in enumerate(rows) if row.params.temperature > 0]
+    if not sampled:
+        return _greedy(scores, count)
+    drawn = [(rows[index].params, rows[index].position) for index in sampled]
+    if len(sampled) == len(rows):
+        return noisy_top(Draw.of(scores, drawn, head), count)
+    values, columns = _greedy(scores, count)
+    at = torch.tensor(sampled, device=scores.device)
+    values[at], columns[at] = noisy_top(Draw.of(scores[at], drawn, head), count)
+    return values, columns
+
+
+def _greedy(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of equal scores the pick is the one that `max` finds, however many are asked for."""
+    best, picks = scores.max(dim=-1, keepdim=True)
+    if count > 1:
+        others, columns = scores.scatter(1, picks, -torch.inf).topk(count - 1, dim=-1)
+        best, picks = torch.cat((best, others), 1), torch.cat((picks, columns), 1)
+    return best.double(), picks
 
 
 def _penalise(scores: torch.Tensor, rows: abc.Sequence[Row]) -> torch.Tensor:
@@ -131,17 +146,14 @@ def _penalise_row(scores: torch.Tensor, row: Row) -> None:
         scores[ids] -= params.presence_penalty + params.frequency_penalty * times
 
 
-def _runners_up(
-    scores: torch.Tensor, best: torch.Tensor, picks: torch.Tensor, count: int, head: HeadTokens | None
-) -> list[list[RunnerUp]]:
-    """The tokens with the highest scores [rows, vocab] after the picks, highest first."""
-    count = min(count, scores.shape[-1] - 1)
-    others, ids = scores.scatter(1, picks.unsqueeze(1), -torch.inf).topk(count, dim=-1)
-    ids = ids if head is None else head.ids[ids]
-    gaps = (best.unsqueeze(1) - others).tolist()
+def _runners_up(token_ids: torch.Tensor, values: torch.Tensor) -> list[list[RunnerUp]]:
+    """The tokens [rows, 1 + some] behind each row's pick, highest first; none at all where there is only the pick."""
+    if values.shape[1] == 1:
+        return []
+    gaps = values[:, :1] - values[:, 1:]
     return [
         [RunnerUp(*entry) for entry in zip(row_ids, row_gaps, strict=True)]
-        for row_ids, row_gaps in zip(ids.tolist(), gaps, strict=True)
+        for row_ids, row_gaps in zip(token_ids[:, 1:].tolist(), gaps.tolist(), strict=True)
     ]
 
 
