@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--make", metavar="PAIR", help="makes a pair; a name, or drawn-SEED-NUMBER")
     parser.add_argument("--folder", type=Path, help="where target/ and draft/ are written")
     parser.add_argument("--measure", action="store_true", help="measures all and four that a seed draws: 80 minutes")
-    parser.add_argument("--quick", action="store_true", help="measures a few, greedy: 8 minutes")
+    parser.add_argument("--quick", action="store_true", help="measures a few, greedy: 10 minutes")
     parser.add_argument(
         "--seed", type=int, default=None, help="of the pairs that are drawn; default: another each time"
     )

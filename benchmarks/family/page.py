@@ -45,7 +45,7 @@ class Floor(NamedTuple):
 def run_family(folder: Path, work_dir: Path, *, is_quick: bool, seed: int) -> tuple[Path, bool]:
     """Measures the pairs, writes a page with a plot, and says whether all floors were reached.
 
-    All of it takes some 80 minutes on two cores, the quick part, of four pairs, some 8. The page is written anew after
+    All of it takes some 80 minutes on two cores, the quick part, of four pairs, some 10. The page is written anew after
     each pair, so that a run that is ended early leaves what it measured.
     """
     plan = QUICK if is_quick else WHOLE
@@ -107,7 +107,9 @@ def _page(
         "64 random tokens, each asked once with speculation and once without, up to 128 tokens produced (fewer where a "
         f"run would take longer than two seconds), prompt processing included; medians over {plan.pairs} pairs of "
         "runs in turns (on / off, off / on), after one that stands as *cold*: the system had not met that number of "
-        "streams. Both ways are the same system. Proposals come from the draft alone; those from the text itself have "
+        "streams. Both ways are the same system, and who is asked second finds the prompts computed: each way's own "
+        "figures are of runs in which it was first, and on / off is the geometric mean of the medians of both orders. "
+        "Proposals come from the draft alone; those from the text itself have "
         "[a page of their own](repetition.md).",
         "",
         "A pair is called by its **cost ratio**, the bytes of weights that a step of the target reads relative to the "

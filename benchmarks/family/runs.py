@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 
 
 WHOLE = Plan((1, 4, 8, 32), (0.0, 1.0), 7)
-QUICK = Plan((1, 4, 8, 32), (0.0,), 3)
+QUICK = Plan((1, 4, 8, 32), (0.0,), 4)
 
 
 class Cell(NamedTuple):
@@ -95,7 +95,7 @@ async def _measure(target: str, draft: str, plan: Plan, seed: int) -> dict[tuple
         Client(launcher.address()) as client,
     ):
         (model,) = await client.list_models()
-        most = 1 + (1 + plan.pairs) * sum(plan.streams) * len(plan.temperatures)
+        most = 1 + (2 + plan.pairs) * sum(plan.streams) * len(plan.temperatures)
         prompts = iter(made_up(most, _PROMPT_TOKENS, model.target.vocab_size, seed))
         await run_streams(client, [next(prompts)], {"max_tokens": 8, "speculation": False})
         return {
@@ -107,9 +107,11 @@ async def _measure(target: str, draft: str, plan: Plan, seed: int) -> dict[tuple
 
 async def _cell(client: Client, prompts: Iterator[Prompt], count: int, temperature: float, pairs: int) -> _Runs:
     runs = _Runs(_NUM_TOKENS, [], [])
+    chosen: list[Prompt] = []
     for number in range(1 + pairs):
-        chosen = [next(prompts) for _ in range(count)]
-        for speculation in (True, False) if number % 2 == 0 else (False, True):
+        for turn, speculation in enumerate((True, False) if number % 2 == 0 else (False, True)):
+            if not (number and turn):  # Both ways of the cold pair have prompts that nobody has asked.
+                chosen = [next(prompts) for _ in range(count)]
             run = await run_streams(
                 client,
                 chosen,

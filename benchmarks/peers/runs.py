@@ -48,7 +48,9 @@ class Changed(NamedTuple):
 async def measure_speed(
     contenders: Mapping[str, Contender], prompts: Prompts, plan: Plan
 ) -> dict[int, dict[str, Speed]]:
-    """Speeds by number of streams and contender. Prompts are fresh, the same for all, in turns."""
+    """Speeds by number of streams and contender, in turns. Prompts are fresh, the same for all, and others where a
+    contender speculates: it may keep what it computed of those before.
+    """
     found: dict[int, dict[str, Speed]] = {}
     for count in plan.streams:
         num_tokens = NUM_TOKENS if count <= 8 else MANY_TOKENS
@@ -59,10 +61,10 @@ async def measure_speed(
             await contender.ask(_fresh(prompts, count, num_tokens), 0)
         runs: dict[tuple[str, bool], list[Answer]] = {}
         for _ in range(plan.repeats):
-            asked = _fresh(prompts, count, num_tokens)
+            asked = {speculates: _fresh(prompts, count, num_tokens) for speculates in (False, True)}
             for name, contender in contenders.items():
                 for speculates in (False, True):
-                    answer = await contender.ask(asked, best[name] if speculates else 0)
+                    answer = await contender.ask(asked[speculates], best[name] if speculates else 0)
                     runs.setdefault((name, speculates), []).append(answer)
         found[count] = {
             name: Speed(_median(runs[name, False]), _median(runs[name, True]), best[name]) for name in contenders

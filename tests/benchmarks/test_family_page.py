@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.family import page
+from benchmarks.family import page, runs
 from benchmarks.family.page import Row, floors_of, run_family
 from benchmarks.family.runs import Cell, Measured
 from benchmarks.family.steps import measure_steps, seconds_of
@@ -76,6 +76,24 @@ def test_a_run_that_is_ended_leaves_the_pairs_that_it_measured(tmp_path: Path, m
     text = (tmp_path / "family-quick.md").read_text()
     assert "one run, 2 of 4 pairs." in text
     assert "| 6-78 |" in text
+
+
+async def test_prompts_are_fresh_for_who_is_first_and_for_both_where_the_system_is_cold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[bool, list[int]]] = []
+
+    async def run_streams(_: object, prompts: list[list[int]], options: dict[str, object]) -> Run:
+        asked.append((bool(options["speculation"]), [prompt[0] for prompt in prompts]))
+        return Run([Stream([1] * 64, 0.1, [0.01] * 63, [])] * len(prompts), 1.0, float(len(asked)))
+
+    monkeypatch.setattr(runs, "run_streams", run_streams)
+    await runs._cell(None, iter([[number] for number in range(8)]), 2, 0.0, 2)
+    assert asked == [
+        (True, [0, 1]), (False, [2, 3]),
+        (False, [4, 5]), (True, [4, 5]),
+        (True, [6, 7]), (False, [6, 7]),
+    ]  # fmt: skip
 
 
 def test_steps_are_measured_with_as_many_rows_as_are_verified(target_folder: str) -> None:

@@ -42,8 +42,7 @@ async def test_each_is_measured_at_its_best_setting_on_the_same_fresh_prompts_in
     assert ORDER[8:16] == [("one", 0), ("one", 3), ("other", 0), ("other", 5)] * 2
     measured = [[prompt[0] for asked, _ in each.asked[4:8] for prompt in asked.prompts] for each in (one, other)]
     assert measured[0] == measured[1]
-    # Both ways of one round have the same prompt, and the next round another.
-    assert measured[0][0] == measured[0][1] != measured[0][2] == measured[0][3]
+    assert len(set(measured[0])) == 4, "nobody is asked what it may still know"
 
 
 async def test_a_long_prompt_is_asked_of_all_for_one_token() -> None:

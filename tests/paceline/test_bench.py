@@ -223,6 +223,27 @@ def test_ratios_are_medians_over_pairs_and_leave_prompts_out_where_they_say_so()
     assert summary.on.between == pytest.approx((0.1, 0.1, 0.1))
 
 
+def test_who_is_asked_second_has_nothing_of_it() -> None:
+    """Prompts take a second, and none where the other way has computed them: off takes twice as long for the rest."""
+
+    def pair(number: int) -> tuple[Run, Run]:
+        on_first = number % 2 == 0
+        seconds = (2.0, 2.0) if on_first else (1.0, 3.0)
+        on, off = (
+            Run([Stream([1, 2, 3], taken - each, [each / 2] * 2, [(0, 0)])], taken, began)
+            for taken, each, began in zip(seconds, (1.0, 2.0), (0, 1) if on_first else (1, 0), strict=True)
+        )
+        return on, off
+
+    for count in (2, 3, 8):
+        on, off = zip(*map(pair, range(count)), strict=True)
+        summary = summarize(on, off, None, None)
+        assert summary.ratio == pytest.approx(3**0.5), "1 where on was first, 3 where off was"
+        assert summary.decoding_ratio == pytest.approx(2.0)
+        assert (summary.on.first.p50, summary.off.first.p50) == (1.0, 1.0)
+        assert (summary.on.tokens_per_second, summary.off.tokens_per_second) == (3 / 2, 3 / 3)
+
+
 def test_made_up_prompts_are_the_same_for_a_seed() -> None:
     assert made_up(3, 4, 50, 1) == made_up(3, 4, 50, 1)
     assert made_up(3, 4, 50, 1) != made_up(3, 4, 50, 2)

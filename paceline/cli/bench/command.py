@@ -66,7 +66,9 @@ def bench(
     prompt_seed: Annotated[int | None, typer.Option(help="Repeats random prompts; default: new ones.")] = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each stream produces.")] = 128,
     streams: Annotated[str, typer.Option(help="Numbers of streams at once, with commas.")] = "1,4,8",
-    repeats: Annotated[int, typer.Option(min=1, help="Pairs of runs, on and off, of each.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Pairs of runs of each; with one alone, off finds its prompts computed.")
+    ] = 4,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
     as_json_text: AsJson = False,
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Writes bars into this SVG file.")] = None,

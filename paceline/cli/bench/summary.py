@@ -1,7 +1,11 @@
-"""What runs come to: figures of each way by number of streams, and the two ways beside each other."""
+"""What runs come to: figures of each way by number of streams, and the two ways beside each other.
+
+Both ways are asked the same prompts, one after the other, and whoever is second finds them computed. So each way's own
+figures are of runs in which it was first, and ratios weigh both orders alike.
+"""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from paceline.cli.bench.limit import Limit, StepSeconds, best_ratio
@@ -34,7 +38,7 @@ class Summary(NamedTuple):
     on: Way
     off: Way
     ratio: float
-    """Tokens a second, on / off: the median over pairs of neighbouring runs."""
+    """Tokens a second, on / off: the geometric mean of the medians over pairs in which on was first, and off."""
     decoding_ratio: float
     """The same without the time of prompts, which is what the limit is about."""
     positions: list[Position]
@@ -66,13 +70,21 @@ def summarize(on: Sequence[Run], off: Sequence[Run], verify: StepSeconds | None,
     differing = [a.token_ids != b.token_ids for x, y in pairs for a, b in zip(x.streams, y.streams, strict=True)]
     return Summary(
         num_streams,
-        _way(on),
-        _way(off),
-        statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs),
-        statistics.median(a.decoding_per_second / (b.decoding_per_second or 1.0) for a, b in pairs),
+        _way([a for a, b in pairs if a.began <= b.began] or on),
+        _way([b for a, b in pairs if b.began <= a.began] or off),
+        _ratio(pairs, lambda run: run.tokens_per_second),
+        _ratio(pairs, lambda run: run.decoding_per_second or 1.0),
         positions,
         limit,
         sum(differing),
+    )
+
+
+def _ratio(pairs: Sequence[tuple[Run, Run]], figure: Callable[[Run], float]) -> float:
+    """On / off of a figure, both orders weighed alike, however many pairs there are of each."""
+    orders = [[(a, b) for a, b in pairs if (a.began <= b.began) is on_first] for on_first in (True, False)]
+    return statistics.geometric_mean(
+        statistics.median(figure(a) / figure(b) for a, b in order) for order in orders if order
     )
 
 
