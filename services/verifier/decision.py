@@ -21,7 +21,9 @@ CREDIT, FEED = 30, 0.005
 """Trials may lose so many rounds before anything was earned, enough for three of a draft that costs two target steps,
 and this share of wall time: half of the one percent that all may cost together."""
 KEPT = 15
-"""So many of these rounds are kept for loads of which nothing is proven: to ask again what is may wait."""
+"""So many of these rounds are kept for loads of which nothing was measured, or that follow what is not proven: to ask
+again where off is followed may wait. Else one load in which both ways are nearly as fast would spend what another's
+first trial takes."""
 LOOK, MOST = 4, 8
 """A trial is looked at every four rounds. It is two windows, or the second number where it loses less than four rounds:
 where both ways are nearly as fast, only many rounds tell them apart, and cost little. What it is compared with is the
@@ -165,7 +167,8 @@ class Decider:
             return
         others = [way for way in (Way.OFF, *ways) if way is not load.way]
         due = [way for way in others if load.due.get(way, 0) <= load.rounds]
-        kept = KEPT if all(load.has_proven(way) for way in ways) else 0
+        may_wait = load.has_proven(load.way) if load.way is not Way.OFF else all(way in load.ratios for way in ways)
+        kept = KEPT if may_wait else 0
         if due and self.account > (kept + LOOK) * self._round_seconds:
             if Way.DRAFT in due and opening() > self.account:
                 load.due[Way.DRAFT] = load.rounds + FIRST
