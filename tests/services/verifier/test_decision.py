@@ -57,6 +57,26 @@ def test_all_that_trials_lose_comes_out_of_the_account() -> None:
     assert decider.lost < 0.01 * decider.seconds
 
 
+def test_who_can_wait_leaves_others_what_their_first_trial_takes() -> None:
+    unclear = Ratio(mean=-0.05, weight=100.0)
+    assert unclear.pays is None
+    decider = Decider([Load(8, "draft", Way.OFF, {Way.DRAFT: unclear})])
+    run(decider, 1, on_seconds=1.05)
+    decider.account = 10.0
+    run(decider, 200, on_seconds=1.05)
+    assert not decider.decisions, "off is followed, and asking again can wait"
+    run(decider, 60, on_seconds=0.5, rows=4)
+    assert "on at 4 rows" in decider.decisions[0].words
+
+
+def test_who_follows_what_is_not_proven_does_not_wait() -> None:
+    decider = Decider([Load(8, "draft", Way.DRAFT, {Way.DRAFT: Ratio(mean=0.05, weight=100.0)})])
+    run(decider, 1, on_seconds=1.1)
+    decider.account = 10.0
+    run(decider, 200, on_seconds=1.1)
+    assert "off at 8 rows" in decider.decisions[0].words
+
+
 def test_text_alone_is_a_way_of_its_own() -> None:
     decider = Decider()
     for _ in range(400):
