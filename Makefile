@@ -24,8 +24,8 @@ demo: setup $(VENV)/.assistant ## An assistant answers, with speculation and wit
 up: setup ## Keeps draft, verifier and gateway running in this terminal
 	$(BIN)/paceline up
 
-test: setup-dev ## Runs all tests, three files at a time
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: setup-dev ## Runs all tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 sweep: setup-dev ## Tries every causal type that transformers knows, and writes docs/models.md
 	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m support.sweep
