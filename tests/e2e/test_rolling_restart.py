@@ -1,8 +1,8 @@
 """Every service is stopped and started again under load: nothing is lost, and no token differs.
 
-Real processes with real signals, two of each, all over mutual TLS; the first of all services at once, then the second, as
-a release does it. One of the two has so little grace that streams move, the other so much that they finish. PACELINE_ROLLS makes
-it longer.
+Real processes with real signals, two of each, all over mutual TLS; the first of all services at once, then the second,
+as a release does it. One of the two has so little grace that streams move, the other so much that they finish.
+PACELINE_ROLLS makes it longer.
 """
 
 import asyncio
