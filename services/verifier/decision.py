@@ -8,15 +8,13 @@ are not proven comes out of an account, which bounds the loss whatever is tried.
 
 import math
 import time
-from bisect import bisect_left
 from collections import abc, deque
-from typing import NamedTuple
 
-from services.verifier.load import STRETCH, WINDOW, Load, Trial, Way
+from cachetools import FIFOCache
+
+from services.verifier.load import NOT_KNOWN, STRETCH, WINDOW, Decision, Load, Prospect, Trial, Way, bucket, nearest
 from services.verifier.rate import Rate
 
-TOPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Most rows of each bucket: narrow enough that the shape of a plain step's curve corrects what differs within one."""
 CREDIT, FEED = 30, 0.005
 """Trials may lose so many rounds before anything was earned, enough for three of a draft that costs two target steps,
 and this share of wall time: half of the one percent that all may cost together."""
@@ -33,7 +31,8 @@ EARLY = 2.6
 UNCLEAR, FIRST, SELDOM, LONGEST = 16, 64, 256, 4096
 """Rounds from one trial to the next, doubled whenever the same was found. From the first to the third while nothing is
 proven: a load settles within a hundred rounds, and a close one costs less than the account earns. From the second once
-something is, up to the last where a trial costs much: trials may spend half of what is earned."""
+something is, up to the last where a trial costs much: trials may spend half of what is earned. And the third is waited
+for a first trial that is expected to lose: whoever asks only for a moment pays for none then."""
 SETTLING, MAX_SETTLING = 2, 12
 """Rounds after a change of way that do not count: what was begun is still about. A draft has the second number to come
 with its proposals; then it is measured as it is."""
@@ -45,19 +44,13 @@ MAX_DECISIONS, MAX_LOADS = 50, 256
 """What is remembered: the latest decisions, and loads, whose drafts are what others say that they are."""
 
 
-class Decision(NamedTuple):
-    """What was decided, and when by the clock of `time.time`."""
-
-    at: float
-    words: str
-
-
 class Decider:
     """Decides before every step and learns after it. Rounds in which prompts are computed it is not told of."""
 
     def __init__(self, known: abc.Iterable[Load] = ()) -> None:
         """`known` is what an earlier process found."""
-        self.loads = {(load.rows, load.draft): load for load in known}
+        self.loads: FIFOCache[tuple[int, str], Load] = FIFOCache(MAX_LOADS)
+        self.loads.update({(load.rows, load.draft): load for load in known})
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self.account = self.seconds = self.lost = 0.0
         """Seconds that trials may lose, of all that were told, and that trials lost."""
@@ -73,25 +66,25 @@ class Decider:
         return self._load is not None and self._load.present is not self._load.way
 
     def decide(
-        self, rows: int, draft: str, ways: abc.Collection[Way], opening: abc.Callable[[], float] = lambda: 0.0
+        self, rows: int, draft: str, ways: abc.Collection[Way], prospect: abc.Callable[[], Prospect] = lambda: NOT_KNOWN
     ) -> Way:
         """How the next round goes on with so many rows, where there is this draft and these ways beside off.
 
-        `opening` gives what a draft's beginning is expected to cost, in seconds: no more than trials may lose is tried.
+        What a draft is expected to cost and to give says when it is tried, never whether it is followed.
         """
-        top = TOPS[min(bisect_left(TOPS, rows), len(TOPS) - 1)]
+        top = bucket(rows)
         load = self._load
         if load is None or (load.rows, load.draft) != (top, draft):
             self._elsewhere += 1
             if load is None or load.draft != draft or self._elsewhere >= STAY:
                 before = Way.OFF if load is None else load.present
-                load = self._load = self.loads.get((top, draft)) or self._begin(top, draft, ways)
+                load = self._load = self._enter(top, draft, ways, prospect)
                 self._elsewhere = 0
                 self._settle(before)
         else:
             self._elsewhere = 0
         if load.trial is None and len(load.recent) >= WINDOW and not self._elsewhere:
-            self._try(load, ways, opening)
+            self._try(load, ways, prospect)
         return load.present
 
     def record(
@@ -127,15 +120,12 @@ class Decider:
             if load.rounds % WINDOW == 0 and len(load.recent) >= WINDOW:
                 self._watch(load)
 
-    def _begin(self, top: int, draft: str, ways: abc.Collection[Way]) -> Load:
-        """A load not met before goes the way of the one next to it, and is tried at once."""
-        known = [load for load in self.loads.values() if load.draft == draft]
-        near = min(known, key=lambda load: abs(math.log(load.rows / top)), default=None)
-        if len(self.loads) >= MAX_LOADS:
-            del self.loads[next(iter(self.loads))]
-        load = self.loads[top, draft] = Load(top, draft)
-        if near is not None and near.is_proven and near.way in ways:
-            load.way = near.way
+    def _enter(self, top: int, draft: str, ways: abc.Collection[Way], prospect: abc.Callable[[], Prospect]) -> Load:
+        """Where nothing was measured, goes the way that pays at more rows, if it is expected to pay here as well."""
+        load = self.loads.setdefault((top, draft), Load(top, draft))
+        near = nearest(self.loads.values(), load, ways) if load.is_new else None
+        if near is not None and prospect().ratio > 1:
+            load.follow(near.way)
         return load
 
     def _earn(self, seconds: float) -> None:
@@ -160,7 +150,7 @@ class Decider:
             self._settling = None
         return True
 
-    def _try(self, load: Load, ways: abc.Collection[Way], opening: abc.Callable[[], float]) -> None:
+    def _try(self, load: Load, ways: abc.Collection[Way], prospect: abc.Callable[[], Prospect]) -> None:
         """Begins a trial if one is due and can be afforded."""
         if load.way not in (Way.OFF, *ways):
             load.follow(Way.OFF)
@@ -168,17 +158,24 @@ class Decider:
         others = [way for way in (Way.OFF, *ways) if way is not load.way]
         due = [way for way in others if load.due.get(way, 0) <= load.rounds]
         may_wait = load.has_proven(load.way) if load.way is not Way.OFF else all(way in load.ratios for way in ways)
-        kept = KEPT if may_wait else 0
-        if due and self.account > (kept + LOOK) * self._round_seconds:
-            if Way.DRAFT in due and opening() > self.account:
-                load.due[Way.DRAFT] = load.rounds + FIRST
+        if due and self.account > (KEPT * may_wait + LOOK) * self._round_seconds:
+            if Way.DRAFT in due and (wait := self._wait(load, prospect())):
+                load.due[Way.DRAFT] = load.rounds + wait
                 return
             before, rounds = load.present, list(load.recent)
             way = min(due, key=lambda way: (load.due.get(way, 0), way != Way.DRAFT))
             load.trial = Trial(way, rounds, Rate.of(rounds).value)
             self._settle(before)
         elif load.way is not Way.OFF and load.way not in load.ratios:
+            load.due[load.way] = load.rounds + FIRST
             self._go_off(load, "the loads beside it were on, and trials have spent what they may")
+
+    def _wait(self, load: Load, prospect: Prospect) -> int:
+        """Rounds for which a trial of the draft has to wait."""
+        if prospect.opening > self.account:
+            return FIRST
+        is_met = any(Way.DRAFT in other.ratios for other in self.loads.values() if other.draft == load.draft)
+        return SELDOM if is_met and prospect.ratio < 1 and Way.DRAFT not in {*load.due, *load.ratios} else 0
 
     def _look(self, load: Load, trial: Trial) -> None:
         """Ends a trial that is clear, long enough, or more than can be afforded."""

@@ -1,12 +1,16 @@
 """A number of running rows with a draft: what was measured there, and which way is followed."""
 
 import math
+from bisect import bisect_left
 from collections import abc, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from services.verifier.rate import Rate, Ratio, Round
 
+TOPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Most rows of each bucket: narrow enough that the shape of a plain step's curve corrects what differs within one."""
 WINDOW, STRETCH = 8, 128
 """Rounds of a window: a tenth of noise a round becomes 4 %. And how many of the followed way's are remembered: sixteen
 windows, which another way is compared with."""
@@ -24,6 +28,30 @@ class Way(StrEnum):
     """With what followed when their ends occurred before; no draft."""
     DRAFT = "draft"
     """With a draft's proposals, and with text."""
+
+
+class Decision(NamedTuple):
+    """What was decided, and when by the clock of `time.time`."""
+
+    at: float
+    words: str
+
+
+class Prospect(NamedTuple):
+    """What is expected of a draft that is not followed, by what was measured elsewhere."""
+
+    opening: float
+    """Seconds that its beginning takes from the target."""
+    ratio: float
+    """Tokens a second, relative to off."""
+
+
+NOT_KNOWN = Prospect(0.0, math.inf)
+
+
+def bucket(rows: int) -> int:
+    """The most rows of the bucket that has so many."""
+    return TOPS[min(bisect_left(TOPS, rows), len(TOPS) - 1)]
 
 
 @dataclass(slots=True)
@@ -69,6 +97,11 @@ class Load:
     def present(self) -> Way:
         """The way of the next round."""
         return self.way if self.trial is None or self.trial.is_over else self.trial.way
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was measured here yet, nor begun or put off."""
+        return not (self.ratios or self.due or self.trial)
 
     @property
     def is_proven(self) -> bool:
@@ -132,3 +165,12 @@ class Load:
             ratio.weight, ratio.lows = ratio.weight / 10, 0
         self.interval.clear()
         self.due = {way: min(due, self.rounds + wait) for way, due in self.due.items()}
+
+
+def nearest(loads: abc.Iterable[Load], load: Load, ways: abc.Collection[Way]) -> Load | None:
+    """Of loads with the same draft and more rows, that follow one of these ways and have proven that it pays, the next
+    one: a step of fewer rows leaves more room for proposed tokens.
+    """
+    above = [other for other in loads if other.draft == load.draft and other.rows > load.rows]
+    proven = [other for other in above if other.way in ways and other.is_proven]
+    return min(proven, key=lambda other: other.rows, default=None)

@@ -1,13 +1,15 @@
 """How the next rounds of the whole batch go on, and what they should take: decided after every step."""
 
+import math
 import time
 from collections import abc
+from dataclasses import dataclass, replace
 
 from services.engine.readings import Attribute, Reading, Readings
 from services.engine.step_times import StepTimes
 from services.verifier.decision import Decider
 from services.verifier.governor import Allocation, Drafting, affordable_wait, allocate, worth_waiting
-from services.verifier.load import Load, Way
+from services.verifier.load import Load, Prospect, Way, bucket
 from services.verifier.settings import Speculation
 from services.verifier.target_sequence import Origin, TargetSequence
 
@@ -20,6 +22,16 @@ _ALWAYS_SECONDS = 0.1
 """A proposal is waited for so long where it is to be used whether that pays or not."""
 _DRAFT_SHARE = 0.25
 """A draft is taken to compute prompts in this share of the target's time until it says how long its steps take."""
+
+
+@dataclass(slots=True)
+class _Rounds:
+    """What rounds with proposals were like."""
+
+    rest: float = 0.0
+    """Smoothed time that neither the verifier's step nor the draft's steps explain; a stall counts as little of it."""
+    ready: float = 0.0
+    """Smoothed share of proposals that were there in time."""
 
 
 class Planner:
@@ -44,12 +56,12 @@ class Planner:
         self._suffix_drafting = suffix_drafting
         self._step_seconds = 0.0
         """Of the draft, as it said last."""
-        self._rest = 0.0
-        """Smoothed time of a round that neither the verifier's step nor the draft's steps explain."""
-        self._ready = 0.0
-        """Smoothed share of rounds whose proposals were there in time."""
+        self._rounds: dict[int, _Rounds] = {}
+        """By bucket of rows: what is between draft and target grows with the number of streams."""
         self._rows = 0
         """Sequences that decode; 0 when the round will not say anything about speculation."""
+        self._streams = 0
+        """Sequences that decode, in any case."""
         self._advanced_at = 0.0
         self._mixed = True
         """Whether prompts were computed, or nothing at all, since the last round: its time says nothing."""
@@ -65,6 +77,7 @@ class Planner:
         """
         started = time.perf_counter()
         decoding = [target for target in targets if target.num_due <= 1]
+        self._streams = len(decoding)
         self.way = self._decide(decoding, step_times)
         allocation = None
         if self.way is Way.DRAFT:
@@ -108,10 +121,11 @@ class Planner:
         if self.way is Way.OFF:
             self.off_seconds += seconds
         if drafted:
-            self._ready += _SMOOTHING * (sum(t.was_ready for t in drafted) / len(drafted) - self._ready)
+            was, step = self._rounds_of(self._streams), step_times.seconds(rows)
+            was.ready += _SMOOTHING * (sum(t.was_ready for t in drafted) / len(drafted) - was.ready)
             steps = max(len(target.taken.token_ids) for target in drafted)
-            rest = seconds - step_times.seconds(rows) - (1 - self._ready) * self._step_seconds * steps
-            self._rest += _SMOOTHING * (min(max(rest, 0.0), seconds) - self._rest)
+            rest = seconds - step - (1 - was.ready) * self._step_seconds * steps
+            was.rest += _SMOOTHING * (min(max(rest, 0.0), 2 * was.rest + step) - was.rest)
 
     def readings(self) -> Readings:
         """What was decided, and what was measured to decide it."""
@@ -150,17 +164,39 @@ class Planner:
         if not ways:
             return Way.OFF
         self._rows = len(decoding)
-        return self.decider.decide(self._rows, draft, ways, lambda: self._opening(decoding, step_times))
+        return self.decider.decide(self._rows, draft, ways, lambda: self._prospect(decoding, step_times))
 
     def _allocate(self, decoding: abc.Sequence[TargetSequence], step_times: StepTimes, *, computes: bool) -> Allocation:
         """What each sequence wants. A draft on the same cores stands still while prompts are computed."""
-        offers = [target.acceptance.of_next(target.room) for target in decoding]
-        each = (1 - self._ready) * self._step_seconds / max(1, len(decoding))
         must = self._speculation is Speculation.ALWAYS or self.decider.is_trying
-        allocation = allocate(offers, step_times.curve, 0, Drafting(self._rest, each), must * len(decoding))
+        allocation = self._best(decoding, step_times, must * len(decoding))
         for target, count in zip(decoding, allocation.num_tokens, strict=True):
             target.wanted = count if target.draft_is_apart or not computes else 0
         return allocation
+
+    def _best(self, decoding: abc.Sequence[TargetSequence], step_times: StepTimes, least: int) -> Allocation:
+        offers = [target.acceptance.of_next(target.room) for target in decoding]
+        return allocate(offers, step_times.curve, 0, self._drafting(len(decoding)), least)
+
+    def _drafting(self, rows: int) -> Drafting:
+        was = self._rounds_of(rows)
+        return Drafting(was.rest, (1 - was.ready) * self._step_seconds / max(1, rows))
+
+    def _rounds_of(self, rows: int) -> _Rounds:
+        """Of this bucket; one not met before begins with what the nearest one has."""
+        top = bucket(max(1, rows))
+        if top not in self._rounds:
+            nearest = min(self._rounds, key=lambda other: abs(math.log(other / top)), default=None)
+            self._rounds[top] = _Rounds() if nearest is None else replace(self._rounds[nearest])
+        return self._rounds[top]
+
+    def _prospect(self, decoding: abc.Sequence[TargetSequence], step_times: StepTimes) -> Prospect:
+        """What the draft would cost and give, by what rounds with it took elsewhere."""
+        rows = len(decoding)
+        best, drafting = self._best(decoding, step_times, rows), self._drafting(rows)
+        seconds = best.seconds + drafting.first + drafting.each * sum(best.num_tokens)
+        ratio = best.tokens / rows * step_times.seconds(rows) / seconds if seconds else math.inf
+        return Prospect(self._opening(decoding, step_times), ratio)
 
     def _opening(self, decoding: abc.Iterable[TargetSequence], step_times: StepTimes) -> float:
         """What the draft takes from the verifier for the texts that it does not know yet."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.controller import Change, Pair, grid, simulate
-from services.verifier.decision import CREDIT, MAX_LOADS, Decider
-from services.verifier.load import Load, Way
+from services.verifier.decision import CREDIT, MAX_LOADS, SELDOM, Decider
+from services.verifier.load import Load, Prospect, Way
 from services.verifier.rate import Rate, Ratio
 from services.verifier.verdicts import Verdicts
 
@@ -77,6 +77,34 @@ def test_who_follows_what_is_not_proven_does_not_wait() -> None:
     assert "off at 8 rows" in decider.decisions[0].words
 
 
+def test_where_a_draft_that_is_known_is_expected_to_lose_its_first_trial_waits() -> None:
+    def tried_after(decider: Decider, ratio: float) -> int:
+        for number in range(1000):
+            if decider.decide(8, "draft", (Way.DRAFT,), lambda: Prospect(0.0, ratio)) is Way.DRAFT:
+                return number
+            decider.record(8, 8, 1.0, lambda _: 1.0, drafted=False)
+        return 1000
+
+    def met() -> Decider:
+        return Decider([Load(1, "draft", Way.OFF, {Way.DRAFT: Ratio(mean=-0.5, weight=900.0)})])
+
+    assert tried_after(Decider(), ratio=0.9) < 20, "nothing is known of the draft"
+    assert tried_after(met(), ratio=1.1) < 20, "it is expected to gain"
+    assert SELDOM <= tried_after(met(), ratio=0.9) < 2 * SELDOM, "an estimate never decides"
+
+
+def test_a_load_not_met_before_goes_the_way_that_pays_at_more_rows_if_it_is_expected_to() -> None:
+    def first(ratio: float, proven: Load, rows: int = 6) -> Way:
+        return Decider([proven]).decide(rows, "draft", (Way.DRAFT,), lambda: Prospect(0.0, ratio))
+
+    assert first(1.5, known()) is Way.DRAFT
+    assert first(1.5, known(), rows=12) is Way.OFF, "more rows leave less room"
+    assert first(0.9, known()) is Way.OFF, "it is expected to lose"
+    assert first(1.5, known(Way.OFF)) is Way.OFF
+    unclear = Load(8, "draft", Way.DRAFT, {Way.DRAFT: Ratio(mean=0.05, weight=100.0)})
+    assert first(1.5, unclear) is Way.OFF, "it is not proven there"
+
+
 def test_text_alone_is_a_way_of_its_own() -> None:
     decider = Decider()
     for _ in range(400):
@@ -91,7 +119,7 @@ def test_text_alone_is_a_way_of_its_own() -> None:
 def test_a_draft_whose_beginning_costs_more_than_may_be_lost_is_not_tried() -> None:
     decider = Decider()
     for _ in range(200):
-        assert decider.decide(8, "draft", (Way.DRAFT,), lambda: 1000.0) is Way.OFF
+        assert decider.decide(8, "draft", (Way.DRAFT,), lambda: Prospect(1000.0, 2.0)) is Way.OFF
         decider.record(8, 8, 1.0, lambda _: 1.0, drafted=False)
 
 

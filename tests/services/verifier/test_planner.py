@@ -10,7 +10,7 @@ from services.engine.step_times import StepTimes
 from services.verifier.load import WINDOW, Way
 from services.verifier.planner import Planner
 from services.verifier.settings import Speculation
-from services.verifier.target_sequence import TargetSequence
+from services.verifier.target_sequence import Offer, Origin, TargetSequence
 
 MAX_DRAFT_TOKENS = 5
 
@@ -84,6 +84,26 @@ def test_fewer_tokens_are_wanted_of_a_draft_whose_steps_take_long() -> None:
     assert wanted == sorted(wanted, reverse=True)
     assert wanted[0] == MAX_DRAFT_TOKENS
     assert wanted[-1] == 1
+
+
+def test_what_rounds_take_beside_steps_is_learned_for_each_number_of_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, planner, steps = [1.0], always(), RowSeconds(0.1)
+    monkeypatch.setattr("services.verifier.planner.time.monotonic", lambda: clock[0])
+    streams = [target(0.8) for _ in range(8)]
+
+    def wanted_after(taken: list[TargetSequence], rest: float) -> int:
+        for _ in range(100):
+            planner.plan(taken, steps)
+            for one in taken:
+                one.taken = Offer(Origin.DRAFT, [7], [0.8], [None], 0)
+            clock[0] += steps.seconds(2 * len(taken)) + rest
+            planner.record(len(taken), taken, 2 * len(taken), steps)
+        planner.plan(streams[:1], steps)
+        return streams[0].wanted
+
+    assert wanted_after(streams, rest=9.0) == MAX_DRAFT_TOKENS, "one stream is taken to be as eight, until it was seen"
+    assert wanted_after(streams[:1], rest=0.0) < MAX_DRAFT_TOKENS
+    assert wanted_after(streams, rest=9.0) < MAX_DRAFT_TOKENS
 
 
 def test_it_begins_off_and_nothing_is_wanted_until_off_was_measured() -> None:
