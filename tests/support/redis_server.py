@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+
+from services.local.ports import free_port
 
 _START_SECONDS = 30.0
 
@@ -120,11 +121,7 @@ def running_cluster(folder: Path) -> Iterator[RedisCluster]:
 
 def free_ports(count: int) -> list[int]:
     """TCP ports of loopback that nobody listens on, all different."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    return [free_port() for _ in range(count)]
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
