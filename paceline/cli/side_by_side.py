@@ -1,6 +1,5 @@
 """The same text with speculation and without: measured, told in a line, and shown in colours as it comes."""
 
-import statistics
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +16,15 @@ class Run(NamedTuple):
     """One measured text."""
 
     token_ids: list[int]
-    tokens_per_second: float
-    """Behind the first token."""
+    seconds: float
+    """From the first token to the last."""
     drafted: int
     accepted: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Behind the first token."""
+        return (len(self.token_ids) - 1) / self.seconds if self.seconds > 0 else 0.0
 
 
 class Asked(NamedTuple):
@@ -33,7 +37,7 @@ class Asked(NamedTuple):
     @property
     def ratio(self) -> float:
         """What speculation gained."""
-        return self.on.tokens_per_second / self.off.tokens_per_second
+        return _ratio([self])
 
     @property
     def is_same(self) -> bool:
@@ -54,8 +58,7 @@ async def measured(events: AsyncIterator[Any], *, is_shown: bool = False) -> Run
     if usage is None:
         raise RuntimeError("the stream ended without its usage")
     seconds = usage.total_seconds - usage.time_to_first_token_seconds
-    speed = (len(token_ids) - 1) / seconds if seconds > 0 else 0.0
-    return Run(token_ids, speed, usage.num_drafted_tokens, usage.num_accepted_tokens)
+    return Run(token_ids, seconds, usage.num_drafted_tokens, usage.num_accepted_tokens)
 
 
 def show(delta: Delta) -> None:
@@ -83,7 +86,7 @@ def told(asked: Asked) -> str:
 
 
 def show_table(asked: Sequence[Asked], title: str) -> float:
-    """Prints what texts came to, and returns the median of what speculation gained."""
+    """Prints what texts came to, and returns how long all of them took without speculation, relative to with it."""
     table = Table(box=None, title=f"{title}; greedy, tokens a second behind the first", title_justify="left")
     table.add_column("asked")
     for name in ("off", "on", "on / off", "accepted of proposed", "same words"):
@@ -93,4 +96,9 @@ def show_table(asked: Sequence[Asked], title: str) -> float:
         speeds = (f"{run.tokens_per_second:.0f}" for run in (each.off, each.on))
         table.add_row(each.question, *speeds, f"{each.ratio:.2f}", share, "yes" if each.is_same else "NO")
     out.print(table)
-    return statistics.median(each.ratio for each in asked)
+    return _ratio(asked)
+
+
+def _ratio(asked: Sequence[Asked]) -> float:
+    off, on = sum(each.off.seconds for each in asked), sum(each.on.seconds for each in asked)
+    return off / on if on else 1.0

@@ -8,10 +8,10 @@ from itertools import cycle
 import psutil
 
 _OFFERED = range(20_000, 30_000)
-"""Below those that systems give to whoever asks for any: a port that is free now is not taken by somebody's outgoing
-connection before it is used. Above are those of Kubernetes."""
-_FIRST = os.getpid() * 997 % len(_OFFERED)
-"""Processes begin far from each other, so that two are not given the same one at once."""
+"""Below those that Linux, unless told otherwise, gives to whoever asks for any: a port that is free now is not taken by
+somebody's outgoing connection before it is used. Above are those of Kubernetes."""
+_FIRST = os.getpid() * 6181 % len(_OFFERED)
+"""Processes begin far from each other, by the golden section, so that two are not given the same one at once."""
 _candidates: Iterator[int] = cycle((*_OFFERED[_FIRST:], *_OFFERED[:_FIRST]))
 
 

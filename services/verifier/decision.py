@@ -12,7 +12,7 @@ from collections import abc, deque
 
 from cachetools import FIFOCache
 
-from services.verifier.load import NOT_KNOWN, STRETCH, WINDOW, Decision, Load, Prospect, Trial, Way, bucket, nearest
+from services.verifier.load import NOT_KNOWN, STRETCH, WINDOW, Decision, Load, Prospect, Trial, Way, bucket
 from services.verifier.rate import Rate
 
 CREDIT, FEED = 30, 0.005
@@ -31,8 +31,8 @@ EARLY = 2.6
 UNCLEAR, FIRST, SELDOM, LONGEST = 16, 64, 256, 4096
 """Rounds from one trial to the next, doubled whenever the same was found. From the first to the third while nothing is
 proven: a load settles within a hundred rounds, and a close one costs less than the account earns. From the second once
-something is, up to the last where a trial costs much: trials may spend half of what is earned. And the third is waited
-for a first trial that is expected to lose: whoever asks only for a moment pays for none then."""
+something is, up to the last where a trial costs much: trials may spend half of what is earned. A first trial that is
+expected to lose waits for the third, so that a short visit pays for none."""
 SETTLING, MAX_SETTLING = 2, 12
 """Rounds after a change of way that do not count: what was begun is still about. A draft has the second number to come
 with its proposals; then it is measured as it is."""
@@ -70,7 +70,7 @@ class Decider:
     ) -> Way:
         """How the next round goes on with so many rows, where there is this draft and these ways beside off.
 
-        What a draft is expected to cost and to give says when it is tried, never whether it is followed.
+        What a draft is expected to cost and to give says when it is measured, never what is found.
         """
         top = bucket(rows)
         load = self._load
@@ -121,11 +121,13 @@ class Decider:
                 self._watch(load)
 
     def _enter(self, top: int, draft: str, ways: abc.Collection[Way], prospect: abc.Callable[[], Prospect]) -> Load:
-        """Where nothing was measured, goes the way that pays at more rows, if it is expected to pay here as well."""
+        """Where nothing was measured, takes over what pays at more rows, if it is expected to pay here as well."""
         load = self.loads.setdefault((top, draft), Load(top, draft))
-        near = nearest(self.loads.values(), load, ways) if load.is_new else None
-        if near is not None and prospect().ratio > 1:
-            load.follow(near.way)
+        above = None if load.ratios or load.trial else load.next_above(self.loads.values())
+        way = above.way if above is not None and above.is_proven else load.way
+        is_open = way is not load.way and way in ways and load.due.get(way, 0) <= load.rounds
+        if is_open and (way is not Way.DRAFT or prospect().promises(self.account)):
+            load.follow(way)
         return load
 
     def _earn(self, seconds: float) -> None:
@@ -155,9 +157,10 @@ class Decider:
         if load.way not in (Way.OFF, *ways):
             load.follow(Way.OFF)
             return
-        others = [way for way in (Way.OFF, *ways) if way is not load.way]
+        is_taken_over = load.way not in {Way.OFF, *load.ratios}
+        others = [Way.OFF] if is_taken_over else [way for way in (Way.OFF, *ways) if way is not load.way]
         due = [way for way in others if load.due.get(way, 0) <= load.rounds]
-        may_wait = load.has_proven(load.way) if load.way is not Way.OFF else all(way in load.ratios for way in ways)
+        may_wait = load.has_proven(load.way) if load.way is not Way.OFF else all(way in load.ratios for way in due)
         if due and self.account > (KEPT * may_wait + LOOK) * self._round_seconds:
             if Way.DRAFT in due and (wait := self._wait(load, prospect())):
                 load.due[Way.DRAFT] = load.rounds + wait
@@ -166,16 +169,16 @@ class Decider:
             way = min(due, key=lambda way: (load.due.get(way, 0), way != Way.DRAFT))
             load.trial = Trial(way, rounds, Rate.of(rounds).value)
             self._settle(before)
-        elif load.way is not Way.OFF and load.way not in load.ratios:
+        elif is_taken_over:
             load.due[load.way] = load.rounds + FIRST
-            self._go_off(load, "the loads beside it were on, and trials have spent what they may")
+            self._go_off(load, "more rows were on, and trials have spent what they may")
 
     def _wait(self, load: Load, prospect: Prospect) -> int:
         """Rounds for which a trial of the draft has to wait."""
-        if prospect.opening > self.account:
-            return FIRST
         is_met = any(Way.DRAFT in other.ratios for other in self.loads.values() if other.draft == load.draft)
-        return SELDOM if is_met and prospect.ratio < 1 and Way.DRAFT not in {*load.due, *load.ratios} else 0
+        if is_met and prospect.ratio < 1 and Way.DRAFT not in {*load.due, *load.ratios}:
+            return SELDOM
+        return FIRST if prospect.opening > self.account else 0
 
     def _look(self, load: Load, trial: Trial) -> None:
         """Ends a trial that is clear, long enough, or more than can be afforded."""

@@ -38,15 +38,19 @@ class Decision(NamedTuple):
 
 
 class Prospect(NamedTuple):
-    """What is expected of a draft that is not followed, by what was measured elsewhere."""
+    """What is expected of a draft that is not followed, by what rounds with drafts took so far."""
 
     opening: float
     """Seconds that its beginning takes from the target."""
     ratio: float
-    """Tokens a second, relative to off."""
+    """Tokens a second, relative to off; not a number while there were no such rounds."""
+
+    def promises(self, account: float) -> bool:
+        """Whether it is known, and expected to pay, and to cost no more than so many seconds to begin."""
+        return self.ratio > 1 and self.opening <= account
 
 
-NOT_KNOWN = Prospect(0.0, math.inf)
+NOT_KNOWN = Prospect(0.0, math.nan)
 
 
 def bucket(rows: int) -> int:
@@ -99,11 +103,6 @@ class Load:
         return self.way if self.trial is None or self.trial.is_over else self.trial.way
 
     @property
-    def is_new(self) -> bool:
-        """Whether nothing was measured here yet, nor begun or put off."""
-        return not (self.ratios or self.due or self.trial)
-
-    @property
     def is_proven(self) -> bool:
         """Whether what is followed is not slower than off, as far as was measured."""
         return self.way is Way.OFF or (self.way in self.ratios and self.ratios[self.way].pays is True)
@@ -113,6 +112,13 @@ class Load:
         """The way that gives most, by what was measured."""
         taken = {way: ratio.mean for way, ratio in self.ratios.items() if ratio.is_taken}
         return max(taken, key=lambda way: taken[way], default=Way.OFF)
+
+    def next_above(self, loads: abc.Iterable["Load"]) -> "Load | None":
+        """Of loads with the same draft and more rows, of which something was measured, the one with the fewest. A step
+        of fewer rows leaves more room for proposed tokens.
+        """
+        above = [load for load in loads if load.draft == self.draft and load.rows > self.rows and load.ratios]
+        return min(above, key=lambda load: load.rows, default=None)
 
     def learn(self, trial: Trial) -> Way:
         """Takes in a trial. Returns the way whose ratio to off it says something of."""
@@ -165,12 +171,3 @@ class Load:
             ratio.weight, ratio.lows = ratio.weight / 10, 0
         self.interval.clear()
         self.due = {way: min(due, self.rounds + wait) for way, due in self.due.items()}
-
-
-def nearest(loads: abc.Iterable[Load], load: Load, ways: abc.Collection[Way]) -> Load | None:
-    """Of loads with the same draft and more rows, that follow one of these ways and have proven that it pays, the next
-    one: a step of fewer rows leaves more room for proposed tokens.
-    """
-    above = [other for other in loads if other.draft == load.draft and other.rows > load.rows]
-    proven = [other for other in above if other.way in ways and other.is_proven]
-    return min(proven, key=lambda other: other.rows, default=None)

@@ -29,7 +29,7 @@ class _Rounds:
     """What rounds with proposals were like."""
 
     rest: float = 0.0
-    """Smoothed time that neither the verifier's step nor the draft's steps explain; a stall counts as little of it."""
+    """Smoothed time that neither the verifier's step nor the draft's steps explain; a stall counts only in part."""
     ready: float = 0.0
     """Smoothed share of proposals that were there in time."""
 
@@ -121,7 +121,8 @@ class Planner:
         if self.way is Way.OFF:
             self.off_seconds += seconds
         if drafted:
-            was, step = self._rounds_of(self._streams), step_times.seconds(rows)
+            was = self._rounds.setdefault(bucket(self._streams), replace(self._rounds_of(self._streams)))
+            step = step_times.seconds(rows)
             was.ready += _SMOOTHING * (sum(t.was_ready for t in drafted) / len(drafted) - was.ready)
             steps = max(len(target.taken.token_ids) for target in drafted)
             rest = seconds - step - (1 - was.ready) * self._step_seconds * steps
@@ -183,19 +184,17 @@ class Planner:
         return Drafting(was.rest, (1 - was.ready) * self._step_seconds / max(1, rows))
 
     def _rounds_of(self, rows: int) -> _Rounds:
-        """Of this bucket; one not met before begins with what the nearest one has."""
-        top = bucket(max(1, rows))
-        if top not in self._rounds:
-            nearest = min(self._rounds, key=lambda other: abs(math.log(other / top)), default=None)
-            self._rounds[top] = _Rounds() if nearest is None else replace(self._rounds[nearest])
-        return self._rounds[top]
+        """What is known of this bucket; of the nearest one where it has not had any."""
+        top = bucket(rows)
+        nearest = min(self._rounds, key=lambda other: abs(math.log(other / top)), default=None)
+        return _Rounds() if nearest is None else self._rounds[nearest]
 
     def _prospect(self, decoding: abc.Sequence[TargetSequence], step_times: StepTimes) -> Prospect:
-        """What the draft would cost and give, by what rounds with it took elsewhere."""
+        """What the draft would cost and give, by what rounds with one took, here or where rows are nearly as many."""
         rows = len(decoding)
         best, drafting = self._best(decoding, step_times, rows), self._drafting(rows)
         seconds = best.seconds + drafting.first + drafting.each * sum(best.num_tokens)
-        ratio = best.tokens / rows * step_times.seconds(rows) / seconds if seconds else math.inf
+        ratio = best.tokens / rows * step_times.seconds(rows) / seconds if self._rounds and seconds else math.nan
         return Prospect(self._opening(decoding, step_times), ratio)
 
     def _opening(self, decoding: abc.Iterable[TargetSequence], step_times: StepTimes) -> float:

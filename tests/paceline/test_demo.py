@@ -49,22 +49,22 @@ def test_the_report_says_what_the_draft_was_worth_and_whether_words_are_the_same
     out: Console, tokens: list[int], code: int, said: str
 ) -> None:
     asked = [
-        Asked("first?", Run(tokens, 30.0, 6, 3), Run([1, 2], 10.0, 0, 0)),
-        Asked("second?", Run([1, 2], 40.0, 0, 0), Run([1, 2], 20.0, 0, 0)),
-        Asked("third?", Run([1, 2], 40.0, 4, 1), Run([1, 2], 40.0, 0, 0)),
+        Asked("first?", Run(tokens, 1 / 30, 6, 3), Run([1, 2], 1 / 10, 0, 0)),
+        Asked("second?", Run([1, 2], 1 / 40, 0, 0), Run([1, 2], 1 / 20, 0, 0)),
+        Asked("third?", Run([1, 2], 1 / 40, 4, 1), Run([1, 2], 1 / 40, 0, 0)),
     ]
-    sources = [Asked("import os", Run([1], 50.0, 4, 4), Run([1], 20.0, 0, 0))]
+    sources = [Asked("import os", Run([1, 2], 1 / 50, 4, 4), Run([1, 2], 1 / 20, 0, 0))]
     with out.capture() as captured:
         assert report(asked, sources) == code
     shown = re.sub(r"\x1b\[[\d;]*m", "", captured.get())
     assert re.search(rf"first\?\s+10\s+30\s+3\.00\s+50%\s+{said}", shown)
     assert re.search(r"second\?\s+20\s+40\s+2\.00\s+-\s+yes", shown)
-    assert "the assistant is 2.00 times as fast as without" in shown
+    assert "the assistant is 2.10 times as fast as without" in shown
     assert "texts come 2.50 times as fast" in shown
 
 
 def test_the_report_is_of_the_assistant_alone_where_nothing_else_was_asked(out: Console) -> None:
-    asked = [Asked("first?", Run([1], 30.0, 6, 3), Run([1], 20.0, 0, 0))]
+    asked = [Asked("first?", Run([1, 2], 1 / 30, 6, 3), Run([1, 2], 1 / 20, 0, 0))]
     with out.capture() as captured:
         assert report(asked, ()) == 0
     shown = re.sub(r"\x1b\[[\d;]*m", "", captured.get())
@@ -73,6 +73,13 @@ def test_the_report_is_of_the_assistant_alone_where_nothing_else_was_asked(out: 
 
 
 def test_a_line_says_what_came_of_a_question() -> None:
-    same = Asked("?", Run([1, 2], 30.0, 6, 3), Run([1, 2], 20.0, 0, 0))
+    same = Asked("?", Run([1, 2], 1 / 30, 6, 3), Run([1, 2], 1 / 20, 0, 0))
     assert told(same) == "30 tokens/s, without speculation 20: 1.50 times as fast, the same words"
-    assert told(same._replace(off=Run([3], 20.0, 0, 0))).endswith("OTHER WORDS")
+    assert told(same._replace(off=Run([3], 0.0, 0, 0))).endswith("OTHER WORDS")
+
+
+def test_an_answer_of_one_token_has_no_speed(out: Console) -> None:
+    short = Asked("?", Run([1], 0.0, 0, 0), Run([1], 0.0, 0, 0))
+    assert told(short) == "0 tokens/s, without speculation 0: 1.00 times as fast, the same words"
+    with out.capture():
+        assert report([short], ()) == 0

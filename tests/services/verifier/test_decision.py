@@ -1,5 +1,6 @@
 """Whether to speculate: never slower than off, with any draft, by simulated rounds; and what is said and kept of it."""
 
+import math
 import random
 from pathlib import Path
 
@@ -78,31 +79,60 @@ def test_who_follows_what_is_not_proven_does_not_wait() -> None:
 
 
 def test_where_a_draft_that_is_known_is_expected_to_lose_its_first_trial_waits() -> None:
-    def tried_after(decider: Decider, ratio: float) -> int:
+    def tried_after(decider: Decider, ratio: float, opening: float = 0.0) -> int:
         for number in range(1000):
-            if decider.decide(8, "draft", (Way.DRAFT,), lambda: Prospect(0.0, ratio)) is Way.DRAFT:
+            if decider.decide(8, "draft", (Way.DRAFT,), lambda: Prospect(opening, ratio)) is Way.DRAFT:
                 return number
             decider.record(8, 8, 1.0, lambda _: 1.0, drafted=False)
         return 1000
 
     def met() -> Decider:
-        return Decider([Load(1, "draft", Way.OFF, {Way.DRAFT: Ratio(mean=-0.5, weight=900.0)})])
+        return Decider([lost(1)])
 
     assert tried_after(Decider(), ratio=0.9) < 20, "nothing is known of the draft"
     assert tried_after(met(), ratio=1.1) < 20, "it is expected to gain"
-    assert SELDOM <= tried_after(met(), ratio=0.9) < 2 * SELDOM, "an estimate never decides"
+    assert SELDOM <= tried_after(met(), ratio=0.9) < 2 * SELDOM, "what is expected never decides"
+    assert tried_after(met(), ratio=0.9, opening=1000.0) >= SELDOM, "nor is it tried before that when it costs much"
+
+
+def lost(rows: int) -> Load:
+    return Load(rows, "draft", Way.OFF, {Way.DRAFT: Ratio(mean=-0.5, weight=900.0)})
 
 
 def test_a_load_not_met_before_goes_the_way_that_pays_at_more_rows_if_it_is_expected_to() -> None:
-    def first(ratio: float, proven: Load, rows: int = 6) -> Way:
-        return Decider([proven]).decide(rows, "draft", (Way.DRAFT,), lambda: Prospect(0.0, ratio))
+    def first(ratio: float, *loads: Load, rows: int = 6, opening: float = 0.0) -> Way:
+        return Decider(loads).decide(rows, "draft", (Way.DRAFT,), lambda: Prospect(opening, ratio))
 
     assert first(1.5, known()) is Way.DRAFT
     assert first(1.5, known(), rows=12) is Way.OFF, "more rows leave less room"
     assert first(0.9, known()) is Way.OFF, "it is expected to lose"
-    assert first(1.5, known(Way.OFF)) is Way.OFF
+    assert first(math.nan, known()) is Way.OFF, "nothing is known of rounds with a draft yet"
+    assert first(1.5, known(), opening=1.0) is Way.OFF, "its beginning costs more than trials may"
+    assert first(1.5, lost(8)) is Way.OFF
+    assert first(1.5, lost(8), known(rows=12)) is Way.OFF, "what has the fewest more rows says most"
     unclear = Load(8, "draft", Way.DRAFT, {Way.DRAFT: Ratio(mean=0.05, weight=100.0)})
     assert first(1.5, unclear) is Way.OFF, "it is not proven there"
+
+
+def test_text_that_pays_at_more_rows_is_taken_over_whatever_a_draft_would_give_and_compared_with_off_first() -> None:
+    decider = Decider([Load(8, "", Way.TEXT, {Way.TEXT: Ratio(0.4, 900.0, 12)})])
+    ways = []
+    for _ in range(100):
+        ways.append(decider.decide(6, "", (Way.TEXT, Way.DRAFT), lambda: Prospect(0.0, 0.1)))
+        decider.record(6, 6, {Way.OFF: 1.0, Way.TEXT: 0.7, Way.DRAFT: 2.0}[ways[-1]], lambda _: 1.0, drafted=True)
+    assert ways[0] is Way.TEXT
+    assert next(way for way in ways if way is not Way.TEXT) is Way.OFF
+    assert decider.loads[6, ""].way is Way.TEXT
+
+
+def test_short_visits_add_up_until_what_was_taken_over_is_measured() -> None:
+    decider = Decider([known()])
+    for number in range(400):
+        rows = 6 if number % 12 < 8 else 8
+        way = decider.decide(rows, "draft", (Way.DRAFT,), lambda: Prospect(0.0, 1.5))
+        decider.record(rows, rows, 1.0 if way is Way.OFF or rows == 8 else 1.5, lambda _: 1.0, drafted=True)
+    assert decider.loads[6, "draft"].way is Way.OFF
+    assert decider.loads[6, "draft"].ratios[Way.DRAFT].pays is False
 
 
 def test_text_alone_is_a_way_of_its_own() -> None:
@@ -129,8 +159,8 @@ def test_a_stall_is_not_what_a_way_costs_but_what_comes_often_is() -> None:
     assert Rate.of([(1.0, 1.0), (1.0, 5.0)] * 16).value == pytest.approx(1 / 3, rel=0.05)
 
 
-def known(way: Way = Way.DRAFT) -> Load:
-    load = Load(8, "draft", way)
+def known(way: Way = Way.DRAFT, rows: int = 8) -> Load:
+    load = Load(rows, "draft", way)
     load.ratios[Way.DRAFT] = Ratio(0.4, 900.0, 12)
     return load
 

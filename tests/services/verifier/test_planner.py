@@ -101,7 +101,10 @@ def test_what_rounds_take_beside_steps_is_learned_for_each_number_of_streams(mon
         planner.plan(streams[:1], steps)
         return streams[0].wanted
 
+    planner.plan(streams[:6], steps)
     assert wanted_after(streams, rest=9.0) == MAX_DRAFT_TOKENS, "one stream is taken to be as eight, until it was seen"
+    planner.plan(streams[:6], steps)
+    assert streams[0].wanted == MAX_DRAFT_TOKENS, "nothing was learned of six, which were only planned for"
     assert wanted_after(streams[:1], rest=0.0) < MAX_DRAFT_TOKENS
     assert wanted_after(streams, rest=9.0) < MAX_DRAFT_TOKENS
 
