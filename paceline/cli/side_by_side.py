@@ -24,7 +24,7 @@ class Run(NamedTuple):
     @property
     def tokens_per_second(self) -> float:
         """Behind the first token."""
-        return (len(self.token_ids) - 1) / self.seconds if self.seconds > 0 else 0.0
+        return _speed([self])
 
 
 class Asked(NamedTuple):
@@ -86,7 +86,7 @@ def told(asked: Asked) -> str:
 
 
 def show_table(asked: Sequence[Asked], title: str) -> float:
-    """Prints what texts came to, and returns how long all of them took without speculation, relative to with it."""
+    """Prints what texts came to, and returns how many times as fast all of them together came with speculation."""
     table = Table(box=None, title=f"{title}; greedy, tokens a second behind the first", title_justify="left")
     table.add_column("asked")
     for name in ("off", "on", "on / off", "accepted of proposed", "same words"):
@@ -100,5 +100,11 @@ def show_table(asked: Sequence[Asked], title: str) -> float:
 
 
 def _ratio(asked: Sequence[Asked]) -> float:
-    off, on = sum(each.off.seconds for each in asked), sum(each.on.seconds for each in asked)
-    return off / on if on else 1.0
+    on, off = _speed([each.on for each in asked]), _speed([each.off for each in asked])
+    return on / off if off else 1.0
+
+
+def _speed(runs: Sequence[Run]) -> float:
+    """Tokens a second over all of them, behind the first tokens."""
+    seconds = sum(run.seconds for run in runs)
+    return sum(len(run.token_ids) - 1 for run in runs) / seconds if seconds > 0 else 0.0

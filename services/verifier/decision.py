@@ -70,7 +70,7 @@ class Decider:
     ) -> Way:
         """How the next round goes on with so many rows, where there is this draft and these ways beside off.
 
-        What a draft is expected to cost and to give says when it is measured, never what is found.
+        What a draft is expected to cost and to give says which way a load begins with, and when others are measured.
         """
         top = bucket(rows)
         load = self._load
@@ -121,11 +121,11 @@ class Decider:
                 self._watch(load)
 
     def _enter(self, top: int, draft: str, ways: abc.Collection[Way], prospect: abc.Callable[[], Prospect]) -> Load:
-        """Where nothing was measured, takes over what pays at more rows, if it is expected to pay here as well."""
+        """Where nothing was measured, takes over what pays at more rows; a draft if it is expected to pay here, too."""
         load = self.loads.setdefault((top, draft), Load(top, draft))
         above = None if load.ratios or load.trial else load.next_above(self.loads.values())
         way = above.way if above is not None and above.is_proven else load.way
-        is_open = way is not load.way and way in ways and load.due.get(way, 0) <= load.rounds
+        is_open = way is not load.way and way in ways and self.account >= LOOK * self._round_seconds
         if is_open and (way is not Way.DRAFT or prospect().promises(self.account)):
             load.follow(way)
         return load
@@ -166,18 +166,18 @@ class Decider:
                 load.due[Way.DRAFT] = load.rounds + wait
                 return
             before, rounds = load.present, list(load.recent)
-            way = min(due, key=lambda way: (load.due.get(way, 0), way != Way.DRAFT))
+            known = {Way.OFF, *load.ratios}
+            way = min(due, key=lambda way: (way in known, load.due.get(way, 0), way != Way.DRAFT))
             load.trial = Trial(way, rounds, Rate.of(rounds).value)
             self._settle(before)
         elif is_taken_over:
-            load.due[load.way] = load.rounds + FIRST
             self._go_off(load, "more rows were on, and trials have spent what they may")
 
     def _wait(self, load: Load, prospect: Prospect) -> int:
         """Rounds for which a trial of the draft has to wait."""
         is_met = any(Way.DRAFT in other.ratios for other in self.loads.values() if other.draft == load.draft)
-        if is_met and prospect.ratio < 1 and Way.DRAFT not in {*load.due, *load.ratios}:
-            return SELDOM
+        if is_met and prospect.ratio < 1 and load.rounds < SELDOM and Way.DRAFT not in load.ratios:
+            return SELDOM - load.rounds
         return FIRST if prospect.opening > self.account else 0
 
     def _look(self, load: Load, trial: Trial) -> None:

@@ -43,7 +43,7 @@ class Prospect(NamedTuple):
     opening: float
     """Seconds that its beginning takes from the target."""
     ratio: float
-    """Tokens a second, relative to off; not a number while there were no such rounds."""
+    """Tokens a second, relative to off; not a number while that cannot be known."""
 
     def promises(self, account: float) -> bool:
         """Whether it is known, and expected to pay, and to cost no more than so many seconds to begin."""

@@ -184,13 +184,13 @@ class Planner:
         return Drafting(was.rest, (1 - was.ready) * self._step_seconds / max(1, rows))
 
     def _rounds_of(self, rows: int) -> _Rounds:
-        """What is known of this bucket; of the nearest one where it has not had any."""
+        """Those of the nearest bucket that had rounds with a draft."""
         top = bucket(rows)
         nearest = min(self._rounds, key=lambda other: abs(math.log(other / top)), default=None)
         return _Rounds() if nearest is None else self._rounds[nearest]
 
     def _prospect(self, decoding: abc.Sequence[TargetSequence], step_times: StepTimes) -> Prospect:
-        """What the draft would cost and give, by what rounds with one took, here or where rows are nearly as many."""
+        """What the draft would cost and give, by what rounds with one took at the nearest number of rows."""
         rows = len(decoding)
         best, drafting = self._best(decoding, step_times, rows), self._drafting(rows)
         seconds = best.seconds + drafting.first + drafting.each * sum(best.num_tokens)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.controller import Change, Pair, grid, simulate
-from services.verifier.decision import CREDIT, MAX_LOADS, SELDOM, Decider
+from services.verifier.decision import CREDIT, MAX_LOADS, SELDOM, STAY, Decider
 from services.verifier.load import Load, Prospect, Way
 from services.verifier.rate import Rate, Ratio
 from services.verifier.verdicts import Verdicts
@@ -18,6 +18,13 @@ CELLS = random.Random(7).sample(list(grid()), 16)
 @pytest.mark.parametrize(("pair", "streams"), CELLS)
 def test_whatever_the_draft_the_better_way_is_soon_gone_and_little_is_lost(pair: Pair, streams: int) -> None:
     outcome = simulate(pair, streams, seed=3)
+    assert outcome.settled >= 0.98
+    assert outcome.loss <= 0.01
+
+
+@pytest.mark.parametrize(("pair", "streams"), CELLS[:6])
+def test_the_same_where_what_is_expected_is_right(pair: Pair, streams: int) -> None:
+    outcome = simulate(pair, streams, seed=3, expected=1.0)
     assert outcome.settled >= 0.98
     assert outcome.loss <= 0.01
 
@@ -112,6 +119,15 @@ def test_a_load_not_met_before_goes_the_way_that_pays_at_more_rows_if_it_is_expe
     assert first(1.5, lost(8), known(rows=12)) is Way.OFF, "what has the fewest more rows says most"
     unclear = Load(8, "draft", Way.DRAFT, {Way.DRAFT: Ratio(mean=0.05, weight=100.0)})
     assert first(1.5, unclear) is Way.OFF, "it is not proven there"
+
+
+def test_while_no_trial_can_be_paid_nothing_is_taken_over() -> None:
+    decider = Decider([known()])
+    run(decider, 1, on_seconds=1.0)
+    decider.account = 0.0
+    for _ in range(STAY):
+        way = decider.decide(6, "draft", (Way.DRAFT,), lambda: Prospect(0.0, 1.5))
+    assert decider.loads[6, "draft"].way is way is Way.OFF
 
 
 def test_text_that_pays_at_more_rows_is_taken_over_whatever_a_draft_would_give_and_compared_with_off_first() -> None:
