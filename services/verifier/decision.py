@@ -153,25 +153,24 @@ class Decider:
         return True
 
     def _try(self, load: Load, ways: abc.Collection[Way], prospect: abc.Callable[[], Prospect]) -> None:
-        """Begins a trial if one is due and can be afforded."""
+        """Begins a trial if one is due and can be afforded. Off may always be tried where another way is not proven."""
         if load.way not in (Way.OFF, *ways):
             load.follow(Way.OFF)
             return
-        is_taken_over = load.way not in {Way.OFF, *load.ratios}
-        others = [Way.OFF] if is_taken_over else [way for way in (Way.OFF, *ways) if way is not load.way]
-        due = [way for way in others if load.due.get(way, 0) <= load.rounds]
-        may_wait = load.has_proven(load.way) if load.way is not Way.OFF else all(way in load.ratios for way in due)
-        if due and self.account > (KEPT * may_wait + LOOK) * self._round_seconds:
-            if Way.DRAFT in due and (wait := self._wait(load, prospect())):
-                load.due[Way.DRAFT] = load.rounds + wait
-                return
-            before, rounds = load.present, list(load.recent)
-            known = {Way.OFF, *load.ratios}
-            way = min(due, key=lambda way: (way in known, load.due.get(way, 0), way != Way.DRAFT))
-            load.trial = Trial(way, rounds, Rate.of(rounds).value)
-            self._settle(before)
-        elif is_taken_over:
-            self._go_off(load, "more rows were on, and trials have spent what they may")
+        due = [way for way in (Way.OFF, *ways) if way is not load.way and load.due.get(way, 0) <= load.rounds]
+        is_open = load.way is not Way.OFF and not load.has_proven(load.way)
+        may_wait = not is_open if load.way is not Way.OFF else all(way in load.ratios for way in due)
+        if is_open and Way.OFF in due:
+            due = [Way.OFF]
+        elif not due or self.account <= (KEPT * may_wait + LOOK) * self._round_seconds:
+            return
+        elif Way.DRAFT in due and (wait := self._wait(load, prospect())):
+            load.due[Way.DRAFT] = load.rounds + wait
+            return
+        before, rounds, known = load.present, list(load.recent), {Way.OFF, *load.ratios}
+        way = min(due, key=lambda way: (way in known, load.due.get(way, 0), way != Way.DRAFT))
+        load.trial = Trial(way, rounds, Rate.of(rounds).value)
+        self._settle(before)
 
     def _wait(self, load: Load, prospect: Prospect) -> int:
         """Rounds for which a trial of the draft has to wait."""

@@ -77,10 +77,10 @@ def test_who_can_wait_leaves_others_what_their_first_trial_takes() -> None:
     assert "on at 4 rows" in decider.decisions[0].words
 
 
-def test_who_follows_what_is_not_proven_does_not_wait() -> None:
+def test_who_follows_what_is_not_proven_compares_it_with_off_whatever_there_is_to_lose() -> None:
     decider = Decider([Load(8, "draft", Way.DRAFT, {Way.DRAFT: Ratio(mean=0.05, weight=100.0)})])
     run(decider, 1, on_seconds=1.1)
-    decider.account = 10.0
+    decider.account = 0.0
     run(decider, 200, on_seconds=1.1)
     assert "off at 8 rows" in decider.decisions[0].words
 
