@@ -155,5 +155,5 @@ def _attack(work_dir: Path, *arguments: str) -> Any:
     report.unlink(missing_ok=True)
     paths = os.pathsep.join((str(_ROOT), str(_ROOT / "tests"), os.environ.get("PYTHONPATH", "")))
     command = [sys.executable, "-m", "attacks", *arguments, "--report", str(report)]
-    subprocess.run(command, check=False, cwd=_ROOT, env={**os.environ, "PYTHONPATH": paths})  # noqa: S603
+    subprocess.run(command, check=False, cwd=_ROOT, env={**os.environ, "PYTHONPATH": paths})
     return json.loads(report.read_text())

@@ -130,4 +130,4 @@ def _unread(_: str) -> None:
 
 def _first_key(database: str) -> str:
     command = [sys.executable, "-m", "paceline", "keys", "first", "--database", database]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -109,7 +109,7 @@ def _start(name: str, model: str) -> Start:
 def _seconds_of(model: str, cache: str, *how: str) -> float:
     started = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.starting", model, *how]
-    subprocess.run(command, check=True, env={**os.environ, "XDG_CACHE_HOME": cache})  # noqa: S603
+    subprocess.run(command, check=True, env={**os.environ, "XDG_CACHE_HOME": cache})
     return time.perf_counter() - started
 
 
@@ -146,7 +146,7 @@ def _refuse(case: str, model: str, folder: str) -> Refusal:
     # Nobody listens at the discard port.
     environment = {**os.environ, "HF_HOME": folder, "HF_ENDPOINT": "http://127.0.0.1:9"}
     command = [sys.executable, "-m", "paceline", "up", "--model", model]
-    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)  # noqa: S603
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
     said = (ended.stdout + ended.stderr).strip().replace(folder, "...")
     return Refusal(case, time.perf_counter() - started, said)
 
@@ -157,7 +157,7 @@ def _start_one(model: str, *how: str) -> None:
     from services.engine.engine import Engine
 
     if "untried" in how:
-        setattr(forwards, "check_model_agrees", lambda _loaded: None)  # noqa: B010  It is no setting.
+        setattr(forwards, "check_model_agrees", lambda _loaded: None)
     Engine(EngineConfig(model=model, device=Device.CPU))
 
 

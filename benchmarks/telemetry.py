@@ -162,5 +162,5 @@ async def _scrape(ports: Sequence[int]) -> None:
 
 
 def _read(url: str) -> None:
-    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(url, timeout=10) as answer:
         answer.read()

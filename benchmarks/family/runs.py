@@ -145,6 +145,6 @@ def _acceptance(runs: dict[tuple[float, int], _Runs], temperature: float, agreem
 def _steps(model: str, threads: int, streams: Sequence[int], *, is_draft: bool) -> StepTimes:
     command = [sys.executable, "-m", "benchmarks.family.steps", model, "--threads", str(threads)]
     command += ["--streams", *map(str, streams), *(["--draft"] if is_draft else [])]
-    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: StepTimes = {int(count): [(rows, s) for rows, s in times] for count, times in json.loads(said).items()}
     return found

@@ -121,7 +121,7 @@ def _prompts() -> Iterator[list[int]]:
 
 def _versions(peers: Path) -> dict[str, str]:
     code = "from importlib.metadata import version; print(version('openvino-genai'))"
-    said = subprocess.run(  # noqa: S603
+    said = subprocess.run(
         [peers / "openvino" / "bin" / "python", "-c", code], check=True, capture_output=True, text=True
     )
     sdist = next((peers / "sdist").glob("llama_cpp_python-*.tar.gz"), None)

@@ -104,7 +104,7 @@ class Decider:
         if trial is not None and not trial.is_over:
             trial.lost += seconds - this[0] / trial.rate
             if self._settles(load, drafted=drafted):
-                if trial.lost > self.account:
+                if trial.lost > trial.may_lose:
                     self._conclude(load, trial)
             else:
                 trial.tried.append(this)
@@ -158,18 +158,19 @@ class Decider:
             load.follow(Way.OFF)
             return
         due = [way for way in (Way.OFF, *ways) if way is not load.way and load.due.get(way, 0) <= load.rounds]
-        is_open = load.way is not Way.OFF and not load.has_proven(load.way)
-        may_wait = not is_open if load.way is not Way.OFF else all(way in load.ratios for way in due)
-        if is_open and Way.OFF in due:
+        unproven = load.way is not Way.OFF and not load.has_proven(load.way)
+        may_wait = not unproven and (load.way is not Way.OFF or all(way in load.ratios for way in due))
+        least = LOOK * self._round_seconds
+        if unproven and Way.OFF in due:
             due = [Way.OFF]
-        elif not due or self.account <= (KEPT * may_wait + LOOK) * self._round_seconds:
+        elif not due or self.account <= KEPT * may_wait * self._round_seconds + least:
             return
         elif Way.DRAFT in due and (wait := self._wait(load, prospect())):
             load.due[Way.DRAFT] = load.rounds + wait
             return
         before, rounds, known = load.present, list(load.recent), {Way.OFF, *load.ratios}
         way = min(due, key=lambda way: (way in known, load.due.get(way, 0), way != Way.DRAFT))
-        load.trial = Trial(way, rounds, Rate.of(rounds).value)
+        load.trial = Trial(way, rounds, Rate.of(rounds).value, max(least, self.account))
         self._settle(before)
 
     def _wait(self, load: Load, prospect: Prospect) -> int:
@@ -181,13 +182,13 @@ class Decider:
 
     def _look(self, load: Load, trial: Trial) -> None:
         """Ends a trial that is clear, long enough, or more than can be afforded."""
-        if len(trial.tried) % LOOK and trial.lost <= self.account:
+        if len(trial.tried) % LOOK and trial.lost <= trial.may_lose:
             return
         tried, before = Rate.of(trial.tried), Rate.of(trial.before)
         lost, windows = trial.lost / self._round_seconds, len(trial.tried) / WINDOW
         if abs(tried.errors_above(before)) > EARLY or (lost > 1 and load.is_confirmed(trial.way, tried, before)):
             self._conclude(load, trial)
-        elif trial.lost > self.account or windows >= (2 if lost > LOOK else MOST):
+        elif trial.lost > trial.may_lose or windows >= (2 if lost > LOOK else MOST):
             trial.is_over = True
             self._settle(trial.way)
 

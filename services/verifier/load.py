@@ -66,6 +66,8 @@ class Trial:
     before: list[Round]
     rate: float
     """Of the followed way, before."""
+    may_lose: float
+    """Seconds after which it ends."""
     tried: list[Round] = field(default_factory=list)
     after: list[Round] = field(default_factory=list)
     lost: float = 0.0

@@ -121,8 +121,9 @@ class Planner:
         if self.way is Way.OFF:
             self.off_seconds += seconds
         if drafted:
-            was = self._rounds.setdefault(bucket(self._streams), replace(self._rounds_of(self._streams)))
-            step = step_times.seconds(rows)
+            was, step = self._rounds_of(self._streams), step_times.seconds(rows)
+            if bucket(self._streams) not in self._rounds:
+                was = self._rounds[bucket(self._streams)] = replace(was)
             was.ready += _SMOOTHING * (sum(t.was_ready for t in drafted) / len(drafted) - was.ready)
             steps = max(len(target.taken.token_ids) for target in drafted)
             rest = seconds - step - (1 - was.ready) * self._step_seconds * steps
@@ -184,8 +185,10 @@ class Planner:
         return Drafting(was.rest, (1 - was.ready) * self._step_seconds / max(1, rows))
 
     def _rounds_of(self, rows: int) -> _Rounds:
-        """Those of the nearest bucket that had rounds with a draft."""
+        """Those of this bucket, or of the nearest that had rounds with a draft."""
         top = bucket(rows)
+        if (known := self._rounds.get(top)) is not None:
+            return known
         nearest = min(self._rounds, key=lambda other: abs(math.log(other / top)), default=None)
         return _Rounds() if nearest is None else self._rounds[nearest]
 

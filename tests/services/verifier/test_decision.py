@@ -121,6 +121,17 @@ def test_a_load_not_met_before_goes_the_way_that_pays_at_more_rows_if_it_is_expe
     assert first(1.5, unclear) is Way.OFF, "it is not proven there"
 
 
+@pytest.mark.parametrize(("on_seconds", "way"), [(0.93, Way.DRAFT), (1.1, Way.OFF)])
+def test_with_nothing_left_to_lose_what_is_not_proven_is_still_measured(on_seconds: float, way: Way) -> None:
+    decider = Decider([Load(8, "draft", Way.DRAFT, {Way.DRAFT: Ratio(mean=0.05, weight=100.0)})])
+    run(decider, 1, on_seconds)
+    for _ in range(400):
+        decider.account = min(decider.account, 0.0)
+        run(decider, 1, on_seconds)
+    assert decider.loads[8, "draft"].way is way
+    assert decider.decisions, "it was compared"
+
+
 def test_while_no_trial_can_be_paid_nothing_is_taken_over() -> None:
     decider = Decider([known()])
     run(decider, 1, on_seconds=1.0)
