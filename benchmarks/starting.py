@@ -157,7 +157,7 @@ def _start_one(model: str, *how: str) -> None:
     from services.engine.engine import Engine
 
     if "untried" in how:
-        setattr(forwards, "check_model_agrees", lambda _loaded: None)
+        setattr(forwards, "check_model_agrees", lambda _loaded: None)  # noqa: B010  It is no setting.
     Engine(EngineConfig(model=model, device=Device.CPU))
 
 
