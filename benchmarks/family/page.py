@@ -65,10 +65,10 @@ def run_family(folder: Path, work_dir: Path, *, is_quick: bool, seed: int) -> tu
 def _measure(shape: Shape | None, work_dir: Path, plan: Plan, seed: int) -> Row:
     """Of a pair of the family; of the one that ships where none is named."""
     if shape is None:
-        shipped = measure_pair(shipped_model("target"), shipped_model("draft"), plan, _SHIPPED_AGREEMENT, seed)
+        shipped = measure_pair(shipped_model("target"), shipped_model("draft"), plan, seed)
         return Row("shipped", 10.6, _SHIPPED_AGREEMENT, shipped)
     built = build_pair(shape, work_dir / "family" / shape.name)
-    measured = measure_pair(built.target, built.draft, plan, built.agreement, seed)
+    measured = measure_pair(built.target, built.draft, plan, seed)
     return Row(shape.name, shape.ratio, shape.acceptance, measured)
 
 
@@ -105,7 +105,7 @@ def _page(
         "",
         f"Written by `make bench`: {machine()}. All on this page comes from one run, {extent}.{drawn} Prompts of "
         "64 random tokens, each asked once with speculation and once without, up to 128 tokens produced (fewer where a "
-        f"run would take longer than two seconds), prompt processing included; medians over {plan.pairs} pairs of "
+        f"run would take longer than 1.75 seconds), prompt processing included; medians over {plan.pairs} pairs of "
         "runs in turns (on / off, off / on), after one that stands as *cold*: the system had not met that number of "
         "streams. Both ways are the same system, and who is asked second finds the prompts computed: each way's own "
         "figures are of runs in which it was first, and on / off is the geometric mean of the medians of both orders. "
@@ -117,9 +117,10 @@ def _page(
         "proposed token is accepted, given that all before it were (`benchmarks/family/build.py`).",
         "",
         "The **limit** for n streams is the best over K ≥ 0 of (1 + a + ... + a^K) / (verify(n(K+1)) / verify(n) + "
-        "K d(n)), where a is the acceptance measured in this run, verify and d the step times of both models measured "
-        "in this run with nothing else running, d(n) = draft step / target step at n rows. It counts no message, no "
-        "wait and no prompt; what is compared with it leaves prompts out too.",
+        "K d(n)), where a is the acceptance measured in this run of one proposed token a round, to one stream (where "
+        "more are proposed, or to more streams, it is those that are likelier), verify and d the step times of both "
+        "models measured in this run with nothing else running, d(n) = draft step / target step at n rows. It counts "
+        "no message, no wait and no prompt; what is compared with it leaves prompts out too.",
         "",
         *table(("measure", "value", "floor"), [(f.name, f"**{f.value:.2f}**", f.floor or "-") for f in floors]),
         f"Streams whose tokens differed between on and off: **{mismatches}**.",

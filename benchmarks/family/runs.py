@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import chain, islice
 from typing import NamedTuple
 
 from benchmarks.family.steps import StepTimes, seconds_of
@@ -14,16 +16,22 @@ from paceline.cli.bench.limit import Limit, best_ratio
 from paceline.cli.bench.load import Run, by_position, overall, run_streams
 from paceline.cli.bench.prompts import Prompt, made_up
 from paceline.cli.bench.summary import Summary, summarize
+from paceline.requests import Options
 from services.local.launcher import running
 from services.local.pair import Pair
 from services.local.system import SystemSettings
 from services.local.threads import divide_threads
+from services.verifier.settings import Speculation
 
 _PROMPT_TOKENS = 64
 _NUM_TOKENS = 128
 _LEAST_TOKENS = 32
-_RUN_SECONDS = 2.0
+_RUN_SECONDS = 1.75
 """A run of many streams that would take longer produces fewer tokens a stream."""
+
+
+_NUM_JUDGED = 12, 64
+"""Acceptance is measured on so many prompts, of so many tokens each."""
 
 
 class Plan(NamedTuple):
@@ -62,7 +70,7 @@ class Measured(NamedTuple):
 
     cells: list[Cell]
     acceptance: dict[float, float]
-    """Acceptance per position by temperature."""
+    """Acceptance per position by temperature, of one proposed token a round, and one stream."""
 
 
 class _Runs(NamedTuple):
@@ -71,32 +79,24 @@ class _Runs(NamedTuple):
     off: list[Run]
 
 
-def measure_pair(target: str, draft: str, plan: Plan, agreement: float, seed: int) -> Measured:
-    """Starts the pair and measures it. Where nothing was ever proposed, `agreement` stands for acceptance."""
+def measure_pair(target: str, draft: str, plan: Plan, seed: int) -> Measured:
+    """Starts the pair and measures it."""
     threads = divide_threads(os.cpu_count() or 1, with_draft=True)
     verify = _steps(target, threads.verifier, plan.streams, is_draft=False)
     drafts = _steps(draft, threads.draft, plan.streams, is_draft=True)
     runs = asyncio.run(_measure(target, draft, plan, seed))
-    acceptance = {temperature: _acceptance(runs, temperature, agreement) for temperature in plan.temperatures}
+    acceptance = asyncio.run(_acceptance(target, draft, plan.temperatures, seed))
     cells = []
     for (temperature, count), (num_tokens, on, off) in runs.items():
         cold = on[0].tokens_per_second / off[0].tokens_per_second
         limit = best_ratio(acceptance[temperature], count, seconds_of(verify, count), seconds_of(drafts, count))
-        cells.append(Cell(temperature, num_tokens, cold, summarize(on[1:], off[1:], None, None), limit))
+        cells.append(Cell(temperature, num_tokens, cold, summarize(on[1:], off[1:]), limit))
     return Measured(cells, acceptance)
 
 
 async def _measure(target: str, draft: str, plan: Plan, seed: int) -> dict[tuple[float, int], _Runs]:
-    pair = Pair(id="pair", model=target, draft=draft)
-    # Proposals from the text itself need no draft: what they give stands on a page of its own.
-    overrides = {"verifier": {"suffix_drafting": False, "verdict_file": ""}}
-    async with (
-        running(SystemSettings((pair,), log_level="WARNING", overrides=overrides)) as launcher,
-        Client(launcher.address()) as client,
-    ):
-        (model,) = await client.list_models()
-        most = 1 + (2 + plan.pairs) * sum(plan.streams) * len(plan.temperatures)
-        prompts = iter(made_up(most, _PROMPT_TOKENS, model.target.vocab_size, seed))
+    most = 1 + (2 + plan.pairs) * sum(plan.streams) * len(plan.temperatures)
+    async with _system(target, draft, Speculation.MEASURED, most, seed) as (client, prompts):
         await run_streams(client, [next(prompts)], {"max_tokens": 8, "speculation": False})
         return {
             (temperature, count): await _cell(client, prompts, count, temperature, plan.pairs)
@@ -129,17 +129,32 @@ async def _cell(client: Client, prompts: Iterator[Prompt], count: int, temperatu
     return runs
 
 
-def _acceptance(runs: dict[tuple[float, int], _Runs], temperature: float, agreement: float) -> float:
-    rounds = [
-        judged
-        for (at, _), measured in runs.items()
-        if at == temperature
-        for run in measured.on
-        for stream in run.streams
-        for judged in stream.rounds
-    ]
-    found = overall(by_position(rounds))
-    return agreement if found is None else found
+async def _acceptance(target: str, draft: str, temperatures: Sequence[float], seed: int) -> dict[float, float]:
+    """Where more is proposed, or to more streams, it is what is likelier: so of one token a round, and one stream."""
+    count, num_tokens = _NUM_JUDGED
+    found = {}
+    async with _system(target, draft, Speculation.ALWAYS, count * len(temperatures), seed + 1) as (client, prompts):
+        for temperature in temperatures:
+            options: Options = {"temperature": temperature, "max_draft_tokens": 1}
+            options |= {"max_tokens": num_tokens, "ignore_eos": True}
+            runs = [await run_streams(client, [prompt], options) for prompt in islice(prompts, count)]
+            found[temperature] = overall(by_position(chain.from_iterable(run.streams[0].rounds for run in runs))) or 0.0
+    return found
+
+
+@asynccontextmanager
+async def _system(
+    target: str, draft: str, speculation: Speculation, num_prompts: int, seed: int
+) -> AsyncIterator[tuple[Client, Iterator[Prompt]]]:
+    """Runs the pair; a client, and prompts. Proposals from the text itself are left out: they have their own page."""
+    pair = Pair(id="pair", model=target, draft=draft)
+    overrides = {"verifier": {"suffix_drafting": False, "verdict_file": "", "speculation": speculation.value}}
+    async with (
+        running(SystemSettings((pair,), log_level="WARNING", overrides=overrides)) as launcher,
+        Client(launcher.address()) as client,
+    ):
+        (model,) = await client.list_models()
+        yield client, iter(made_up(num_prompts, _PROMPT_TOKENS, model.target.vocab_size, seed))
 
 
 def _steps(model: str, threads: int, streams: Sequence[int], *, is_draft: bool) -> StepTimes:

@@ -20,7 +20,7 @@ def summary(ratio: float, num_streams: int = 1, *, differs: bool = False) -> Sum
     def run(seconds: float, token: int) -> Run:
         return Run([Stream([1, 2, token], 0.1, [seconds / 2] * 2, [(3, 2)])] * num_streams, seconds)
 
-    return summarize([run(1 / ratio, 3)], [run(1.0, 4 if differs else 3)], None, None)
+    return summarize([run(1 / ratio, 3)], [run(1.0, 4 if differs else 3)])
 
 
 def cell(ratio: float, num_streams: int = 1, limit: float = 2.0, *, differs: bool = False) -> Cell:

@@ -13,7 +13,7 @@ from paceline.cli.app import app
 from paceline.cli.bench.limit import Limit, best_ratio, interpolated
 from paceline.cli.bench.load import Position, Run, Stream, by_position, overall
 from paceline.cli.bench.prompts import PromptsError, made_up, read_prompts
-from paceline.cli.bench.summary import summarize
+from paceline.cli.bench.summary import acceptance_of, summarize
 from paceline.errors import UnavailableError
 from paceline.v1 import inference_pb2, model_pb2
 from support.gateway import FakeGateway, serve_gateway
@@ -216,11 +216,19 @@ def test_ratios_are_medians_over_pairs_and_leave_prompts_out_where_they_say_so()
     def one(seconds: float, gap: float) -> Run:
         return Run([Stream([1, 2, 3], 0.5, [gap, gap], [(0, 0)] * 3)], seconds)
 
-    summary = summarize([one(1, 0.1), one(2, 0.1), one(1, 0.1)], [one(2, 0.3), one(2, 0.2), one(3, 0.3)], None, None)
+    summary = summarize([one(1, 0.1), one(2, 0.1), one(1, 0.1)], [one(2, 0.3), one(2, 0.2), one(3, 0.3)])
     assert summary.ratio == pytest.approx(2.0)
     assert summary.decoding_ratio == pytest.approx(3.0)
     assert (summary.acceptance, summary.limit, summary.share) == (None, None, None)
     assert summary.on.between == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_the_limit_is_that_of_the_acceptance_that_is_told() -> None:
+    runs = [Run([Stream([1, 2], 0.1, [0.1], [(4, 4)])], 1.0)]
+    assert acceptance_of(runs) == 1.0
+    limits = [summarize(runs, runs, lambda _: 1.0, lambda _: 0.1, share).limit for share in (None, 0.5, 0.9)]
+    assert limits[0] is None
+    assert limits[1:] == [best_ratio(share, 1, lambda _: 1.0, lambda _: 0.1) for share in (0.5, 0.9)]
 
 
 def test_who_is_asked_second_has_nothing_of_it() -> None:
@@ -237,7 +245,7 @@ def test_who_is_asked_second_has_nothing_of_it() -> None:
 
     for count in (2, 3, 8):
         on, off = zip(*map(pair, range(count)), strict=True)
-        summary = summarize(on, off, None, None)
+        summary = summarize(on, off)
         assert summary.ratio == pytest.approx(3**0.5), "1 where on was first, 3 where off was"
         assert summary.decoding_ratio == pytest.approx(2.0)
         assert (summary.on.first.p50, summary.off.first.p50) == (1.0, 1.0)

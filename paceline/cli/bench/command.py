@@ -14,7 +14,7 @@ from paceline.cli.bench.limit import StepSeconds, interpolated
 from paceline.cli.bench.load import Run, run_streams
 from paceline.cli.bench.prompts import Prompt, PromptsError, made_up, read_prompts
 from paceline.cli.bench.report import as_json, plot, save_plot, tables
-from paceline.cli.bench.summary import Summary, summarize
+from paceline.cli.bench.summary import Summary, acceptance_of, summarize
 from paceline.cli.sampling import Adapter, Model
 from paceline.cli.terminal import (
     API_KEY,
@@ -109,19 +109,20 @@ async def _measure(address: str, load: _Load) -> list[Summary]:
         asked = _prompts(load, found)
         await run_streams(client, asked[:1], load.options)
         rest = iter(asked[1:])
-        summaries = []
+        measured: dict[int, tuple[list[Run], list[Run]]] = {}
         with err.status("measuring") as status:
             for count in load.streams:
-                on: list[Run] = []
-                off: list[Run] = []
+                on, off = measured.setdefault(count, ([], []))
                 for repeat in range(load.repeats):
                     status.update(f"{count} streams, pair {repeat + 1} of {load.repeats}")
                     chosen = [next(rest) for _ in range(count)]
                     ways = [(on, True), (off, False)]
                     for runs, speculation in ways if repeat % 2 == 0 else reversed(ways):
                         runs.append(await run_streams(client, chosen, {**load.options, "speculation": speculation}))
-                summaries.append(summarize(on, off, verify, draft))
-        return summaries
+        # To more streams only what is likelier is proposed: the fewest say best how often the draft is right.
+        found_right = [acceptance_of(on) for _, (on, _) in sorted(measured.items())]
+        acceptance = next((share for share in found_right if share is not None), None)
+        return [summarize(on, off, verify, draft, acceptance) for on, off in measured.values()]
 
 
 def _prompts(load: _Load, model: ModelMessage) -> list[Prompt]:

@@ -34,7 +34,10 @@ def tables(summaries: Sequence[Summary]) -> Group:
             limit,
             "" if summary.share is None else f"{summary.share:.0%}",
         )
-    notes = ["Times are p50 / p95 / p99. Acceptance is per position: given that all before it were accepted."]
+    notes = [
+        "Times are p50 / p95 / p99. Acceptance is per position: given that all before it were accepted. To more "
+        "streams only what is likelier is proposed, so that limits are those of the acceptance at the fewest.",
+    ]
     if differing := sum(summary.num_differing for summary in summaries):
         notes.append(f"{differing} streams had other tokens with speculation than without.")
     return Group(ways, Text(), beside, Text("\n".join(notes), "dim"))

@@ -58,12 +58,23 @@ class Summary(NamedTuple):
         return self.decoding_ratio / self.limit.ratio if self.limit else None
 
 
-def summarize(on: Sequence[Run], off: Sequence[Run], verify: StepSeconds | None, draft: StepSeconds | None) -> Summary:
-    """The runs of one number of streams; the i-th of both ways had the same prompts, one after the other."""
+def acceptance_of(runs: Sequence[Run]) -> float | None:
+    """Acceptance per position over all places; None where nothing was proposed."""
+    return overall(_positions(runs))
+
+
+def summarize(
+    on: Sequence[Run],
+    off: Sequence[Run],
+    verify: StepSeconds | None = None,
+    draft: StepSeconds | None = None,
+    acceptance: float | None = None,
+) -> Summary:
+    """The runs of one number of streams; the i-th of both ways had the same prompts, one after the other. The limit is
+    that of `acceptance`.
+    """
     pairs = list(zip(on, off, strict=True))
     num_streams = len(on[0].streams)
-    positions = by_position(judged for run in on for stream in run.streams for judged in stream.rounds)
-    acceptance = overall(positions)
     limit = None
     if acceptance is not None and verify is not None and draft is not None:
         limit = best_ratio(acceptance, num_streams, verify, draft)
@@ -74,10 +85,14 @@ def summarize(on: Sequence[Run], off: Sequence[Run], verify: StepSeconds | None,
         _way([b for a, b in pairs if b.began <= a.began] or off),
         _ratio(pairs, lambda run: run.tokens_per_second),
         _ratio(pairs, lambda run: run.decoding_per_second or 1.0),
-        positions,
+        _positions(on),
         limit,
         sum(differing),
     )
+
+
+def _positions(runs: Sequence[Run]) -> list[Position]:
+    return by_position(judged for run in runs for stream in run.streams for judged in stream.rounds)
 
 
 def _ratio(pairs: Sequence[tuple[Run, Run]], figure: Callable[[Run], float]) -> float:
