@@ -102,8 +102,10 @@ class Decider:
         load.rounds += 1
         this, trial = (tokens / rows, seconds), load.trial
         if trial is not None and not trial.is_over:
-            trial.lost += seconds - this[0] / trial.rate
+            loss, begins = seconds - this[0] / trial.rate, self._settling == 0
+            trial.lost += loss
             if self._settles(load, drafted=drafted):
+                trial.opening = loss if begins else trial.opening + loss
                 if trial.lost > trial.may_lose:
                     self._conclude(load, trial)
             else:
@@ -147,7 +149,7 @@ class Decider:
         if self._settling is None:
             return False
         self._settling += 1
-        waits = load.present is Way.DRAFT and not drafted and self._settling < MAX_SETTLING
+        waits = load.trial and load.present is Way.DRAFT and not drafted and self._settling < MAX_SETTLING
         if self._settling >= SETTLING and not waits:
             self._settling = None
         return True
@@ -170,7 +172,8 @@ class Decider:
             return
         before, rounds, known = load.present, list(load.recent), {Way.OFF, *load.ratios}
         way = min(due, key=lambda way: (way in known, load.due.get(way, 0), way != Way.DRAFT))
-        load.trial = Trial(way, rounds, Rate.of(rounds).value, max(least, self.account))
+        answer = prospect().answer if way is Way.DRAFT else math.inf
+        load.trial = Trial(way, rounds, Rate.of(rounds).value, max(least, self.account), answer)
         self._settle(before)
 
     def _wait(self, load: Load, prospect: Prospect) -> int:
@@ -184,7 +187,7 @@ class Decider:
         """Ends a trial that is clear, long enough, or more than can be afforded."""
         if len(trial.tried) % LOOK and trial.lost <= trial.may_lose:
             return
-        tried, before = Rate.of(trial.tried), Rate.of(trial.before)
+        tried, before = trial.result, Rate.of(trial.before)
         lost, windows = trial.lost / self._round_seconds, len(trial.tried) / WINDOW
         if abs(tried.errors_above(before)) > EARLY or (lost > 1 and load.is_confirmed(trial.way, tried, before)):
             self._conclude(load, trial)
@@ -223,7 +226,9 @@ class Decider:
         elif load.off is not None and rate.errors_above(load.off) < -EARLY:
             load.due[Way.OFF] = load.rounds
             if self.account < LOOK * self._round_seconds:
-                self._go_off(load, f"{load.way} looks slower, and trials have spent what they may")
+                self._say(load, Way.OFF, f"{load.way} looks slower, and trials have spent what they may")
+                load.follow(Way.OFF)
+                self._settling = 0
                 return
         if load.level is None:
             load.level = math.log(rate.value) if len(load.recent) >= STRETCH else None
@@ -237,12 +242,6 @@ class Decider:
                     other.doubt(0 if other is load else FIRST)
         else:
             load.level += FOLLOW * deviation
-
-    def _go_off(self, load: Load, why: str) -> None:
-        before = load.present
-        self._say(load, Way.OFF, why)
-        load.follow(Way.OFF)
-        self._settle(before)
 
     def _say(self, load: Load, way: Way, why: str) -> None:
         of = f" with {way}" if way is Way.TEXT else ""

@@ -44,6 +44,8 @@ class Prospect(NamedTuple):
     """Seconds that its beginning takes from the target."""
     ratio: float
     """Tokens a second, relative to off; not a number while that cannot be known."""
+    answer: float = math.inf
+    """Tokens of an answer: for so many a draft begins once."""
 
     def promises(self, account: float) -> bool:
         """Whether it is known, and expected to pay, and to cost no more than so many seconds to begin."""
@@ -68,12 +70,23 @@ class Trial:
     """Of the followed way, before."""
     may_lose: float
     """Seconds after which it ends."""
+    answer: float = math.inf
+    """Tokens of a row for which the way begins once. A trial begins anywhere in answers: else it would say nothing of
+    what short ones pay."""
     tried: list[Round] = field(default_factory=list)
     after: list[Round] = field(default_factory=list)
     lost: float = 0.0
     """Seconds that it took longer than the followed way takes for as many tokens."""
+    opening: float = 0.0
+    """What of it was lost before the way had come."""
     is_over: bool = False
     """Whether the followed way is measured once more."""
+
+    @property
+    def result(self) -> Rate:
+        """How fast the way is, with its share of the opening."""
+        rate = Rate.of(self.tried)
+        return rate._replace(value=1 / (1 / rate.value + max(0.0, self.opening) / self.answer))
 
 
 @dataclass(slots=True)
@@ -129,7 +142,7 @@ class Load:
         if not trial.tried:
             ratio.add(math.log(0.5), 1.0, 0)  # Nothing came before all was lost that may be.
             return way
-        followed, tried = Rate.of([*trial.before, *trial.after]), Rate.of(trial.tried)
+        followed, tried = Rate.of([*trial.before, *trial.after]), trial.result
         mean, variance = math.log(tried.value / followed.value), followed.variance + tried.variance
         if trial.way is Way.OFF:
             mean, self.off = -mean, tried

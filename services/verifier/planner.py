@@ -14,6 +14,8 @@ from services.verifier.settings import Speculation
 from services.verifier.target_sequence import Origin, TargetSequence
 
 _SMOOTHING = 0.1
+_UNKNOWN_ANSWER, _ANSWER_SMOOTHING = 256, 0.05
+"""Answers are taken to have so many tokens until some are over, and the latest twenty say most."""
 _SHOWN_DIGITS = 12
 """A draft's digest is shown by so many of its first digits."""
 _PROMPT_ROWS = 512
@@ -50,6 +52,8 @@ class Planner:
         """How the next round goes on."""
         self.opening_seconds = 0.0
         """Smoothed time from wanting a sequence's first proposal to having it."""
+        self.answer_tokens = float(_UNKNOWN_ANSWER)
+        """Smoothed length of answers."""
         self.off_seconds = self.off_planning = 0.0
         """Of rounds without speculation, and what of them deciding took."""
         self._speculation = speculation
@@ -65,6 +69,10 @@ class Planner:
         self._advanced_at = 0.0
         self._mixed = True
         """Whether prompts were computed, or nothing at all, since the last round: its time says nothing."""
+
+    def ended(self, num_tokens: int) -> None:
+        """An answer of so many tokens is over."""
+        self.answer_tokens += _ANSWER_SMOOTHING * (max(1, num_tokens) - self.answer_tokens)
 
     def mix(self) -> None:
         """The round's time is not to count."""
@@ -198,7 +206,7 @@ class Planner:
         best, drafting = self._best(decoding, step_times, rows), self._drafting(rows)
         seconds = best.seconds + drafting.first + drafting.each * sum(best.num_tokens)
         ratio = best.tokens / rows * step_times.seconds(rows) / seconds if self._rounds and seconds else math.nan
-        return Prospect(self._opening(decoding, step_times), ratio)
+        return Prospect(self._opening(decoding, step_times), ratio, self.answer_tokens)
 
     def _opening(self, decoding: abc.Iterable[TargetSequence], step_times: StepTimes) -> float:
         """What the draft takes from the verifier for the texts that it does not know yet."""

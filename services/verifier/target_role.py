@@ -93,6 +93,7 @@ class TargetRole:
         target.done = True
         if self._by_sequence.pop(target.sequence, None) is not None:
             self.engine.remove(target.sequence)
+            self.planner.ended(len(target.produced()))
             self._offers.remember(target)
 
     def prepare(self, now: float) -> None:

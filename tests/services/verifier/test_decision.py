@@ -85,6 +85,23 @@ def test_who_follows_what_is_not_proven_compares_it_with_off_whatever_there_is_t
     assert "off at 8 rows" in decider.decisions[0].words
 
 
+def test_what_short_answers_pay_for_the_draft_to_begin_counts_wherever_a_trial_begins() -> None:
+    def found(answer: float) -> str:
+        decider = Decider()
+        for number in range(200):
+            way = decider.decide(8, "draft", (Way.DRAFT,), lambda: Prospect(0.0, math.nan, answer))
+            if decider.decisions:
+                return decider.decisions[0].words
+            opens = way is Way.DRAFT and number < 14
+            seconds = 1 / 1.2 if way is Way.DRAFT else 1.0
+            decider.record(8, 8, 2.0 if opens else seconds, lambda _: 1.0, drafted=way is Way.DRAFT and not opens)
+        return ""
+
+    assert "on at 8 rows: draft 1.2" in found(answer=math.inf)
+    assert "on at 8 rows: draft 1.1" in found(answer=128.0), "a little"
+    assert "off at 8 rows: draft 0.8" in found(answer=16.0), "it begins for every sixteen tokens"
+
+
 def test_where_a_draft_that_is_known_is_expected_to_lose_its_first_trial_waits() -> None:
     def tried_after(decider: Decider, ratio: float, opening: float = 0.0) -> int:
         for number in range(1000):

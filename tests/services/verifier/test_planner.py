@@ -109,6 +109,14 @@ def test_what_rounds_take_beside_steps_is_learned_for_each_number_of_streams(mon
     assert wanted_after(streams, rest=9.0) < MAX_DRAFT_TOKENS
 
 
+def test_answers_that_are_over_say_how_long_the_next_ones_are() -> None:
+    planner = always()
+    assert planner.answer_tokens > 100, "none is over"
+    for _ in range(100):
+        planner.ended(16)
+    assert planner.answer_tokens == pytest.approx(16, abs=2)
+
+
 def test_it_begins_off_and_nothing_is_wanted_until_off_was_measured() -> None:
     one, planner = target(), Planner()
     one.draft, one.pacing.has_arrived = "a draft", True
