@@ -69,8 +69,9 @@ class Auditor:
         """
         if record.outcome is not Outcome.FINISHED or record.received is not None or random.random() >= self._share:
             return
-        for transcript in record.transcripts:
-            self.add(Sample.of(record.request_id, record.model, transcript))
+        for transcript, choice in zip(record.transcripts, record.choices, strict=True):
+            num_tokens = choice.usage.num_completion_tokens
+            self.add(Sample.of(record.request_id, record.model, transcript, num_tokens))
 
     def add(self, sample: Sample) -> None:
         """Has a sequence computed once more, unless too much waits already."""

@@ -23,10 +23,10 @@ class Sample:
     """Targets of those that decided its tokens."""
 
     @classmethod
-    def of(cls, request_id: str, model: str, transcript: Transcript) -> "Sample":
-        """A finished sequence of a request."""
+    def of(cls, request_id: str, model: str, transcript: Transcript, num_tokens: int) -> "Sample":
+        """A finished sequence, of which so many tokens were answered: behind a stop string more may have been decided."""
         verifiers = frozenset(transcript.verifiers)
-        return cls(request_id, model, transcript.opening, tuple(transcript.produced), verifiers)
+        return cls(request_id, model, transcript.opening, tuple(transcript.produced[:num_tokens]), verifiers)
 
     @property
     def num_tokens(self) -> int:
