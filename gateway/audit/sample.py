@@ -24,7 +24,7 @@ class Sample:
 
     @classmethod
     def of(cls, request_id: str, model: str, transcript: Transcript, num_tokens: int) -> "Sample":
-        """A finished sequence, of which so many tokens were answered: behind a stop string more may have been decided."""
+        """A finished sequence, of which so many tokens were answered: more were decided where a stop string came."""
         verifiers = frozenset(transcript.verifiers)
         return cls(request_id, model, transcript.opening, tuple(transcript.produced[:num_tokens]), verifiers)
 

@@ -90,7 +90,8 @@ async def test_ordinary_requests_come_out_the_same_without_speculation(start_cor
     verifier = FakeVerifier()
     async with audited(start_core, verifier) as audit:
         await audit.run(n=2, priority=7)
-        await audit.run(sampling={"stop": [chr(continue_from(PROMPT, 5)[-1])]})
+        (model,) = audit.core.catalogue
+        await audit.run(sampling={"stop": [await model.tokenizer.decode(continue_from(PROMPT, 5)[-2:])]})
         found = await audit.found(3)
         assert (found.num_mismatches, found.share) == (0, 1.0)
         assert found.num_tokens == 24 + 5, "what was decided behind a stop string is no part of what was answered"
