@@ -1,5 +1,6 @@
 """Shared fixtures: tiny models with random weights, made once a run, and a whole system in one event loop."""
 
+import gc
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,6 +32,12 @@ os.environ["PACELINE_GATEWAY_AUDIT_SHARE"] = "0"
 os.environ["PACELINE_VERIFIER_SPECULATION"] = "always"
 # Until it is told where to, OpenTelemetry keeps what is to be measured for good: each test's engine, with its model.
 metrics.set_meter_provider(metrics.NoOpMeterProvider())
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: garbage is looked for elsewhere."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

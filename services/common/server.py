@@ -69,6 +69,8 @@ def serve(name: str, settings: ProcessSettings, lifespan: Lifespan) -> None:
 
     What makes a model unfit to be served, or certificates to encrypt with, is said in its one sentence.
     """
+    gc.freeze()  # What was imported stays.
+    gc.enable()
     setup_telemetry(f"paceline-{name}", settings.telemetry, settings.model_in_telemetry)
     _log.info("settings: %s", settings.model_dump_json())
     try:

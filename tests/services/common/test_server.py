@@ -1,8 +1,10 @@
 """Health follows the life of a service; reflection lists it."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -137,3 +139,25 @@ async def test_what_has_failed_does_not_wait_for_streams_to_finish() -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await call
         await channel.close()
+
+
+async def test_what_was_imported_is_left_alone_and_garbage_is_looked_for_from_then_on(repository: Path) -> None:
+    program = """
+import asyncio, contextlib, gc, os, signal
+from services.common.server import serve
+from services.common.settings import ProcessSettings, ServerSettings
+
+@contextlib.asynccontextmanager
+async def lifespan(server):
+    print(gc.isenabled(), gc.get_freeze_count() > 1000, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield await asyncio.Event().wait()
+
+gc.disable()
+serve("nothing", ProcessSettings(server=ServerSettings(port=0)), lifespan)
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, cwd=repository, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    assert (process.returncode, said.decode().split()) == (0, ["True", "True"])
