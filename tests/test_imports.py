@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+OF_SERVICE = ("servicer", "lifespan", "metrics", "settings", "client", "__main__")
+"""What makes a process of the draft's role."""
 SERVICES = ("draft", "verifier", "prefix_cache", "adapter_store")
 TREES = ("paceline", "gateway", "services")
 TORCH = ("torch", "safetensors", "numba")
@@ -54,6 +56,8 @@ def violations(path: str, source: str) -> list[str]:
             return sorted(under(*TORCH, "services.engine.engine") | (under(*packages) - allowed - clients - packages))
         case ("services", ("draft" | "verifier"), *_):
             forbidden = under("gateway", "services.local") | _not_clients(under(*others - {f"services.{parts[1]}"}))
+            if parts == ("services", "verifier", "own_draft"):  # The draft's role, in the verifier's process.
+                forbidden -= under("services.draft") - under(*(f"services.draft.{each}" for each in OF_SERVICE))
             if parts[-1] == "client":
                 forbidden |= under(*TORCH, "services.engine")
             return sorted(forbidden)

@@ -73,6 +73,8 @@ class ServedModel:
         """What was logged of drafts that do not suit."""
         self._places: dict[str, str] = {}
         """Where services run, by their gRPC target; empty where one does not say."""
+        self._own_drafts: dict[str, model_pb2.ModelInfo | None] = {}
+        """Drafts that run in a verifier's process, by its gRPC target."""
         self._revisions: list[str] = []
         """Digests of all revisions that were met, in the order in which verifiers changed to them."""
 
@@ -138,7 +140,9 @@ class ServedModel:
         """What clients are told, also where no verifier can be used."""
         await asyncio.gather(self.verifiers.look(), self.drafts.look())
         there = [replica.info for replica in self.drafts if replica.is_there and replica.info is not None]
-        drafts = [draft for draft in there if self.newest is None or self.suits(draft)]
+        own = [self._own_drafts.get(replica.client.target) for replica in self.verifiers if replica.is_there]
+        drafts = [draft for draft in own if draft is not None]
+        drafts += [draft for draft in there if self.newest is None or self.suits(draft)]
         problems = [problem for draft in there if (problem := self.problem_of(draft))]
         return model_pb2.Model(
             target=self.newest or model_pb2.ModelInfo(id=self.id),
@@ -195,6 +199,7 @@ class ServedModel:
         if reason := hangs(described):
             raise UnavailableError(reason)
         self._places[client.target] = described.place
+        self._own_drafts[client.target] = described.own_draft if described.HasField("own_draft") else None
         return described.model_info
 
     async def _ask_draft(self, draft: DraftClient) -> model_pb2.ModelInfo:

@@ -58,6 +58,9 @@ def up(
         str | None, typer.Option(help="Draft: folder or hub id; of smollm2 and python-pair theirs.")
     ] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Starts no draft.")] = False,
+    no_draft_process: Annotated[
+        bool, typer.Option("--no-draft-process", help="Runs the draft in the target's process, on the same cores.")
+    ] = False,
     no_generation_config: Annotated[
         bool, typer.Option("--no-generation-config", help="Does not sample as the model's generation_config.json says.")
     ] = False,
@@ -122,6 +125,7 @@ def up(
                 "dtype": dtype.value,
                 "weights": weights.value,
                 "generation_config": not no_generation_config,
+                "draft_process": not no_draft_process,
             }
             pairs = read_models(models, **defaults)
         else:
@@ -136,6 +140,7 @@ def up(
             pair = Pair(
                 model=target,
                 draft=None if no_draft else draft_model or its_draft,
+                draft_process=not no_draft_process,
                 device=device.value,
                 dtype=dtype.value,
                 weights=weights.value,

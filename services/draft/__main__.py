@@ -6,7 +6,7 @@ from services.model_server.preflight import preflight
 
 if __name__ == "__main__":
     settings = DraftSettings.load_or_end()
-    preflight(settings)
+    preflight(settings.engine)
     # With it comes all that is heavy.
     from services.draft.lifespan import draft_lifespan
 

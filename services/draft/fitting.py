@@ -1,6 +1,9 @@
 """A target's sequence as a draft with another context and another padding of the same vocabulary can follow it."""
 
+from dataclasses import replace
+
 from paceline.internal.v1 import speculation_pb2
+from services.common.sampling_params import SamplingParams
 from services.engine.engine import EngineFacts
 from services.model_server.opening import check_lengths
 
@@ -29,3 +32,18 @@ def fit(opening: speculation_pb2.Open, facts: EngineFacts) -> speculation_pb2.Op
     if sampling.min_tokens > room:
         sampling.min_tokens = max(0, room)
     return fitted
+
+
+def fit_params(params: SamplingParams, vocab_size: int) -> SamplingParams:
+    """Parameters of a target's sequence without the tokens that a draft does not have."""
+
+    def known(ids: frozenset[int]) -> frozenset[int]:
+        return frozenset(each for each in ids if each < vocab_size)
+
+    return replace(
+        params,
+        logit_bias={each: bias for each, bias in params.logit_bias.items() if each < vocab_size},
+        stop_token_ids=known(params.stop_token_ids),
+        barred_at_first=known(params.barred_at_first),
+        bad_words=tuple(word for word in params.bad_words if max(word) < vocab_size),
+    )

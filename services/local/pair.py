@@ -38,6 +38,7 @@ class Pair(BaseModel):
     draft: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="Draft, as the target is named; none: no speculation."
     )
+    draft_process: bool = Field(True, description="Whether the draft has a process of its own; else the target's.")
     device: Device = Field(Device.AUTO, description="Where both run.")
     dtype: Dtype = Field(Dtype.AUTO, description="Data type of both models' weights.")
     weights: Weights = Field(Weights.AUTO, description="int8 rounds the target's weights to 8 bits, on a CPU.")

@@ -159,16 +159,16 @@ class _Maker:
     def _pair(self, pair: Pair, suffix: str, stores: Mapping[str, str]) -> dict[str, Any]:
         """Makes the processes of a model, and returns what the gateway is to know of it."""
         num_cores = max(1, (os.cpu_count() or 1) // len(self._settings.models))
-        divided = divide_threads(num_cores, with_draft=pair.draft is not None)
+        is_apart = pair.draft is not None and pair.draft_process
+        divided = divide_threads(num_cores, with_draft=is_apart)
         threads = Threads(pair.threads or divided.verifier, pair.draft_threads or divided.draft)
         common = {"token_keys": self._token_keys, **stores}
-        verifier = self._make(
-            f"verifier{suffix}",
-            "verifier",
-            {"engine": pair.engine(pair.model, threads.verifier), "model_id": pair.public_id, **common},
-        )
+        target: dict[str, Any] = {"engine": pair.engine(pair.model, threads.verifier), "model_id": pair.public_id}
+        if pair.draft is not None and not is_apart:
+            target["draft"] = pair.engine(pair.draft, threads.verifier)
+        verifier = self._make(f"verifier{suffix}", "verifier", {**target, **common})
         drafts = list(self._settings.draft_addresses)
-        if pair.draft is not None:
+        if pair.draft is not None and is_apart:
             own: dict[str, Any] = {"engine": pair.engine(pair.draft, threads.draft), **common}
             if pair.device != "cuda" and threads.share(num_cores):
                 own["ahead"] = False

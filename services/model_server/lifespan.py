@@ -18,7 +18,7 @@ from services.model_server.load_reports import LoadReports
 from services.model_server.opening import Opener
 from services.model_server.prefix_tier import PrefixTier
 from services.model_server.publisher import Computed
-from services.model_server.servicer import SERVICE, ModelServerServicer
+from services.model_server.servicer import SERVICE, ModelServerServicer, OwnModel
 from services.model_server.settings import ModelServerSettings
 from services.model_server.vllm_metrics import Drafts, VllmMetrics
 from services.process.servicer import add_process_service
@@ -33,6 +33,8 @@ class Asked(NamedTuple):
     service_name: str
     drafts: abc.Callable[[], Drafts] | None = None
     """Says what was verified of drafts; None for a role that verifies nothing."""
+    own_draft: abc.Callable[[], OwnModel | None] = lambda: None
+    """Describes the draft that proposes in the same process."""
 
 
 def model_server_lifespan(
@@ -51,9 +53,9 @@ def model_server_lifespan(
         adapters = AdapterSlots.connect(engine_loop, settings)
         try:
             opener = Opener(engine_loop, settings, prefixes, adapters)
-            name, drafts = add_servicer(engine_loop, opener, server)
+            name, drafts, own_draft = add_servicer(engine_loop, opener, server)
             model_server_pb2_grpc.add_ModelServerServiceServicer_to_server(
-                ModelServerServicer(engine_loop, settings, adapters), server
+                ModelServerServicer(engine_loop, settings, adapters, own_draft), server
             )
             own = add_process_service(server, tls=settings.server.tls, channel_tls=settings.channel_tls)
             names = (name, SERVICE, own)

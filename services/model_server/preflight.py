@@ -3,12 +3,13 @@
 import sys
 
 from services.common.checkpoint import CheckpointError, check_model
-from services.model_server.settings import ModelServerSettings
+from services.engine.config import EngineConfig
 
 
-def preflight(settings: ModelServerSettings) -> None:
-    """Ends the process with a sentence when its model certainly cannot be served."""
+def preflight(*engines: EngineConfig) -> None:
+    """Ends the process with a sentence when one of its models certainly cannot be served."""
     try:
-        check_model(settings.engine.model, trust_remote_code=settings.engine.trust_remote_code)
+        for engine in engines:
+            check_model(engine.model, trust_remote_code=engine.trust_remote_code)
     except CheckpointError as error:
         sys.exit(str(error))

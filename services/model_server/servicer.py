@@ -2,7 +2,7 @@
 
 import time
 from collections import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 from paceline.errors import FailedPreconditionError, NotFoundError
 from paceline.internal.v1 import model_server_pb2 as pb
@@ -27,12 +27,27 @@ _PHASES = {
 }
 
 
+class OwnModel(NamedTuple):
+    """A model of this process."""
+
+    id: str
+    facts: EngineFacts
+    step_seconds: str
+    """Name of the readings that say how long its steps take."""
+
+
 class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
     """Says what one engine runs."""
 
     def __init__(
-        self, engine_loop: EngineLoop[Any], settings: ModelServerSettings, adapters: AdapterSlots | None
+        self,
+        engine_loop: EngineLoop[Any],
+        settings: ModelServerSettings,
+        adapters: AdapterSlots | None,
+        own_draft: abc.Callable[[], OwnModel | None] = lambda: None,
     ) -> None:
+        """`own_draft` describes the draft that proposes in the same process, if there is one."""
+        self._own_draft = own_draft
         self._engine_loop = engine_loop
         self._access = settings.access
         self._model_id = settings.public_model_id
@@ -41,18 +56,14 @@ class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: object) -> pb.GetModelResponse:
         """See model_server.proto."""
         facts = self._engine_loop.facts
-        model_info = _to_model_info(facts, self._model_id)
-        measured = self._engine_loop.readings.get("step_seconds", ())
-        model_info.step_times.extend(
-            model_pb2.StepTime(num_rows=int(one.attributes["rows"]), seconds=one.value) for one in measured
-        )
-        began = self._engine_loop.step_began
+        began, own = self._engine_loop.step_began, self._own_draft()
         return pb.GetModelResponse(
-            model_info=model_info,
+            model_info=self._to_model_info(OwnModel(self._model_id, facts, "step_seconds")),
             max_kv_tokens=facts.max_kv_tokens,
             place=f"{machine_id()}/{facts.description.device}",
             step_seconds=0.0 if began is None else time.monotonic() - began,
             incarnation=INCARNATION,
+            own_draft=None if own is None else self._to_model_info(own),
         )
 
     async def ListAdapterModules(
@@ -85,20 +96,23 @@ class ModelServerServicer(model_server_pb2_grpc.ModelServerServiceServicer):
         except Exception as error:
             raise FailedPreconditionError(f"the model could not be loaded: {error}") from error
 
-
-def _to_model_info(facts: EngineFacts, model_id: str) -> model_pb2.ModelInfo:
-    """The message that describes the model of an engine."""
-    description = facts.description
-    return model_pb2.ModelInfo(
-        id=model_id,
-        revision_digest=description.revision_digest,
-        architecture=description.architecture,
-        max_context_tokens=facts.max_context_tokens,
-        vocab_size=description.vocab_size,
-        eos_token_ids=description.eos_token_ids,
-        num_parameters=description.num_parameters,
-        dtype=description.dtype,
-        device=description.device,
-        sampling_defaults=sampling_pb2.SamplingParams(**description.sampling_defaults),
-        vocabulary_digest=description.vocabulary_digest,
-    )
+    def _to_model_info(self, model: OwnModel) -> model_pb2.ModelInfo:
+        """The message that describes a model of this process."""
+        description = model.facts.description
+        return model_pb2.ModelInfo(
+            id=model.id,
+            revision_digest=description.revision_digest,
+            architecture=description.architecture,
+            max_context_tokens=model.facts.max_context_tokens,
+            vocab_size=description.vocab_size,
+            eos_token_ids=description.eos_token_ids,
+            num_parameters=description.num_parameters,
+            dtype=description.dtype,
+            device=description.device,
+            sampling_defaults=sampling_pb2.SamplingParams(**description.sampling_defaults),
+            vocabulary_digest=description.vocabulary_digest,
+            step_times=[
+                model_pb2.StepTime(num_rows=int(one.attributes["rows"]), seconds=one.value)
+                for one in self._engine_loop.readings.get(model.step_seconds, ())
+            ],
+        )

@@ -14,6 +14,12 @@ from services.engine.config import EngineConfig
 _ADAPTER_SLOTS = 8
 
 
+def name_of(model: str) -> str:
+    """What a model is called where nobody says otherwise: as its folder, or its hub id."""
+    folder = Path(model)
+    return folder.resolve().name if folder.is_dir() else model
+
+
 class ModelServerSettings(ProcessSettings):
     """Which model runs here, on what, and which services stand beside it."""
 
@@ -57,8 +63,7 @@ class ModelServerSettings(ProcessSettings):
     @property
     def public_model_id(self) -> str:
         """The id that clients use."""
-        folder = Path(self.engine.model)
-        return self.model_id or (folder.resolve().name if folder.is_dir() else self.engine.model)
+        return self.model_id or name_of(self.engine.model)
 
     @property
     def model_in_telemetry(self) -> str:

@@ -6,7 +6,7 @@ from services.verifier.settings import VerifierSettings
 
 if __name__ == "__main__":
     settings = VerifierSettings.load_or_end()
-    preflight(settings)
+    preflight(settings.engine, *filter(None, [settings.draft]))
     # With it comes all that is heavy.
     from services.verifier.lifespan import verifier_lifespan
 

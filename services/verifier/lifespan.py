@@ -14,6 +14,9 @@ from services.engine.engine_loop import EngineLoop
 from services.engine.outbox import Outbox
 from services.model_server.lifespan import Asked, model_server_lifespan
 from services.model_server.opening import Opener
+from services.model_server.servicer import OwnModel
+from services.model_server.settings import name_of
+from services.verifier.own_draft import DRAFT_STEP_SECONDS, OwnDraft
 from services.verifier.planner import Planner
 from services.verifier.servicer import VerifierServicer
 from services.verifier.settings import VerifierSettings
@@ -31,8 +34,13 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
     def make_role(engine: Engine, outbox: Outbox[Event]) -> TargetRole:
         known = Verdicts(settings.verdict_file, setup_of(engine)).load()
         planner = Planner(settings.speculation, known, suffix_drafting=settings.suffix_drafting)
-        return TargetRole(engine, outbox, planner, suffix_drafting=settings.suffix_drafting)
+        role = TargetRole(engine, outbox, planner, suffix_drafting=settings.suffix_drafting)
+        if settings.draft is not None:
+            own = role.own_draft = OwnDraft.load(settings.draft, engine, role.propose)
+            owned.append(OwnModel(name_of(settings.draft.model), own.engine.facts, DRAFT_STEP_SECONDS))
+        return role
 
+    owned: list[OwnModel] = []
     loops: list[EngineLoop[TargetRole]] = []
 
     def add_servicer(engine_loop: EngineLoop[TargetRole], opener: Opener, server: grpc.aio.Server) -> Asked:
@@ -40,7 +48,7 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
         servicer = VerifierServicer(engine_loop, opener)
         verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
         name = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
-        return Asked(name, servicer.metrics.drafts)
+        return Asked(name, servicer.metrics.drafts, lambda: owned[0] if owned else None)
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> abc.AsyncIterator[Served]:

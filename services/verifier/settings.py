@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ServerSettings, TelemetrySettings
+from services.engine.config import EngineConfig
 from services.model_server.settings import ModelServerSettings
 
 
@@ -35,6 +36,11 @@ class VerifierSettings(ModelServerSettings):
 
     server: ServerSettings = ServerSettings(port=7102)
     telemetry: TelemetrySettings = TelemetrySettings(prometheus_port=9466)
+    draft: EngineConfig | None = Field(
+        None,
+        description="A draft in this process, which proposes in place of draft services: where both "
+        "have the same cores.",
+    )
     suffix_drafting: bool = Field(
         True, description="Proposes what followed when the last tokens occurred before, in the text or in recent ones."
     )

@@ -20,6 +20,7 @@ from services.verifier.acceptance import Acceptance, TypicalAcceptance
 from services.verifier.governor import Pending, allocate, best_start
 from services.verifier.load import Way
 from services.verifier.offers import Offers
+from services.verifier.own_draft import OwnDraft
 from services.verifier.planner import Planner
 from services.verifier.settings import Speculation
 from services.verifier.target_sequence import NO_OFFER, Committed, Event, Offer, Origin, TargetSequence
@@ -41,6 +42,8 @@ class TargetRole:
         self._offers = Offers(suffix_drafting=suffix_drafting)
         self.planner = planner or Planner(Speculation.ALWAYS)
         self.acceptance = TypicalAcceptance()
+        self.own_draft: OwnDraft | None = None
+        """A draft in this process; None where proposals come from draft services."""
         self._together_until = 0.0
         """Sequences of the latest step wait for each other until then, and for no newer one."""
         self._eos = engine.facts.description.eos_token_ids
@@ -49,12 +52,14 @@ class TargetRole:
     @property
     def is_awaited(self) -> bool:
         """A draft waits for commits where it is to propose what follows."""
-        return self.planner.way is Way.DRAFT
+        return self.planner.way is Way.DRAFT and self.own_draft is None
 
     def open(self, target: TargetSequence) -> None:
         """Takes a sequence in. Limits have been checked."""
         sequence = target.sequence
         target.committed = len(sequence)
+        if self.own_draft is not None:
+            target.draft, target.draft_is_apart = self.own_draft.digest, False
         if target.digest == EMPTY_DIGEST:
             target.digest = extend_digest(EMPTY_DIGEST, sequence.token_ids)
         target.ends = dict.fromkeys(sequence.params.stop_token_ids, Finish.STOP)
@@ -93,6 +98,8 @@ class TargetRole:
         target.done = True
         if self._by_sequence.pop(target.sequence, None) is not None:
             self.engine.remove(target.sequence)
+            if self.own_draft is not None:
+                self.own_draft.close(target)
             self.planner.ended(len(target.produced()))
             self._offers.remember(target)
 
@@ -117,7 +124,7 @@ class TargetRole:
                 continue
             offer = self._offers.best(target, self.planner.way)
             if target.undecided:
-                target.undecided, target.was_ready = False, bool(offer.token_ids)
+                target.undecided, target.was_ready = False, bool(offer.token_ids) and self.own_draft is None
                 if offer.origin is Origin.DRAFT:
                     target.pacing.waiting_since = None
             if self._waits(target, offer, now):
@@ -174,6 +181,10 @@ class TargetRole:
             target.undecided = True
             self.planner.wait(target, allocation, plain, now)
             self._together_until = max(self._together_until, target.waiting_until)
+        if self.own_draft is not None:
+            if self.own_draft.run(self._by_sequence.values(), self._outbox.bell):
+                self._outbox.told()
+            self._together_until = 0.0
 
     def end(self, sequence: Sequence, error: Exception) -> None:
         """Ends a sequence that cannot be computed."""
@@ -189,7 +200,9 @@ class TargetRole:
     def readings(self) -> Readings:
         """What it decided, what it measured to decide it, and its sequences by what they do."""
         num_running = sum(1 for sequence in self._by_sequence if sequence.block_table)
-        return {**self.planner.readings(), "sequences": by_state(num_running, len(self._by_sequence) - num_running)}
+        own = {} if self.own_draft is None else self.own_draft.readings()
+        states = by_state(num_running, len(self._by_sequence) - num_running)
+        return {**self.planner.readings(), **own, "sequences": states}
 
     def _split(self) -> tuple[list[TargetSequence], list[TargetSequence]]:
         """Those that speculation is for, and the others: what runs in the background while there is anything else."""
@@ -235,7 +248,7 @@ class TargetRole:
             finish,
             result.logprobs[: len(token_ids)],
             sequence.num_cached,
-            target.wanted,
+            target.wanted if self.own_draft is None else 0,
             taken.origin,
             target.was_ready and num_drafted > 0,
             target.waited_seconds,

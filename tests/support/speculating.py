@@ -8,6 +8,7 @@ from typing import Any
 from services.common.digest import extend_digest
 from services.common.sampling_params import SamplingParams
 from services.engine.engine import Engine
+from services.engine.outbox import NO_BELL
 from services.engine.roots import Roots
 from services.engine.sequence import NO_SLOT, Sequence
 from services.verifier.target_role import TargetRole
@@ -18,11 +19,16 @@ from support.driver import GREEDY
 class Collected:
     """Delivers events at once and remembers commits."""
 
+    bell = NO_BELL
+
     def __init__(self) -> None:
         self.commits: list[Committed] = []
 
     def put(self, deliver: abc.Callable[[Any], None], event: Any) -> None:
         deliver(event)
+
+    def told(self) -> None:
+        pass
 
 
 def open_target(

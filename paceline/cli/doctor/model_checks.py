@@ -74,7 +74,9 @@ def _check_draft_of_list(model: model_pb2.Model) -> Iterator[Finding]:
 
 def _check_drafts(model: model_pb2.Model, drafts: Sequence[Service]) -> Iterator[Finding]:
     name = model.target.id
-    if not drafts:
+    if not drafts and model.HasField("draft"):
+        yield from _check_draft_of_list(model)
+    elif not drafts:
         yield ok(name, "has no draft: texts are continued without, or with what followed before")
     for draft in drafts:
         if draft.state == _READY:

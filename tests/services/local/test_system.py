@@ -1,6 +1,7 @@
 """What a user says becomes processes with typed settings; they know each other, and no secret is on a command line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def test_one_model_is_a_verifier_a_draft_and_a_gateway(tmp_path: Path) -> None:
     assert (draft.engine.model, draft.engine.num_threads) == ("org/small", 1)
     assert verifier.token_keys == draft.token_keys == (public_key(system.signing_key),)
     assert len({process.port for process in system.processes}) == 3
+
+
+def test_a_draft_may_run_in_its_targets_process_on_all_of_its_cores(tmp_path: Path) -> None:
+    pair = Pair(id="code", model="org/code", draft="org/small", draft_process=False, weights="int8", adapters=3)
+    system = made(tmp_path, pair)
+    assert [process.name for process in system.processes] == ["verifier", "gateway"]
+    verifier, gateway = (process.settings for process in system.processes)
+    assert isinstance(verifier, VerifierSettings)
+    assert verifier.draft is not None
+    assert (verifier.draft.model, verifier.draft.weights, verifier.engine.weights) == ("org/small", "auto", "int8")
+    assert verifier.engine.num_threads == verifier.draft.num_threads == os.cpu_count()
+    assert json.loads(gateway.to_json())["models"][0]["drafts"] == []
 
 
 def test_two_models_share_a_gateway_a_cache_and_a_store(tmp_path: Path) -> None:
