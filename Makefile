@@ -19,7 +19,7 @@ setup: $(VENV)/.installed ## Makes .venv with all that running takes
 setup-dev: $(VENV)/.installed-dev $(VENV)/.assistant $(REDIS) $(POSTGRES) $(PROMETHEUS) ## Adds what testing and checking take
 
 demo: setup $(VENV)/.assistant ## An assistant answers, with speculation and without
-	$(BIN)/paceline demo
+	$(BIN)/paceline demo --python-pair
 
 up: setup ## Keeps draft, verifier and gateway running in this terminal
 	$(BIN)/paceline up

@@ -42,13 +42,15 @@ class Floor(NamedTuple):
     floor: float
 
 
-def run_family(folder: Path, work_dir: Path, *, is_quick: bool, seed: int) -> tuple[Path, bool]:
+def run_family(
+    folder: Path, work_dir: Path, *, is_quick: bool, seed: int, draft_process: bool = False
+) -> tuple[Path, bool]:
     """Measures the pairs, writes a page with a plot, and says whether all floors were reached.
 
     All of it takes some 80 minutes on two cores, the quick part, of four pairs, some 10. The page is written anew after
     each pair, so that a run that is ended early leaves what it measured.
     """
-    plan = QUICK if is_quick else WHOLE
+    plan = (QUICK if is_quick else WHOLE)._replace(draft_process=draft_process)
     shapes = [find_shape(name) for name in _QUICK_PAIRS] if is_quick else [*FIXED, *draw(seed, _NUM_DRAWN), None]
     name = "family-quick" if is_quick else "family"
     rows: list[Row] = []
@@ -109,8 +111,9 @@ def _page(
         "runs in turns (on / off, off / on), after one that stands as *cold*: the system had not met that number of "
         "streams. Both ways are the same system, and who is asked second finds the prompts computed: each way's own "
         "figures are of runs in which it was first, and on / off is the geometric mean of the medians of both orders. "
-        "Proposals come from the draft alone; those from the text itself have "
-        "[a page of their own](repetition.md).",
+        f"The draft runs in {'a process of its own' if plan.draft_process else 'the process of the verifier'} "
+        "([both are measured](../decisions/own-draft.md)). Proposals come from the draft alone; those from the text "
+        "itself have [a page of their own](repetition.md).",
         "",
         "A pair is called by its **cost ratio**, the bytes of weights that a step of the target reads relative to the "
         "draft's at equal precision, and the **acceptance per position** that it was made for: the probability that a "

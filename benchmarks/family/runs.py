@@ -41,6 +41,8 @@ class Plan(NamedTuple):
     temperatures: Sequence[float]
     pairs: int
     """Pairs of runs that count, on and off in turns; the one before them is the cold one."""
+    draft_process: bool = False
+    """Whether the draft has a process of its own; else it runs in the verifier's."""
 
 
 WHOLE = Plan((1, 4, 8, 32), (0.0, 1.0), 7)
@@ -81,11 +83,12 @@ class _Runs(NamedTuple):
 
 def measure_pair(target: str, draft: str, plan: Plan, seed: int) -> Measured:
     """Starts the pair and measures it."""
-    threads = divide_threads(os.cpu_count() or 1, with_draft=True)
+    threads = divide_threads(os.cpu_count() or 1, with_draft=plan.draft_process)
     verify = _steps(target, threads.verifier, plan.streams, is_draft=False)
-    drafts = _steps(draft, threads.draft, plan.streams, is_draft=True)
-    runs = asyncio.run(_measure(target, draft, plan, seed))
-    acceptance = asyncio.run(_acceptance(target, draft, plan.temperatures, seed))
+    drafts = _steps(draft, threads.draft if plan.draft_process else threads.verifier, plan.streams, is_draft=True)
+    pair = Pair(id="pair", model=target, draft=draft, draft_process=plan.draft_process)
+    runs = asyncio.run(_measure(pair, plan, seed))
+    acceptance = asyncio.run(_acceptance(pair, plan.temperatures, seed))
     cells = []
     for (temperature, count), (num_tokens, on, off) in runs.items():
         cold = on[0].tokens_per_second / off[0].tokens_per_second
@@ -94,9 +97,9 @@ def measure_pair(target: str, draft: str, plan: Plan, seed: int) -> Measured:
     return Measured(cells, acceptance)
 
 
-async def _measure(target: str, draft: str, plan: Plan, seed: int) -> dict[tuple[float, int], _Runs]:
+async def _measure(pair: Pair, plan: Plan, seed: int) -> dict[tuple[float, int], _Runs]:
     most = 1 + (2 + plan.pairs) * sum(plan.streams) * len(plan.temperatures)
-    async with _system(target, draft, Speculation.MEASURED, most, seed) as (client, prompts):
+    async with _system(pair, Speculation.MEASURED, most, seed) as (client, prompts):
         await run_streams(client, [next(prompts)], {"max_tokens": 8, "speculation": False})
         return {
             (temperature, count): await _cell(client, prompts, count, temperature, plan.pairs)
@@ -129,11 +132,11 @@ async def _cell(client: Client, prompts: Iterator[Prompt], count: int, temperatu
     return runs
 
 
-async def _acceptance(target: str, draft: str, temperatures: Sequence[float], seed: int) -> dict[float, float]:
+async def _acceptance(pair: Pair, temperatures: Sequence[float], seed: int) -> dict[float, float]:
     """Where more is proposed, or to more streams, it is what is likelier: so of one token a round, and one stream."""
     count, num_tokens = _NUM_JUDGED
     found = {}
-    async with _system(target, draft, Speculation.ALWAYS, count * len(temperatures), seed + 1) as (client, prompts):
+    async with _system(pair, Speculation.ALWAYS, count * len(temperatures), seed + 1) as (client, prompts):
         for temperature in temperatures:
             options: Options = {"temperature": temperature, "max_draft_tokens": 1}
             options |= {"max_tokens": num_tokens, "ignore_eos": True}
@@ -144,10 +147,9 @@ async def _acceptance(target: str, draft: str, temperatures: Sequence[float], se
 
 @asynccontextmanager
 async def _system(
-    target: str, draft: str, speculation: Speculation, num_prompts: int, seed: int
+    pair: Pair, speculation: Speculation, num_prompts: int, seed: int
 ) -> AsyncIterator[tuple[Client, Iterator[Prompt]]]:
     """Runs the pair; a client, and prompts. Proposals from the text itself are left out: they have their own page."""
-    pair = Pair(id="pair", model=target, draft=draft)
     overrides = {"verifier": {"suffix_drafting": False, "verdict_file": "", "speculation": speculation.value}}
     async with (
         running(SystemSettings((pair,), log_level="WARNING", overrides=overrides)) as launcher,
