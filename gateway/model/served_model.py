@@ -19,6 +19,7 @@ from paceline.v1 import adapter_pb2, model_pb2, sampling_pb2
 from services.common.backoff import Backoff
 from services.common.identities import Identity
 from services.common.tls_settings import ChannelTls, tls_to
+from services.common.vocabulary import problem_of
 from services.draft.client import DraftClient
 from services.verifier.client import VerifierClient
 
@@ -206,21 +207,9 @@ class ServedModel:
         return await self._describe(draft)
 
     def problem_of(self, draft: model_pb2.ModelInfo) -> str:
-        """Why a draft is of no use to the target, in a sentence; empty while nothing is known against it.
-
-        Where both have a tokenizer it is the same for both: then matrices may be padded to other sizes. Where one has
-        none, as many tokens must do.
-        """
+        """Why a draft is of no use to the target, in a sentence; empty while nothing is known against it."""
         newest = self.newest
-        if newest is None:
-            return ""
-        if draft.vocabulary_digest and newest.vocabulary_digest:
-            if draft.vocabulary_digest == newest.vocabulary_digest:
-                return ""
-            return f"the tokenizer of {draft.id} is another than the model's, so none of its tokens would fit"
-        if draft.vocab_size == newest.vocab_size:
-            return ""
-        return f"{draft.id} has {draft.vocab_size} tokens and the model {newest.vocab_size}"
+        return "" if newest is None else problem_of(draft.id, draft, newest)
 
 
 async def _info_and_modules(

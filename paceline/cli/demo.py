@@ -81,8 +81,9 @@ async def _demo(*, python_pair: bool) -> int:
     from services.local.usual import build_usual
 
     began = time.monotonic()
-    gc.disable()  # Until all is imported: nothing of it is garbage.
     async with contextlib.AsyncExitStack() as resources:
+        resources.callback(gc.enable)
+        gc.disable()  # Until all is imported: nothing of it is garbage.
         with out.status("starting verifier and gateway"):
             model, draft = named(ASSISTANT)
             # Each draft runs in its target's process, on the same cores.

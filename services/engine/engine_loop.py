@@ -191,7 +191,6 @@ class EngineLoop(Generic[R]):
             num_steps = engine.num_steps
             self.step_began = time.monotonic()
             results = engine.step(self._outbox.bell)
-            self.step_began = None
             stuck = engine.num_steps == num_steps
             failures = engine.take_failures()
             if not (stuck or failures):  # Else it may have ended before it rang.
@@ -200,6 +199,7 @@ class EngineLoop(Generic[R]):
                 _log.error("a sequence of %d tokens cannot be computed", len(sequence), exc_info=error)
                 role.end(sequence, error)
             role.advance(results)
+            self.step_began = None  # What follows a step may be steps of a draft in this process.
             self._hand_over(role)
             if (now := time.monotonic()) > read_at + _READING_SECONDS:
                 read_at = now

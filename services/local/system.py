@@ -160,6 +160,10 @@ class _Maker:
         """Makes the processes of a model, and returns what the gateway is to know of it."""
         num_cores = max(1, (os.cpu_count() or 1) // len(self._settings.models))
         is_apart = pair.draft is not None and pair.draft_process
+        if pair.draft_threads and not pair.draft_process:
+            raise LaunchError(
+                f"model {pair.public_id!r}: without a process of its own its draft has the target's threads"
+            )
         divided = divide_threads(num_cores, with_draft=is_apart)
         threads = Threads(pair.threads or divided.verifier, pair.draft_threads or divided.draft)
         common = {"token_keys": self._token_keys, **stores}

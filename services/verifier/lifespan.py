@@ -34,13 +34,18 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
     def make_role(engine: Engine, outbox: Outbox[Event]) -> TargetRole:
         known = Verdicts(settings.verdict_file, setup_of(engine)).load()
         planner = Planner(settings.speculation, known, suffix_drafting=settings.suffix_drafting)
-        role = TargetRole(engine, outbox, planner, suffix_drafting=settings.suffix_drafting)
         if settings.draft is not None:
-            own = role.own_draft = OwnDraft.load(settings.draft, engine, role.propose)
-            owned.append(OwnModel(name_of(settings.draft.model), own.engine.facts, DRAFT_STEP_SECONDS))
-        return role
+            own_drafts.append(OwnDraft.load(settings.draft, engine))
+        own = own_drafts[0] if own_drafts else None
+        return TargetRole(engine, outbox, planner, own, suffix_drafting=settings.suffix_drafting)
 
-    owned: list[OwnModel] = []
+    def own_draft() -> OwnModel | None:
+        """One that has failed is none."""
+        if settings.draft is None or not own_drafts or not own_drafts[0].digest:
+            return None
+        return OwnModel(name_of(settings.draft.model), own_drafts[0].engine.facts, DRAFT_STEP_SECONDS)
+
+    own_drafts: list[OwnDraft] = []
     loops: list[EngineLoop[TargetRole]] = []
 
     def add_servicer(engine_loop: EngineLoop[TargetRole], opener: Opener, server: grpc.aio.Server) -> Asked:
@@ -48,7 +53,7 @@ def verifier_lifespan(settings: VerifierSettings) -> Lifespan:
         servicer = VerifierServicer(engine_loop, opener)
         verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server)
         name = verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
-        return Asked(name, servicer.metrics.drafts, lambda: owned[0] if owned else None)
+        return Asked(name, servicer.metrics.drafts, own_draft)
 
     @asynccontextmanager
     async def lifespan(server: grpc.aio.Server) -> abc.AsyncIterator[Served]:

@@ -11,12 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from services.common.checkpoint import CheckpointError
+from services.common.vocabulary import problem_of
 from services.draft.draft_role import DraftRole
 from services.draft.draft_sequence import NEVER, DraftSequence, Event
 from services.draft.fitting import fit_params
+from services.draft.path import Proposed
 from services.engine.config import EngineConfig
 from services.engine.engine import Engine
-from services.engine.outbox import NO_BELL
+from services.engine.outbox import Outbox
 from services.engine.readings import Readings
 from services.engine.sequence import Sequence
 from services.verifier.target_sequence import TargetSequence
@@ -43,33 +45,27 @@ class _AtOnce:
 class OwnDraft:
     """Belongs to the engine's thread."""
 
-    def __init__(self, engine: Engine, propose: abc.Callable[..., None]) -> None:
-        """`propose` takes a proposal for a sequence, as `TargetRole.propose` does."""
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.digest = f"{engine.facts.description.revision_digest}:own"
-        """By which it is known what it gains: the same draft as a service gains less."""
-        self._propose = propose
+        """By which it is known what it gains: the same draft as a service gains less. Empty once it has failed."""
         self._role = DraftRole(engine, _AtOnce(), max_branches=0)  # type: ignore[arg-type]
         self._drafts: dict[TargetSequence, DraftSequence | None] = {}
         """None: there is nothing to propose for this text any more."""
-        self._has_failed = False
+        self._proposed: list[tuple[TargetSequence, Proposed]] = []
 
     @classmethod
-    def load(cls, config: EngineConfig, engine: Engine, propose: abc.Callable[..., None]) -> "OwnDraft":
+    def load(cls, config: EngineConfig, engine: Engine) -> "OwnDraft":
         """The draft of this configuration for the model of an engine. Raises CheckpointError where it is of no use."""
-        given = {"is_draft": True, "num_threads": engine.config.num_threads, "max_adapters": 0}
+        # Blocks are as long as the target's: a sequence's roots say which of them others share.
+        given: dict[str, Any] = {"is_draft": True, "max_adapters": 0, "block_size": engine.config.block_size}
+        given |= {"num_threads": engine.config.num_threads}
         given |= {"max_step_tokens": min(config.max_step_tokens, _MAX_STEP_TOKENS)}
         own = Engine(config.model_copy(update=given))
-        draft, target = own.facts.description, engine.facts.description
-        if draft.vocabulary_digest and target.vocabulary_digest:
-            if draft.vocabulary_digest != target.vocabulary_digest:
-                raise CheckpointError(f"the tokenizer of the draft {config.model} is another than the model's")
-        elif draft.vocab_size != target.vocab_size:
-            raise CheckpointError(
-                f"the draft {config.model} has {draft.vocab_size} tokens and the model {target.vocab_size}"
-            )
+        if problem := problem_of(f"the draft {config.model}", own.facts.description, engine.facts.description):
+            raise CheckpointError(problem)
         own.warm_up()
-        return cls(own, propose)
+        return cls(own)
 
     def readings(self) -> Readings:
         """What a step of it takes, by rows."""
@@ -80,46 +76,51 @@ class OwnDraft:
         if (draft := self._drafts.pop(target, None)) is not None:
             self._role.close(draft)
 
-    def run(self, targets: abc.Iterable[TargetSequence], bell: int = NO_BELL) -> bool:
-        """Makes the proposals that sequences want, so that none waits for any. Returns whether the bell was rung, once
-        computing had begun.
+    def run(
+        self, targets: abc.Collection[TargetSequence], outbox: Outbox[Any]
+    ) -> list[tuple[TargetSequence, Proposed]]:
+        """Makes the proposals that sequences want, so that none waits for any; what the outbox holds is handed over
+        meanwhile.
         """
-        targets, begun = list(targets), False
+        self._proposed = []
         try:
-            begun = not self._has_failed and self._run(targets, bell)
+            if self.digest:
+                self._run(targets, outbox)
         except Exception:
             _log.exception("the draft in this process has failed: it proposes nothing any more")
-            self._has_failed, self.digest = True, ""
+            self.digest = ""
+            self._drafts.clear()
         for target in targets:
             target.waiting_until = 0.0
-            if self._has_failed:
-                target.draft, target.wanted = self.digest, 0
-        return begun
+            if not self.digest:
+                target.draft, target.wanted = "", 0
+        return self._proposed
 
-    def _run(self, targets: abc.Iterable[TargetSequence], bell: int) -> bool:
+    def _run(self, targets: abc.Iterable[TargetSequence], outbox: Outbox[Any]) -> None:
         """Texts of which much is unknown to the draft are followed by one step a round: nobody waits for all of it."""
         ways = [draft.path.sequence for target in targets if (draft := self._follow(target)) is not None]
         near = [way for way in ways if way.num_uncomputed <= _NEAR]
         far = [way for way in ways if way.num_uncomputed > _NEAR]
         for way in far:
             way.hold_until = NEVER
-        begun = False
-        while any(way.num_uncomputed and way.hold_until != NEVER for way in near):
-            if not self._step(NO_BELL if begun else bell):
-                break  # There is no room for what is left.
-            begun = True
+        while any(way.num_uncomputed and way.hold_until != NEVER for way in near) and self._step(outbox):
+            pass
         for way in far:
             way.hold_until = 0.0
-        return bool(far and self._step(NO_BELL if begun else bell)) or begun
+        if far:
+            self._step(outbox)
 
-    def _step(self, bell: int) -> bool:
-        """Computes what may go on. Returns whether there was anything."""
+    def _step(self, outbox: Outbox[Any]) -> bool:
+        """Computes what may go on. Returns whether there was anything, and room for it."""
         num_steps = self.engine.num_steps
-        results = self.engine.step(bell)
-        for sequence, error in self.engine.take_failures():
+        results = self.engine.step(outbox.bell)
+        is_made, failures = self.engine.num_steps > num_steps, self.engine.take_failures()
+        if is_made and not failures:  # Else it may have ended before it rang.
+            outbox.told()
+        for sequence, error in failures:
             self._role.end(sequence, error)
         self._role.advance(results)
-        return self.engine.num_steps > num_steps
+        return is_made
 
     def _follow(self, target: TargetSequence) -> DraftSequence | None:
         """The draft's side of a sequence, brought to where that is; None where nothing is proposed for it now."""
@@ -152,10 +153,11 @@ class OwnDraft:
                 _log.warning("the draft cannot follow a text of %d tokens", target.committed, exc_info=event)
                 self._give_up(target)
             else:
-                self._propose(target, *event)
+                self._proposed.append((target, event))
 
         params = replace(fit_params(opened.params, vocab_size), logprobs=None)
-        sequence = Sequence(token_ids, opened.num_prompt_tokens, params, priority=opened.priority, roots=opened.roots)
+        roots = replace(opened.roots, label="", public_label="")  # Its blocks are kept here alone.
+        sequence = Sequence(token_ids, opened.num_prompt_tokens, params, priority=opened.priority, roots=roots)
         draft = DraftSequence(
             sequence, emit, target.max_draft_tokens, target.end, ahead=False, root_digest=target.digest
         )

@@ -33,17 +33,22 @@ class TargetRole:
     """Turns picks into commits. Runs on the engine's thread."""
 
     def __init__(
-        self, engine: Engine, outbox: Outbox[Event], planner: Planner | None = None, *, suffix_drafting: bool = True
+        self,
+        engine: Engine,
+        outbox: Outbox[Event],
+        planner: Planner | None = None,
+        own_draft: OwnDraft | None = None,
+        *,
+        suffix_drafting: bool = True,
     ) -> None:
-        """Without a planner it always speculates."""
+        """Without a planner it always speculates; without a draft in this process, proposals come from services."""
         self.engine = engine
         self._outbox = outbox
         self._by_sequence: dict[Sequence, TargetSequence] = {}
         self._offers = Offers(suffix_drafting=suffix_drafting)
         self.planner = planner or Planner(Speculation.ALWAYS)
         self.acceptance = TypicalAcceptance()
-        self.own_draft: OwnDraft | None = None
-        """A draft in this process; None where proposals come from draft services."""
+        self.own_draft = own_draft
         self._together_until = 0.0
         """Sequences of the latest step wait for each other until then, and for no newer one."""
         self._eos = engine.facts.description.eos_token_ids
@@ -100,7 +105,7 @@ class TargetRole:
             self.engine.remove(target.sequence)
             if self.own_draft is not None:
                 self.own_draft.close(target)
-            self.planner.ended(len(target.produced()))
+            self.planner.ended(target.committed - target.sequence.num_prompt_tokens)
             self._offers.remember(target)
 
     def prepare(self, now: float) -> None:
@@ -182,9 +187,9 @@ class TargetRole:
             self.planner.wait(target, allocation, plain, now)
             self._together_until = max(self._together_until, target.waiting_until)
         if self.own_draft is not None:
-            if self.own_draft.run(self._by_sequence.values(), self._outbox.bell):
-                self._outbox.told()
             self._together_until = 0.0
+            for target, proposed in self.own_draft.run(self._by_sequence.values(), self._outbox):
+                self.propose(target, *proposed)
 
     def end(self, sequence: Sequence, error: Exception) -> None:
         """Ends a sequence that cannot be computed."""

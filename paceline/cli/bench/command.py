@@ -120,8 +120,8 @@ async def _measure(address: str, load: _Load) -> list[Summary]:
                     for runs, speculation in ways if repeat % 2 == 0 else reversed(ways):
                         runs.append(await run_streams(client, chosen, {**load.options, "speculation": speculation}))
         # To more streams only what is likelier is proposed: the fewest say best how often the draft is right.
-        found_right = [acceptance_of(on) for _, (on, _) in sorted(measured.items())]
-        acceptance = next((share for share in found_right if share is not None), None)
+        by_streams = (acceptance_of(on) for _, (on, _) in sorted(measured.items()))
+        acceptance = next((found for found in by_streams if found is not None), None)
         return [summarize(on, off, verify, draft, acceptance) for on, off in measured.values()]
 
 

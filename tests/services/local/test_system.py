@@ -43,6 +43,8 @@ def test_a_draft_may_run_in_its_targets_process_on_all_of_its_cores(tmp_path: Pa
     assert (verifier.draft.model, verifier.draft.weights, verifier.engine.weights) == ("org/small", "auto", "int8")
     assert verifier.engine.num_threads == verifier.draft.num_threads == os.cpu_count()
     assert json.loads(gateway.to_json())["models"][0]["drafts"] == []
+    with pytest.raises(LaunchError, match="'code': without a process of its own its draft has the target's threads"):
+        made(tmp_path, pair.model_copy(update={"draft_threads": 2}))
 
 
 def test_two_models_share_a_gateway_a_cache_and_a_store(tmp_path: Path) -> None:

@@ -13,8 +13,12 @@ from services.common.checkpoint import CheckpointError
 from services.common.sampling_params import SamplingParams
 from services.engine.config import Dtype, EngineConfig
 from services.engine.engine import Engine
-from services.verifier.load import Way
+from services.engine.errors import Failure
+from services.engine.roots import Roots
+from services.engine.sequence import Sequence
 from services.verifier.own_draft import OwnDraft
+from services.verifier.planner import Planner
+from services.verifier.settings import Speculation
 from services.verifier.target_role import TargetRole
 from services.verifier.target_sequence import Committed, Origin, TargetSequence
 from support.driver import DEVICE, GREEDY, generate, make_engine
@@ -30,10 +34,10 @@ def config(model: str, **more: Any) -> EngineConfig:
     return EngineConfig(model=model, device=DEVICE, dtype=Dtype.FLOAT32, num_blocks=64, **more)
 
 
-def role_with(target: str, draft: str, **more: Any) -> TargetRole:
-    role = TargetRole(make_engine(target), Collected(), suffix_drafting=False)  # type: ignore[arg-type]
-    role.own_draft = OwnDraft.load(config(draft, **more), role.engine, role.propose)
-    return role
+def role_with(target: str, draft: str, planner: Planner | None = None, **more: Any) -> TargetRole:
+    engine = make_engine(target)
+    own = OwnDraft.load(config(draft, **more), engine)
+    return TargetRole(engine, Collected(), planner, own, suffix_drafting=False)  # type: ignore[arg-type]
 
 
 def run(role: TargetRole, each_round: abc.Callable[[], object] = lambda: None) -> None:
@@ -81,9 +85,7 @@ def test_texts_are_the_same_in_fewer_rounds(target_folder: str, draft_folder: st
 
 
 def test_nothing_is_wanted_of_it_while_speculation_is_off(target_folder: str, draft_folder: str) -> None:
-    role = role_with(target_folder, draft_folder)
-    role.planner._speculation = role.planner._speculation.NEVER
-    role.planner.way = Way.OFF
+    role = role_with(target_folder, draft_folder, Planner(Speculation.NEVER))
     texts = opened(role)
     run(role)
     assert num_accepted(texts) == 0
@@ -120,9 +122,8 @@ def test_a_text_that_the_draft_cannot_know_goes_on_without_it(target_folder: str
     """Its context is shorter, and it has fewer tokens: the vocabulary is padded otherwise."""
     small = save_tiny(tmp_path / "small", "llama", seed=0, vocab_size=200, max_position_embeddings=32)
     plain = generate(make_engine(target_folder), PROMPTS, NUM_TOKENS)
-    role = TargetRole(make_engine(target_folder), Collected(), suffix_drafting=False)  # type: ignore[arg-type]
-    own = Engine(config(small, is_draft=True))
-    role.own_draft = OwnDraft(own, role.propose)
+    own = OwnDraft(Engine(config(small, is_draft=True)))
+    role = TargetRole(make_engine(target_folder), Collected(), own_draft=own, suffix_drafting=False)  # type: ignore[arg-type]
     texts = opened(role, SamplingParams(temperature=0.0, ignore_eos=True, stop_token_ids=frozenset({255})))
     run(role)
     assert [text[: len(same)] for text, same in zip(plain, produced(texts), strict=True)] == produced(texts)
@@ -153,17 +154,53 @@ def test_a_draft_that_fails_is_told_of_once_and_ends_no_text(
     assert num_accepted(more) == 0
     assert caplog.text.count("the draft in this process has failed") == 1
     assert role.engine.pool.num_used == 0
+    assert role.own_draft.digest == "", "nobody is told of it any more"
+
+
+def test_what_is_held_for_clients_is_handed_over_while_the_draft_computes_unless_its_step_failed(
+    target_folder: str, draft_folder: str
+) -> None:
+    role = role_with(target_folder, draft_folder)
+    assert role.own_draft is not None
+    outbox: Any = role._outbox
+    outbox.num_told = 0
+    outbox.told = lambda: setattr(outbox, "num_told", outbox.num_told + 1)
+    target, _ = open_target(role, PROMPTS[0], NUM_TOKENS)
+    role.prepare(time.monotonic())
+    role.advance(role.engine.step())
+    assert outbox.num_told > 0
+    told, own = outbox.num_told, role.own_draft.engine
+    failing = own.take_failures
+    own.take_failures = lambda: failing() or [Failure(s, RuntimeError("no")) for s in own.scheduler]  # type: ignore[method-assign]
+    role.prepare(time.monotonic())
+    role.advance(role.engine.step())
+    assert outbox.num_told == told, "it may have ended before the bell was rung"
+    run(role)
+    assert target.committed == len(PROMPTS[0]) + NUM_TOKENS
+
+
+def test_blocks_are_as_long_as_the_targets_and_kept_nowhere_else(target_folder: str, draft_folder: str) -> None:
+    role = role_with(target_folder, draft_folder, block_size=32)
+    assert role.own_draft is not None
+    engine = role.own_draft.engine
+    assert engine.facts.block_size == role.engine.facts.block_size == 16
+    sequence = Sequence(range(100), 100, GREEDY, roots=Roots(b"own", label="somebody"))
+    role.open(TargetSequence(sequence, lambda _: None, 4, 140))
+    run(role)
+    assert engine.num_steps > 0
+    assert not engine.scheduler.registered
+    assert role.engine.scheduler.registered
 
 
 def test_a_draft_of_another_tokenizer_is_refused(target_folder: str, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", "llama", seed=1, vocab_size=128)
     engine = make_engine(target_folder)
     with pytest.raises(CheckpointError, match="other has 128 tokens and the model 256"):
-        OwnDraft.load(config(other), engine, lambda *_: None)
+        OwnDraft.load(config(other), engine)
     own_tokens = tmp_path / "own"
     save_tiny(own_tokens, "llama", seed=1)
     save_tokenizer(own_tokens)
     file = own_tokens / "tokenizer.json"
     file.write_text(file.read_text().replace('"a":', '"§":', 1))
     with pytest.raises(CheckpointError, match=r"tokenizer of the draft .*own is another than the model's"):
-        OwnDraft.load(config(str(own_tokens)), engine, lambda *_: None)
+        OwnDraft.load(config(str(own_tokens)), engine)
